@@ -1,0 +1,172 @@
+"""The one tree of errors that cross RPCs.
+
+HeadraceError
+├── InvalidArgument        INVALID_ARGUMENT
+├── Unauthenticated        UNAUTHENTICATED
+├── PermissionDenied       PERMISSION_DENIED
+├── NotFound               NOT_FOUND
+├── AlreadyExists          ALREADY_EXISTS
+├── FailedPrecondition     FAILED_PRECONDITION
+├── Aborted                ABORTED
+├── ResourceExhausted      RESOURCE_EXHAUSTED
+├── Unavailable            UNAVAILABLE         the only one that may be retried blindly
+├── DeadlineExceeded       DEADLINE_EXCEEDED
+├── Cancelled              CANCELLED
+├── Unimplemented          UNIMPLEMENTED
+└── Internal               INTERNAL
+
+`libs.rpc.status` turns them into `google.rpc.Status` and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+DOMAIN = "headrace"
+
+
+class HeadraceError(Exception):
+    """An error with a status code, a reason for programs and a message for people.
+
+    Attributes:
+        reason: a `headrace.common.v1.ErrorReason` without its prefix.
+        metadata: details for programs; the reason's comment in the proto names the keys.
+        retry_after_seconds: when to try again, or None.
+        field_violations: pairs of a field and what is wrong with it.
+        resource: the full name of the resource that the error is about, or empty.
+    """
+
+    code: ClassVar[str]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        metadata: Mapping[str, str] | None = None,
+        retry_after_seconds: float | None = None,
+        field_violations: Sequence[tuple[str, str]] = (),
+        resource: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_after_seconds = retry_after_seconds
+        self.field_violations = tuple(field_violations)
+        self.resource = resource
+
+
+class InvalidArgument(HeadraceError):
+    """The request itself is wrong; trying again does not help."""
+
+    code = "INVALID_ARGUMENT"
+
+    @classmethod
+    def of_field(cls, field: str, description: str) -> Self:
+        """Makes the error of one wrong field."""
+        return cls.of_fields([(field, description)])
+
+    @classmethod
+    def of_fields(cls, violations: Sequence[tuple[str, str]]) -> Self:
+        """Makes the error of several wrong fields."""
+        text = "; ".join(f"{field}: {description}" for field, description in violations)
+        return cls(text, reason="INVALID_FIELD", field_violations=violations)
+
+
+class Unauthenticated(HeadraceError):
+    """The caller did not prove who it is."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(HeadraceError):
+    """The caller may not do this."""
+
+    code = "PERMISSION_DENIED"
+
+
+class NotFound(HeadraceError):
+    """What was asked for does not exist."""
+
+    code = "NOT_FOUND"
+
+    @classmethod
+    def of_resource(cls, name: str) -> Self:
+        """Makes the error of a missing resource."""
+        return cls(
+            f"{name} does not exist",
+            reason="RESOURCE_NOT_FOUND",
+            metadata={"resource": name},
+            resource=name,
+        )
+
+
+class AlreadyExists(HeadraceError):
+    """What was to be created exists, with other content."""
+
+    code = "ALREADY_EXISTS"
+
+    @classmethod
+    def of_resource(cls, name: str) -> Self:
+        """Makes the error of a name that is taken."""
+        return cls(
+            f"{name} exists already",
+            reason="RESOURCE_EXISTS",
+            metadata={"resource": name},
+            resource=name,
+        )
+
+
+class FailedPrecondition(HeadraceError):
+    """The system is not in the state that the call needs."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class Aborted(HeadraceError):
+    """Somebody else was faster; read again and retry."""
+
+    code = "ABORTED"
+
+
+class ResourceExhausted(HeadraceError):
+    """A limit is reached: a quota, a budget, a queue."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(HeadraceError):
+    """It does not work now and may work soon."""
+
+    code = "UNAVAILABLE"
+
+
+class DeadlineExceeded(HeadraceError):
+    """The deadline passed before the work was done."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(HeadraceError):
+    """The caller gave up."""
+
+    code = "CANCELLED"
+
+
+class Unimplemented(HeadraceError):
+    """No such method."""
+
+    code = "UNIMPLEMENTED"
+
+
+class Internal(HeadraceError):
+    """Our fault. The log has what the message leaves out."""
+
+    code = "INTERNAL"
+
+
+BY_CODE: Mapping[str, type[HeadraceError]] = {
+    kind.code: kind for kind in HeadraceError.__subclasses__()
+}

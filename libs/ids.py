@@ -1,0 +1,33 @@
+"""UUIDs: version 7 for what we name, any version for what clients name."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+
+from libs.clock import Clock
+from libs.errors import InvalidArgument
+
+
+def uuid7(clock: Clock) -> str:
+    """Makes a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits."""
+    milliseconds = int(clock.now().timestamp() * 1000)
+    value = (milliseconds << 80) | secrets.randbits(80)
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return str(uuid.UUID(int=value))
+
+
+def check_uuid(value: str, *, field: str) -> str:
+    """Returns `value` if it is a UUID in its canonical form.
+
+    Raises:
+        InvalidArgument: it is not.
+    """
+    try:
+        canonical = str(uuid.UUID(value))
+    except ValueError:
+        canonical = ""
+    if canonical != value:
+        raise InvalidArgument.of_field(field, "must be a UUID in its canonical form")
+    return value

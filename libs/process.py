@@ -1,0 +1,91 @@
+"""The frame of every service process: telemetry, server, background tasks, graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import uvloop
+
+from libs.clock import Clock, SystemClock
+from libs.config import ServiceSettings
+from libs.rpc.server import RpcServer
+from libs.telemetry.logs import setup_logging
+from libs.telemetry.metrics import serve_metrics
+from libs.telemetry.tracing import setup_tracing
+
+_log = structlog.get_logger()
+
+
+class Process:
+    """One service process, from start to drained end. Made by `process()`."""
+
+    def __init__(self, name: str, settings: ServiceSettings, clock: Clock) -> None:
+        self.name = name
+        self.clock = clock
+        self.server = RpcServer(settings.listen_address, clock=clock, reuse_port=False)
+        self._drain_seconds = settings.drain_seconds
+        self._stop = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs work beside the server. If it fails, the process ends, to be restarted."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    async def serve(self, *, ready: bool = True) -> None:
+        """Serves until SIGTERM or SIGINT, then drains."""
+        await self.server.start(ready=ready)
+        _log.info("serving", address=self.server.address)
+        await self._stop.wait()
+        _log.info("draining", drain_seconds=self._drain_seconds)
+        await self.server.stop(self._drain_seconds)
+
+    def stop(self) -> None:
+        """Begins the end."""
+        self._stop.set()
+
+    async def close(self) -> None:
+        """Ends the background work."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("background work failed", exc_info=task.exception())
+            self.stop()
+
+
+@asynccontextmanager
+async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process]:
+    """Sets up logs, traces and metrics of a process and cleans up behind it."""
+    setup_logging(service=name, level=settings.log_level)
+    tracing = setup_tracing(
+        service=name,
+        sample_percent=settings.trace_sample_percent,
+        otlp_endpoint=settings.otlp_endpoint,
+    )
+    metrics = serve_metrics(settings.metrics_address)
+    running = Process(name, settings, SystemClock())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.stop)
+    try:
+        yield running
+    finally:
+        await running.close()
+        metrics.close()
+        tracing.shutdown()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a process's `main` on uvloop."""
+    uvloop.run(main)

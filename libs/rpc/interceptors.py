@@ -1,0 +1,209 @@
+"""What happens around every RPC on the server's side.
+
+`TracedCalls` makes the span; inside it `HandledCalls` keeps the deadline, counts, logs one line and
+turns whatever is raised into a status with `ErrorInfo`. Servicers only raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+from opentelemetry import trace
+from opentelemetry.instrumentation.grpc import filters
+from opentelemetry.instrumentation.grpc._aio_server import (
+    OpenTelemetryAioServerInterceptor,
+    _OpenTelemetryAioServicerContext,
+)
+from typing_extensions import override
+
+from libs.clock import Clock
+from libs.errors import DeadlineExceeded, HeadraceError, Internal, InvalidArgument, Unimplemented
+from libs.rpc.status import DETAILS_KEY, from_rpc_error, grpc_code, to_status
+from libs.telemetry import rpc_metrics
+from libs.telemetry.tracing import current_trace_id
+
+_log = structlog.get_logger()
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behavior = Callable[[Any, Any], Any]
+
+# The callee keeps this much of the deadline back, so that it can still say what timed out.
+DEADLINE_MARGIN_SECONDS = 0.020
+# What a request may have. gRPC itself lets more pass, so that we can answer with `ErrorInfo`.
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+
+_PLUMBING = ("/grpc.health.", "/grpc.reflection.")
+
+
+class TracedCalls(OpenTelemetryAioServerInterceptor):
+    """Makes a server span of each call but health, reflection and `Watch…`, which last for days.
+
+    Differs from the stock interceptor in one thing: it awaits a streaming handler instead of
+    passing each message through a generator of its own, because tokens come this way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(  # type: ignore[no-untyped-call]  # ships no types
+            trace.get_tracer("headrace.rpc"),
+            filter_=filters.negate(
+                filters.any_of(
+                    filters.service_prefix("grpc.health."),
+                    filters.service_prefix("grpc.reflection."),
+                    filters.method_prefix("Watch"),
+                )
+            ),
+        )
+
+    @override
+    def _intercept_aio_server_stream(self, behavior: Behavior, details: Any) -> Behavior:
+        async def stream(request: Any, context: Any) -> None:
+            with (
+                self._set_remote_context(context),
+                self._start_span(  # type: ignore[no-untyped-call]  # ships no types
+                    details, context, set_status_on_exception=False
+                ) as span,
+            ):
+                await behavior(request, _OpenTelemetryAioServicerContext(context, span))
+
+        return stream
+
+
+class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
+    """Deadline, metrics, one log line and errors of each call."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._handlers: dict[str, Handler] = {}
+
+    @override
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Returns the method's handler, wrapped; the same one for every call."""
+        method = handler_call_details.method
+        known = self._handlers.get(method)
+        if known is not None:
+            return known
+        handler: Handler | None = await continuation(handler_call_details)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(self._unknown(method))
+        if method.startswith(_PLUMBING):
+            return handler
+        wrapped = self._handlers[method] = self._wrapped(method, handler)
+        return wrapped
+
+    def _wrapped(self, method: str, handler: Handler) -> Handler:
+        kinds = {
+            (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+            (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+            (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+            (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+        }
+        name, factory = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
+        behavior: Behavior = getattr(handler, name)
+        if inspect.isasyncgenfunction(behavior):
+            behavior = _written(behavior)
+
+        async def call(request: Any, context: Any) -> Any:
+            return await self._call(method, behavior, request, context)
+
+        return factory(
+            call,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unknown(self, method: str) -> Behavior:
+        async def refuse(_request: Any, context: Any) -> None:
+            error = Unimplemented(f"no method {method}", reason="METHOD_NOT_FOUND")
+            await _abort(context, error)
+
+        return refuse
+
+    async def _call(self, method: str, behavior: Behavior, request: Any, context: Any) -> Any:
+        started = self._clock.monotonic_seconds()
+        rpc_metrics.started(method)
+        status = "OK"
+        try:
+            _check_size(request)
+            return await _within_deadline(behavior(request, context), context)
+        except asyncio.CancelledError:
+            status = "CANCELLED"
+            raise
+        except grpc.aio.BaseError:  # an abort of the handler's own, or of the stack
+            status = "ABORTED"
+            raise
+        except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
+            error = _as_headrace_error(raised)
+            status = error.code
+            await _abort(context, error)
+        finally:
+            seconds = self._clock.monotonic_seconds() - started
+            rpc_metrics.handled(method, status, seconds)
+            _log.info("rpc", method=method, status=status, duration_seconds=round(seconds, 6))
+
+
+async def _within_deadline(work: Awaitable[Any], context: Any) -> Any:
+    remaining = context.time_remaining()
+    if remaining is None:
+        return await work
+    limit = asyncio.timeout(max(0.0, remaining - DEADLINE_MARGIN_SECONDS))
+    try:
+        async with limit:
+            return await work
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(
+            "the deadline passed before the work was done", reason="DEADLINE_EXCEEDED"
+        ) from error
+
+
+def _check_size(request: Any) -> None:
+    size = getattr(request, "ByteSize", None)
+    if size is not None and size() > MAX_REQUEST_BYTES:
+        text = f"the message has {size()} bytes, more than {MAX_REQUEST_BYTES}"
+        raise InvalidArgument(
+            text,
+            reason="MESSAGE_TOO_LARGE",
+            metadata={"limit_bytes": str(MAX_REQUEST_BYTES)},
+            field_violations=[("", text)],
+        )
+
+
+def _as_headrace_error(raised: Exception) -> HeadraceError:
+    if isinstance(raised, HeadraceError):
+        return raised
+    if isinstance(raised, grpc.aio.AioRpcError):
+        return from_rpc_error(raised)
+    _log.error("unexpected error", exc_info=raised)
+    return Internal(
+        "internal error; the log has the rest under this trace id",
+        reason="INTERNAL",
+        metadata={"trace_id": current_trace_id()},
+    )
+
+
+async def _abort(context: Any, error: HeadraceError) -> NoReturn:
+    details = to_status(error).SerializeToString()
+    await context.abort(grpc_code(error), error.message, ((DETAILS_KEY, details),))
+    raise AssertionError("abort raises")
+
+
+def _written(generator: Callable[[Any, Any], AsyncIterator[Any]]) -> Behavior:
+    async def write_all(request: Any, context: Any) -> None:
+        messages = generator(request, context)
+        try:
+            async for message in messages:
+                await context.write(message)
+        finally:
+            await messages.aclose()  # type: ignore[attr-defined]  # what it holds is freed now
+
+    return write_all

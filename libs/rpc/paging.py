@@ -1,0 +1,60 @@
+"""Pages of lists, as AIP-158 has them: opaque tokens that hold the last key seen."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from libs.errors import InvalidArgument
+
+T = TypeVar("T")
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """Which page is wanted: so many rows after a key."""
+
+    size: int
+    after: str
+
+    @classmethod
+    def parse(cls, page_size: int, page_token: str) -> PageRequest:
+        """Reads the two fields of a request.
+
+        Raises:
+            InvalidArgument: the size is negative, or the token is none of ours.
+        """
+        if page_size < 0:
+            raise InvalidArgument.of_field("page_size", "must not be negative")
+        try:
+            after = base64.urlsafe_b64decode(page_token.encode()).decode()
+        except (binascii.Error, ValueError) as error:
+            raise InvalidArgument.of_field("page_token", "is not from an answer of ours") from error
+        return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), after)
+
+    @property
+    def limit(self) -> int:
+        """How many rows to read: one more than the page has, to know whether there are more."""
+        return self.size + 1
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """Some rows and the token of the next page, empty at the end."""
+
+    rows: Sequence[T]
+    next_page_token: str
+
+    @classmethod
+    def of(cls, rows: Sequence[T], request: PageRequest, *, key: Callable[[T], str]) -> Page[T]:
+        """Cuts the rows that were read with `request.limit` to a page."""
+        if len(rows) <= request.size:
+            return cls(rows, "")
+        page = rows[: request.size]
+        return cls(page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode())
