@@ -1,0 +1,39 @@
+"""Hashes that stand for inputs in logs: equal inputs are seen to be equal, and no more."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import Self
+
+MIN_KEY_BYTES = 16
+_HEX_DIGITS = 32
+
+
+class InputHasher:
+    """HMAC-SHA256 under a key of this installation, so that guessed inputs cannot be looked up."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < MIN_KEY_BYTES:
+            raise ValueError(f"the key has {len(key)} bytes, fewer than {MIN_KEY_BYTES}")
+        self._keyed = hmac.new(key, digestmod=hashlib.sha256)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Reads the key, all bytes of the file.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the key is too short.
+        """
+        return cls(path.read_bytes())
+
+    def hash(self, *parts: str | bytes) -> str:
+        """Returns 32 hexadecimal digits; parts are kept apart, ("ab", "c") is not ("a", "bc")."""
+        mac = self._keyed.copy()
+        for part in parts:
+            data = part.encode() if isinstance(part, str) else part
+            mac.update(len(data).to_bytes(8, "big"))
+            mac.update(data)
+        return mac.hexdigest()[:_HEX_DIGITS]

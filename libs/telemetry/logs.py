@@ -1,0 +1,87 @@
+"""Structured logs: one JSON object a line, on standard output, with the trace they belong to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+# Chatty at `info`, and nothing that we would act on.
+_QUIET_LIBRARIES = ("asyncio", "aiosqlite", "alembic", "urllib3")
+
+
+def setup_logging(*, service: str, level: str) -> None:
+    """Sends structlog and the standard library's loggers to standard output as JSON lines.
+
+    Each line has `event`, `level`, `time` (UTC), `service`, the bound context variables and, inside
+    a span, `trace_id` and `span_id`. Tracebacks come as text, without the values of variables.
+
+    Raises:
+        ValueError: `level` is no level's name.
+    """
+    threshold = logging.getLevelNamesMapping().get(level.upper())
+    if threshold is None:
+        raise ValueError(f"log level {level!r} is none of debug, info, warning, error")
+    shared = _processors(service)
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    _route_standard_library(shared, threshold)
+
+
+def _processors(service: str) -> list[Processor]:
+    def add_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        return event
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        add_service,
+        _add_trace,
+        structlog.processors.StackInfoRenderer(),
+        # As text: structlog's dictionaries would hold the values of local variables, and with
+        # them what users asked.
+        structlog.processors.format_exc_info,
+    ]
+
+
+def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+        event["span_id"] = trace.format_span_id(context.span_id)
+    return event
+
+
+def _route_standard_library(shared: Sequence[Processor], threshold: int) -> None:
+    def add_logger_name(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        event["logger"] = event["_record"].name
+        return event
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                add_logger_name,
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(threshold)
+    for name in _QUIET_LIBRARIES:
+        logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+    logging.captureWarnings(capture=True)
