@@ -1,0 +1,120 @@
+"""OpenAI's chat answers: a `chat.completion`, or `chat.completion.chunk`s as events."""
+
+from __future__ import annotations
+
+from headrace.common.v1 import model_pb2
+
+from libs.errors import HeadraceError
+from libs.openai.bodies import Json, Served, error_object, to_json
+
+DONE = b"data: [DONE]\n\n"
+
+
+def completion_id(request_id: str) -> str:
+    """Returns the `id` of the answer to a request."""
+    return f"chatcmpl-{request_id}"
+
+
+def usage_object(usage: model_pb2.TokenUsage) -> Json:
+    """Returns a `usage`."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def completion_object(
+    *,
+    model: str,
+    created_seconds: int,
+    content: str,
+    finish_reason: str,
+    usage: model_pb2.TokenUsage,
+    served: Served,
+) -> Json:
+    """Returns a whole `chat.completion`."""
+    return {
+        "id": completion_id(served.request_id),
+        "object": "chat.completion",
+        "created": created_seconds,
+        "model": model,
+        "system_fingerprint": served.fingerprint,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "refusal": None},
+                "logprobs": None,
+                "finish_reason": finish_reason,
+            }
+        ],
+        "usage": usage_object(usage),
+        "headrace": served.to_json_object(),
+    }
+
+
+def error_event(error: HeadraceError) -> bytes:
+    """Returns the event that ends a broken stream. No `[DONE]` follows it.
+
+    Without it a stream that breaks looks to an HTTP/1.1 client as one that ended well.
+    """
+    return f"data: {to_json(error_object(error))}\n\n".encode()
+
+
+class ChunkWriter:
+    """Writes the events of one streamed answer.
+
+    Order: `role`, `delta`…, `finish`, then `usage` if it was asked for, then `DONE`. `role() +
+    delta(text)` is two events in one message. All but the delta's text is made once.
+    """
+
+    __slots__ = ("_after_text", "_before_text", "_head", "_tail")
+
+    def __init__(
+        self, *, model: str, created_seconds: int, request_id: str, include_usage: bool
+    ) -> None:
+        head = to_json(
+            {
+                "id": completion_id(request_id),
+                "object": "chat.completion.chunk",
+                "created": created_seconds,
+                "model": model,
+            }
+        )
+        # Without the closing brace: `choices` and what else belongs to a chunk follow.
+        self._head = f"data: {head[:-1]},".encode()
+        # Where usage was asked for, every chunk has the member and all but the last have null.
+        self._tail = b',"usage":null' if include_usage else b""
+        self._before_text = self._head + b'"choices":[{"index":0,"delta":{"content":'
+        self._after_text = b'},"logprobs":null,"finish_reason":null}]' + self._tail + b"}\n\n"
+
+    def role(self) -> bytes:
+        """Returns the first event: who speaks."""
+        return self._choice({"role": "assistant", "content": "", "refusal": None}, None) + b"}\n\n"
+
+    def delta(self, text: str) -> bytes:
+        """Returns the event of more text."""
+        return self._before_text + to_json(text).encode() + self._after_text
+
+    def finish(self, finish_reason: str, served: Served) -> bytes:
+        """Returns the event that ends the text. It tells what answered and what it cost."""
+        extra = {
+            "system_fingerprint": served.fingerprint,
+            "headrace": served.to_json_object(),
+        }
+        return self._choice({}, finish_reason) + f",{to_json(extra)[1:]}\n\n".encode()
+
+    def usage(self, usage: model_pb2.TokenUsage) -> bytes:
+        """Returns the event with the usage, which has no choices."""
+        last = {"choices": [], "usage": usage_object(usage)}
+        return self._head + f"{to_json(last)[1:]}\n\n".encode()
+
+    def _choice(self, delta: Json, finish_reason: str | None) -> bytes:
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+        }
+        return self._head + f'"choices":[{to_json(choice)}]'.encode() + self._tail

@@ -1,0 +1,168 @@
+"""Typed reading of a JSON body; every complaint names the field by its path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
+
+from libs.errors import InvalidArgument
+
+BODY = "body"
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+
+class Fields:
+    """The members of one JSON object, read with the type that each must have.
+
+    `null` reads as a member that is not there: clients send it for what was not set.
+    All readers raise `InvalidArgument` (`INVALID_FIELD`) with a path such as `messages[2].content`.
+    """
+
+    __slots__ = ("_path", "_values")
+
+    def __init__(self, values: Mapping[str, object], path: str = "") -> None:
+        self._values = values
+        self._path = path
+
+    def path(self, key: str) -> str:
+        """Returns where a member stands in the body."""
+        return f"{self._path}.{key}" if self._path else key
+
+    def refuse(self, key: str, description: str) -> NoReturn:
+        """Raises the error of a member."""
+        raise InvalidArgument.of_field(self.path(key), description)
+
+    def value(self, key: str) -> object:
+        """Returns what JSON had, or None."""
+        return self._values.get(key)
+
+    def text(self, key: str) -> str | None:
+        """Returns a string that UTF-8 can hold, or None."""
+        value = self._values.get(key)
+        return None if value is None else check_text(value, path=self.path(key))
+
+    def require_text(self, key: str) -> str:
+        """Returns a string that is there and not empty."""
+        value = self.text(key)
+        if not value:
+            self.refuse(key, "must be set")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Returns a list of strings, also where the body has one string alone; empty if not set."""
+        value = self._values.get(key)
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            return (check_text(value, path=self.path(key)),)
+        if not isinstance(value, list):
+            self.refuse(key, "must be a string or a list of strings")
+        path = self.path(key)
+        return tuple(check_text(item, path=f"{path}[{i}]") for i, item in enumerate(value))
+
+    def integer(self, key: str, *, limit: int = INT32_MAX) -> int | None:
+        """Returns a whole number from `-limit` to `limit`, or None."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.refuse(key, "must be an integer")
+        if abs(value) > limit:
+            self.refuse(key, f"must be an integer from {-limit} to {limit}")
+        return value
+
+    def number(self, key: str) -> float | None:
+        """Returns a number, or None."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(key, "must be a number")
+        try:
+            return float(value)
+        except OverflowError:
+            self.refuse(key, "is too large")
+
+    def boolean(self, key: str) -> bool | None:
+        """Returns true, false, or None."""
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.refuse(key, "must be true or false")
+        return value
+
+    def member(self, key: str) -> Fields | None:
+        """Returns an object's own members, or None."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.refuse(key, "must be an object")
+        return Fields(value, self.path(key))
+
+    def members(self, key: str) -> list[Fields]:
+        """Returns the objects of a list; empty if not set."""
+        value = self._values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.refuse(key, "must be a list of objects")
+        path = self.path(key)
+        found = []
+        for i, item in enumerate(value):
+            if not isinstance(item, dict):
+                raise InvalidArgument.of_field(f"{path}[{i}]", "must be an object")
+            found.append(Fields(item, f"{path}[{i}]"))
+        return found
+
+    def refuse_unless(self, checks: Mapping[str, tuple[Callable[[object], bool], str]]) -> None:
+        """Raises unless each member that is there passes its check; says what is wrong with it."""
+        for key, (passes, description) in checks.items():
+            value = self._values.get(key)
+            if value is not None and not passes(value):
+                self.refuse(key, description)
+
+    def refuse_unknown(self, known: Iterable[str]) -> None:
+        """Raises if there is a member that nobody reads: ignoring it could change the answer."""
+        unknown = sorted(self._values.keys() - known)
+        if unknown:
+            violations = [(self.path(key), "is not a known field") for key in unknown]
+            raise InvalidArgument.of_fields(violations)
+
+
+def parse_fields(body: bytes) -> Fields:
+    """Reads a body that must be one JSON object.
+
+    Raises:
+        InvalidArgument: it is not JSON in UTF-8, or no object.
+    """
+    try:
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise InvalidArgument.of_field(BODY, "is nested too deeply") from error
+    except ValueError as error:  # no UTF-8, no JSON, or an integer of thousands of digits
+        raise InvalidArgument.of_field(BODY, f"is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidArgument.of_field(BODY, "must be a JSON object")
+    return Fields(value)
+
+
+def check_text(value: object, *, path: str) -> str:
+    """Returns a value that is a string and has no lone surrogates, which UTF-8 cannot hold.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument.of_field(path, "must be a string")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument.of_field(path, "has half of a surrogate pair") from error
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
