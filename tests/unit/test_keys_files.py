@@ -1,0 +1,97 @@
+"""The keys of a mesh are made once, whole, and for their owner's eyes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import stat
+from pathlib import Path
+
+import pytest
+
+from services.cli.keys import KeyFileError, ensure_keys, input_hash_key_path, jwks_path, keys_dir
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _ensure_and_read(home: Path, barrier, results) -> None:
+    barrier.wait()
+    ensure_keys(home)
+    results.put({path.name: path.read_bytes() for path in keys_dir(home).glob("[!.]*")})
+
+
+def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    """Nobody else on the machine can sign tokens or compute the hashes of inputs."""
+    ensure_keys(tmp_path)
+    assert _mode(keys_dir(tmp_path)) == 0o700
+    assert _mode(keys_dir(tmp_path) / "edge.pem") == 0o600
+    assert _mode(input_hash_key_path(tmp_path)) == 0o600
+    assert len(bytes.fromhex(input_hash_key_path(tmp_path).read_text())) == 32
+
+
+def test_the_public_file_holds_no_private_part(tmp_path: Path) -> None:
+    """What the edge reads lets it check tokens and not sign them."""
+    ensure_keys(tmp_path)
+    (key,) = json.loads(jwks_path(tmp_path).read_bytes())["keys"]
+    assert key["alg"] == "ES256"
+    assert set(key) == {"kty", "crv", "x", "y", "alg", "use", "kid"}
+
+
+def test_a_second_start_keeps_the_keys(tmp_path: Path) -> None:
+    """Tokens and hashes stay valid over restarts."""
+    ensure_keys(tmp_path)
+    before = {path: path.read_bytes() for path in keys_dir(tmp_path).iterdir()}
+    ensure_keys(tmp_path)
+    assert {path: path.read_bytes() for path in keys_dir(tmp_path).iterdir()} == before
+
+
+def test_processes_that_start_at_once_agree_on_the_keys(tmp_path: Path) -> None:
+    """However many commands race at the first start, all sign with the same key."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [
+        context.Process(target=_ensure_and_read, args=(tmp_path, barrier, results))
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    seen = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert seen == [seen[0]] * 4
+    assert sorted(path.name for path in keys_dir(tmp_path).iterdir()) == sorted(seen[0])
+
+
+def test_a_lost_public_file_is_made_again_from_the_key(tmp_path: Path) -> None:
+    """A deleted or stale `jwks.json` does not lock everybody out."""
+    ensure_keys(tmp_path)
+    good = jwks_path(tmp_path).read_bytes()
+    jwks_path(tmp_path).write_text("{}")
+    ensure_keys(tmp_path)
+    assert jwks_path(tmp_path).read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "complaint"),
+    [(b"garbage", 0o600, "is no PEM private key"), (None, 0o640, "other users can read it")],
+)
+def test_a_key_that_cannot_be_trusted_is_refused_by_name(
+    tmp_path: Path, content: bytes | None, mode: int, complaint: str
+) -> None:
+    """The message names the file and what is wrong with it."""
+    ensure_keys(tmp_path)
+    path = keys_dir(tmp_path) / "edge.pem"
+    path.write_bytes(path.read_bytes() if content is None else content)
+    path.chmod(mode)
+    with pytest.raises(KeyFileError, match=rf"edge\.pem: {complaint}"):
+        ensure_keys(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """A file in the way of `HEADRACE_HOME` is told plainly."""
+    home = tmp_path / "home"
+    home.write_text("in the way")
+    with pytest.raises(KeyFileError, match="home/keys: cannot make the keys"):
+        ensure_keys(home)

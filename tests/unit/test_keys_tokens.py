@@ -1,0 +1,73 @@
+"""Tokens say who calls, for how long, and are signed by this mesh's key."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from typing_extensions import override
+
+from libs.clock import SystemClock
+from services.cli.keys import jwks_path, mint_token
+
+
+class _PastClock(SystemClock):
+    @override
+    def now(self) -> datetime:
+        return datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def _verified(home: Path, token: str) -> dict[str, Any]:
+    """Checks a token with nothing but the public file, as the edge does."""
+    keys = {key["kid"]: jwt.PyJWK(key) for key in json.loads(jwks_path(home).read_bytes())["keys"]}
+    key = keys[jwt.get_unverified_header(token)["kid"]]
+    return jwt.decode(token, key, algorithms=["ES256"], audience="headrace", issuer="headrace")
+
+
+def test_a_token_carries_the_identity_and_verifies_with_the_public_file(tmp_path: Path) -> None:
+    """What `headrace token` prints is what the edge will read."""
+    token = mint_token(tmp_path, tenant="acme", user="ann", scopes=" infer  admin", ttl_seconds=60)
+    claims = _verified(tmp_path, token)
+    assert claims["exp"] - claims["iat"] == 60
+    assert {key: claims[key] for key in ("sub", "tenant", "scopes")} == {
+        "sub": "ann",
+        "tenant": "acme",
+        "scopes": "infer admin",
+    }
+
+
+def test_a_token_expires(tmp_path: Path) -> None:
+    """A token of the past is refused."""
+    token = mint_token(tmp_path, tenant="acme", user="ann", ttl_seconds=60, clock=_PastClock())
+    with pytest.raises(jwt.ExpiredSignatureError):
+        _verified(tmp_path, token)
+
+
+def test_another_mesh_does_not_accept_the_token(tmp_path: Path) -> None:
+    """Each mesh has its own key."""
+    token = mint_token(tmp_path / "one", tenant="acme", user="ann")
+    mint_token(tmp_path / "two", tenant="acme", user="ann")
+    with pytest.raises(KeyError):
+        _verified(tmp_path / "two", token)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tenant": ""},
+        {"tenant": "acme\r\nx-headrace-scopes: admin"},
+        {"user": "ann\u00e9"},
+        {"user": "a" * 129},
+        {"scopes": "infer \x00"},
+        {"ttl_seconds": 0},
+        {"ttl_seconds": 10**9},
+    ],
+)
+def test_what_a_header_cannot_carry_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """Claims become headers behind the edge: no line breaks, no controls, no endless tokens."""
+    with pytest.raises(ValueError, match=r"must be"):
+        mint_token(tmp_path, **{"tenant": "acme", "user": "ann", **wrong})
