@@ -1,0 +1,129 @@
+"""The rules by which a request finds its deployment."""
+
+from __future__ import annotations
+
+import pytest
+from headrace.common.v1 import model_pb2
+from headrace.router.v1 import router_pb2
+
+from libs.errors import InvalidArgument, NotFound, Unavailable
+from libs.routes import EMPTY, MAX_MODELS_TOLD, MAX_NAME_TOLD_LENGTH, Kind, RouteTable
+
+CHAT = model_pb2.MODEL_KIND_CHAT
+EMBEDDING = model_pb2.MODEL_KIND_EMBEDDING
+DIGEST = "sha256:" + "a" * 64
+
+
+def target(
+    version: str,
+    *,
+    model: str = "smollm2",
+    deployment: str | None = None,
+    ready: bool = True,
+    kind: Kind = CHAT,
+) -> router_pb2.RouteTarget:
+    backend = model_pb2.Backend(
+        id="triton-0", state=model_pb2.BACKEND_STATE_READY, artifact_digest=DIGEST
+    )
+    return router_pb2.RouteTarget(
+        deployment=f"deployments/{deployment or 'd-' + version.replace('.', '-')}",
+        model_version=f"models/{model}/versions/{version}",
+        artifact_digest=DIGEST,
+        schema=model_pb2.ModelSchema(kind=kind),
+        backends=[backend] if ready else [],
+    )
+
+
+def table(**routes: list[router_pb2.RouteTarget]) -> RouteTable:
+    return RouteTable.of(
+        router_pb2.WatchRoutesResponse(
+            revision=7,
+            routes=[
+                router_pb2.ModelRoute(model=name, targets=targets)
+                for name, targets in routes.items()
+            ],
+        )
+    )
+
+
+def test_a_bare_name_goes_to_the_first_ready_target():
+    """Targets come best first, so a bare name means the best one that is ready."""
+    routes = table(smollm2=[target("1.10.0"), target("1.9.0"), target("2.0.0", ready=False)])
+    choice = routes.choose("smollm2", kind=CHAT)
+    assert choice.target.model_version == "models/smollm2/versions/1.10.0"
+    assert choice.reason == "highest ready version: 1.10.0"
+    assert (choice.model, choice.revision) == ("smollm2", 7)
+
+
+@pytest.mark.parametrize("name", ["smollm2@1.9.0", "models/smollm2/versions/1.9.0"])
+def test_a_version_is_served_by_exactly_that_version(name):
+    """Who names a version gets that version, though a higher one is ready."""
+    choice = table(smollm2=[target("1.10.0"), target("1.9.0")]).choose(name, kind=None)
+    assert choice.target.model_version == "models/smollm2/versions/1.9.0"
+    assert choice.reason == "version asked for: 1.9.0"
+    assert choice.model == "smollm2"
+
+
+def test_of_two_deployments_of_a_version_the_ready_one_answers():
+    """Deployments of one version in two pools stand in for each other."""
+    routes = table(
+        smollm2=[target("1.0.0", deployment="b"), target("1.0.0", deployment="a", ready=False)]
+    )
+    assert routes.choose("smollm2@1.0.0", kind=CHAT).target.deployment == "deployments/b"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-9", "", "smollm2@9.9.9", "smollm2@", "models/smollm2", "models/gpt-9/versions/1"]
+)
+def test_an_unknown_model_is_told_with_those_that_exist(name):
+    """The error lets a program and a person find the right name."""
+    with pytest.raises(NotFound) as raised:
+        table(smollm2=[target("1.0.0")], minilm=[target("1.0.0", model="minilm")]).choose(
+            name, kind=CHAT
+        )
+    assert raised.value.reason == "MODEL_NOT_FOUND"
+    assert raised.value.metadata == {"model": name, "models": "minilm,smollm2"}
+
+
+def test_what_an_error_tells_stays_within_what_trailers_hold():
+    """A huge name or a thousand models do not make an error that gRPC cannot send."""
+    many = {f"m{number}": [target("1.0.0", model=f"m{number}")] for number in range(1000)}
+    with pytest.raises(NotFound) as raised:
+        table(**many).choose("x" * 1_000_000, kind=CHAT)
+    assert len(raised.value.metadata["model"]) == MAX_NAME_TOLD_LENGTH
+    assert raised.value.metadata["models"].count(",") == MAX_MODELS_TOLD - 1
+    assert len(raised.value.message) < 2 * MAX_NAME_TOLD_LENGTH
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm2@1.0.0"])
+def test_a_model_that_no_backend_has_ready_may_be_tried_again(name):
+    """Loading is not an error of the caller: `UNAVAILABLE` with a time to come back."""
+    with pytest.raises(Unavailable) as raised:
+        table(smollm2=[target("1.0.0", ready=False)]).choose(name, kind=CHAT)
+    assert raised.value.reason == "MODEL_NOT_READY"
+    assert raised.value.metadata == {"model": name}
+    assert raised.value.retry_after_seconds == 1.0
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_model_of_another_kind_is_refused_ready_or_not(ready):
+    """Waiting would not help a chat request to an embedding model."""
+    routes = table(minilm=[target("1.0.0", model="minilm", kind=EMBEDDING, ready=ready)])
+    with pytest.raises(InvalidArgument) as raised:
+        routes.choose("minilm", kind=CHAT)
+    assert raised.value.reason == "MODEL_KIND_MISMATCH"
+    assert raised.value.metadata == {"model": "minilm", "kind": "embedding"}
+
+
+def test_the_kind_decides_among_versions_of_several_kinds():
+    """Where a model changed its kind, the best version of the right kind answers."""
+    routes = table(smollm2=[target("2.0.0", kind=EMBEDDING), target("1.0.0")])
+    assert routes.choose("smollm2", kind=CHAT).target.model_version.endswith("/1.0.0")
+    assert routes.choose("smollm2", kind=None).target.model_version.endswith("/2.0.0")
+
+
+def test_models_lists_every_deployed_name_sorted():
+    """Also models that are not ready exist."""
+    routes = table(smollm2=[target("1.0.0", ready=False)], minilm=[target("1.0.0", model="minilm")])
+    assert routes.models() == ["minilm", "smollm2"]
+    assert EMPTY.models() == []
