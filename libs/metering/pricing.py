@@ -1,4 +1,4 @@
-"""From tokens to money. Integers only: the hot path and the ledger must agree to the nano-dollar."""
+"""From tokens to money. Integers only: hot path and ledger must agree to the nano-dollar."""
 
 from __future__ import annotations
 

@@ -1,0 +1,139 @@
+"""What is asked of a chat model and what comes back, as plain data with its rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from libs.errors import InvalidArgument
+
+ROLES = frozenset({"system", "user", "assistant"})
+DEFAULT_MAX_TOKENS = 256
+MAX_MESSAGES = 1024
+MAX_STOPS = 4
+MAX_STOP_BYTES = 256
+MAX_TEMPERATURE = 2.0
+MAX_TEXTS = 2048
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """One request for an answer; `check()` has passed."""
+
+    request_id: str
+    model: str
+    turns: tuple[Turn, ...]
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Returns if every field is in range.
+
+        Raises:
+            InvalidArgument: some are not; it names all of them.
+        """
+        wrong = [*self._wrong_turns(), *self._wrong_sampling(), *self._wrong_stops()]
+        if not self.model:
+            wrong.insert(0, ("model", "must name a model"))
+        if wrong:
+            raise InvalidArgument.of_fields(wrong)
+
+    def _wrong_turns(self) -> list[tuple[str, str]]:
+        if not self.turns:
+            return [("messages", "must have at least one message")]
+        if len(self.turns) > MAX_MESSAGES:
+            return [("messages", f"must have at most {MAX_MESSAGES} messages")]
+        return [
+            (f"messages[{index}].role", "must be system, user or assistant")
+            for index, turn in enumerate(self.turns)
+            if turn.role not in ROLES
+        ]
+
+    def _wrong_sampling(self) -> list[tuple[str, str]]:
+        wrong = []
+        if self.max_tokens is not None and self.max_tokens < 1:
+            wrong.append(("max_tokens", "must be at least 1"))
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            wrong.append(("temperature", "must be from 0 to 2"))
+        if not 0 < self.top_p <= 1:
+            wrong.append(("top_p", "must be above 0 and at most 1"))
+        if self.seed is not None and self.seed < 0:
+            wrong.append(("seed", "must not be negative"))
+        return wrong
+
+    def _wrong_stops(self) -> list[tuple[str, str]]:
+        if len(self.stop) > MAX_STOPS:
+            return [("stop", f"must have at most {MAX_STOPS} entries")]
+        return [
+            (f"stop[{index}]", f"must have 1 to {MAX_STOP_BYTES} bytes")
+            for index, text in enumerate(self.stop)
+            if not 0 < len(text.encode()) <= MAX_STOP_BYTES
+        ]
+
+    def limited_to(self, max_output_tokens: int) -> int:
+        """Returns how many tokens the answer may have on a model that gives at most so many.
+
+        Raises:
+            InvalidArgument: the request asks for more.
+        """
+        if self.max_tokens is None:
+            return min(DEFAULT_MAX_TOKENS, max_output_tokens)
+        if self.max_tokens > max_output_tokens:
+            raise InvalidArgument.of_field(
+                "max_tokens", f"must be at most {max_output_tokens} for this model"
+            )
+        return self.max_tokens
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the engine says when it is done. Resumed tokens do not count as prompt."""
+
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one message of an engine brings: text, its tokens, perhaps the end.
+
+    Attributes:
+        text: whole characters.
+        token_ids: the ids behind the text.
+        token_count: how many tokens the text stands for; more than there are ids where the engine
+            could not tell some.
+        ending: set in the last piece.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    token_count: int = 0
+    ending: Ending | None = None
+
+
+@dataclass
+class Delivered:
+    """What one answer has had so far, in the form in which an engine can go on from it."""
+
+    pieces: list[int | str] = field(default_factory=list)
+    token_count: int = 0
+
+    def add(self, piece: Piece) -> None:
+        """Counts a piece as delivered. Where ids are missing its text stands for them."""
+        if len(piece.token_ids) == piece.token_count:
+            self.pieces.extend(piece.token_ids)
+        elif piece.text:
+            self.pieces.append(piece.text)
+        self.token_count += piece.token_count

@@ -1,0 +1,16 @@
+"""What the inference service counts."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+BACKEND_FAILURES = Counter(
+    "headrace_inference_backend_failures", "Attempts that a backend failed.", ["model", "backend"]
+)
+RESUMED_STREAMS = Counter(
+    "headrace_inference_resumed_streams", "Streams that went on at another backend.", ["model"]
+)
+LIVE_STREAMS = Gauge("headrace_inference_live_streams", "Answers that are being generated.")
+TOKENS = Counter(
+    "headrace_inference_tokens", "Tokens by kind: prompt, cached, completion.", ["model", "kind"]
+)

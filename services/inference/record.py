@@ -1,0 +1,137 @@
+"""What is kept of a request when it ends: the bill, one log line, metrics, span attributes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+from headrace.common.v1 import model_pb2
+from opentelemetry import trace
+
+from libs.clock import Clock
+from libs.errors import HeadraceError
+from libs.metering.usage import UsageRecorder
+from libs.routes import Choice
+from libs.rpc.identity import Identity
+from libs.telemetry import genai
+from libs.telemetry.hashing import InputHasher
+from services.inference import metrics
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a request ended."""
+
+    operation: str
+    request_id: str
+    identity: Identity
+    choice: Choice
+    usage: model_pb2.TokenUsage
+    inputs: tuple[str, ...]
+    started_seconds: float
+    first_seconds: float | None = None
+    finish_reason: str = ""
+    error: BaseException | None = None
+
+
+class Recorder:
+    """Makes usage durable and tells what happened, without the input itself."""
+
+    def __init__(self, *, usage: UsageRecorder, hasher: InputHasher, clock: Clock) -> None:
+        self.usage = usage
+        self._hasher = hasher
+        self._clock = clock
+        self._later: set[asyncio.Task[int]] = set()
+
+    async def record(self, outcome: Outcome) -> int:
+        """Returns the cost in nano-USD, once the usage is durable. Nothing used: nothing billed.
+
+        Raises:
+            Unavailable: the bus did not acknowledge in time.
+        """
+        cost_nano_usd = 0
+        if outcome.usage.prompt_tokens or outcome.usage.completion_tokens:
+            cost_nano_usd = await self.usage.record(
+                request_id=outcome.request_id,
+                identity=outcome.identity,
+                model=outcome.choice.model,
+                model_version=outcome.choice.target.model_version,
+                usage=outcome.usage,
+                operation=outcome.operation,
+            )
+        self._tell(outcome, cost_nano_usd)
+        return cost_nano_usd
+
+    def record_later(self, outcome: Outcome) -> None:
+        """Records a request whose caller does not wait any more."""
+        task = asyncio.create_task(self.record(outcome))
+        self._later.add(task)
+        task.add_done_callback(self._recorded)
+
+    async def drain(self) -> None:
+        """Returns when everything that was used is durable."""
+        await asyncio.gather(*self._later, return_exceptions=True)
+
+    def _recorded(self, task: asyncio.Task[int]) -> None:
+        self._later.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("usage was not recorded", exc_info=task.exception())
+
+    def _tell(self, outcome: Outcome, cost_nano_usd: int) -> None:
+        now = self._clock.monotonic_seconds()
+        usage, target = outcome.usage, outcome.choice.target
+        error = _error_type(outcome.error)
+        seconds = now - outcome.started_seconds
+        first = (
+            None
+            if outcome.first_seconds is None
+            else outcome.first_seconds - outcome.started_seconds
+        )
+        genai.observe(
+            model=outcome.choice.model,
+            model_version=target.model_version,
+            operation=genai.OPERATION_CHAT,
+            error_type=error,
+            duration_seconds=seconds,
+            first_token_seconds=first,
+            output_tokens=usage.completion_tokens,
+        )
+        for kind in ("prompt", "cached", "completion"):
+            metrics.TOKENS.labels(outcome.choice.model, kind).inc(getattr(usage, f"{kind}_tokens"))
+        trace.get_current_span().set_attributes(
+            {
+                genai.OPERATION_NAME: genai.OPERATION_CHAT,
+                genai.REQUEST_MODEL: outcome.choice.model,
+                genai.RESPONSE_MODEL: target.model_version,
+                genai.USAGE_INPUT_TOKENS: usage.prompt_tokens,
+                genai.USAGE_OUTPUT_TOKENS: usage.completion_tokens,
+                "headrace.cost_nano_usd": cost_nano_usd,
+                "headrace.artifact_digest": target.artifact_digest,
+            }
+        )
+        _log.info(
+            outcome.operation,
+            request_id=outcome.request_id,
+            tenant=outcome.identity.tenant,
+            user=outcome.identity.user,
+            model_version=target.model_version,
+            deployment=target.deployment,
+            input_hash=self._hasher.hash(*outcome.inputs),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            cost_nano_usd=cost_nano_usd,
+            finish_reason=outcome.finish_reason,
+            error=error,
+            time_to_first_token_seconds=None if first is None else round(first, 6),
+            duration_seconds=round(seconds, 6),
+        )
+
+
+def _error_type(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    return error.reason if isinstance(error, HeadraceError) else type(error).__name__

@@ -1,0 +1,61 @@
+"""Between an engine and a reader: the first piece at once, later ones together if it lags."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.inference.domain import Piece
+
+# An engine that is so far ahead of its reader is not read further: HTTP/2 slows it down.
+MAX_WAITING_PIECES = 256
+
+
+class Relay:
+    """Holds the pieces that the reader has not taken yet.
+
+    A reader as fast as the model gets every piece on its own. One that is slower, or a process
+    that is busy, finds several waiting and gets them in one: under load a token costs less.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Piece] = []
+        self._changed = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._closed = False
+
+    def put(self, piece: Piece) -> None:
+        """Adds a piece. Ask `room()` between two of them."""
+        self._waiting.append(piece)
+        self._changed.set()
+
+    async def room(self) -> None:
+        """Returns when another piece may be added: mostly at once."""
+        while len(self._waiting) >= MAX_WAITING_PIECES:
+            self._taken.clear()
+            await self._taken.wait()
+
+    def close(self) -> None:
+        """Says that no more will come."""
+        self._closed = True
+        self._changed.set()
+
+    async def take(self) -> Piece | None:
+        """Returns all that has come since the last take, as one piece; None at the end."""
+        while not self._waiting:
+            if self._closed:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        taken, self._waiting = self._waiting, []
+        self._taken.set()
+        return taken[0] if len(taken) == 1 else merged(taken)
+
+
+def merged(pieces: list[Piece]) -> Piece:
+    """Returns several pieces as one."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        token_count=sum(piece.token_count for piece in pieces),
+        ending=pieces[-1].ending,
+    )

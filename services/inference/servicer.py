@@ -1,0 +1,39 @@
+"""`InferenceService`: translates, nothing else."""
+
+from __future__ import annotations
+
+from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+
+from libs.clock import Clock
+from libs.rpc.identity import Context, identity_of
+from services.inference import wire
+from services.inference.domain import Piece
+from services.inference.embedding import Embedder
+from services.inference.generation import Generator
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """The gRPC side of generation and embedding."""
+
+    def __init__(self, *, generator: Generator, embedder: Embedder, clock: Clock) -> None:
+        self._generator = generator
+        self._embedder = embedder
+        self._clock = clock
+
+    async def Generate(  # type: ignore[override]  # writes instead of yielding
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> None:
+        """Streams one answer."""
+        call = wire.chat_call(request, self._clock)
+
+        async def deliver(piece: Piece) -> None:
+            await context.write(wire.delta(piece))
+
+        final = await self._generator.answer(call, identity_of(context), deliver)
+        await context.write(inference_pb2.GenerateResponse(final=final))
+
+    async def Embed(
+        self, request: inference_pb2.EmbedRequest, _context: Context
+    ) -> inference_pb2.EmbedResponse:
+        """Returns vectors, uncached and unbilled: `embedding_cache` bills."""
+        return await self._embedder.embed(request.model, request.texts)

@@ -1,0 +1,185 @@
+"""Triton as a backend: raw tensors in, pieces out.
+
+The token path uses a bare `unary_stream` call on `ModelStreamInfer` with bytes that were
+serialised once, since what costs is each message's way through Python. Each request has a stream of
+its own, so that a cancelled call cancels the generation.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import grpc
+from opentelemetry import propagate
+from tritonclient.grpc import service_pb2
+
+from libs.errors import BY_CODE, HeadraceError
+from services.inference.domain import ChatCall, Delivered, Ending, Piece
+from services.inference.relay import Relay
+
+_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+_LENGTH = struct.Struct("<I")
+
+# Reasons that a model itself gives, and the status that each stands for.
+_MODEL_REASONS = {"PROMPT_TOO_LONG": "INVALID_ARGUMENT", "INVALID_FIELD": "INVALID_ARGUMENT"}
+_FIELD_OF_REASON = {"PROMPT_TOO_LONG": "messages"}
+
+
+class BackendFailedError(Exception):
+    """The backend, not the request, is at fault: another one may go on where it stopped."""
+
+
+class Triton:
+    """One Triton, over one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stream = channel.unary_stream(
+            _STREAM,
+            request_serializer=None,  # bytes as they are
+            response_deserializer=None,
+        )
+        self._infer = channel.unary_unary(
+            _INFER,
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+
+    async def generate(
+        self,
+        backend_model: str,
+        call: ChatCall,
+        *,
+        max_tokens: int,
+        delivered: Delivered,
+        relay: Relay,
+    ) -> Ending:
+        """Puts the pieces of an answer into the relay, from where it stopped.
+
+        Raises:
+            BackendFailedError: the backend died or lost the model.
+            HeadraceError: the model refuses the request.
+        """
+        request = _chat_request(backend_model, call, max_tokens=max_tokens, delivered=delivered)
+        stream = self._stream(request, metadata=_trace_metadata())
+        try:
+            while message := cast(bytes, await stream.read()):  # EOF is falsy
+                piece = _piece(message)
+                delivered.add(piece)
+                relay.put(piece)
+                if piece.ending is not None:
+                    return piece.ending
+                await relay.room()
+        except grpc.aio.AioRpcError as error:
+            raise BackendFailedError(f"{error.code().name}: {error.details()}") from error
+        finally:
+            stream.cancel()
+        # Without an ending every end is a failure, also one with status OK.
+        raise BackendFailedError("the stream ended without an ending")
+
+    async def embed(self, backend_model: str, texts: Sequence[str]) -> list[tuple[bytes, int]]:
+        """Returns for each text its vector, as little-endian float32, and its count of tokens.
+
+        Raises:
+            BackendFailedError: the backend died or lost the model.
+            HeadraceError: the model refuses the request.
+        """
+        request = service_pb2.ModelInferRequest(
+            model_name=backend_model,
+            inputs=[_tensor("text", "BYTES", [len(texts), 1])],
+            raw_input_contents=[b"".join(_bytes_element(text.encode()) for text in texts)],
+        )
+        try:
+            response = await self._infer(request, metadata=_trace_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise _error(error.details() or "") from error
+        outputs = _outputs(response)
+        vectors, counts = outputs["embedding"], outputs["token_count"]
+        size = len(vectors) // len(texts)
+        return [
+            (vectors[index * size : (index + 1) * size], count)
+            for index, (count,) in enumerate(struct.iter_unpack("<i", counts))
+        ]
+
+
+def _chat_request(
+    backend_model: str, call: ChatCall, *, max_tokens: int, delivered: Delivered
+) -> bytes:
+    body = {
+        "messages": [{"role": turn.role, "content": turn.content} for turn in call.turns],
+        "max_tokens": max_tokens - delivered.token_count,
+        "temperature": call.temperature,
+        "top_p": call.top_p,
+        "seed": call.seed,
+        "stop": list(call.stop),
+        "resume": {"pieces": delivered.pieces} if delivered.pieces else None,
+    }
+    request = service_pb2.ModelInferRequest(
+        model_name=backend_model,
+        id=call.request_id,
+        inputs=[_tensor("request", "BYTES", [1])],
+        raw_input_contents=[_bytes_element(json.dumps(body).encode())],
+    )
+    serialised: bytes = request.SerializeToString()
+    return serialised
+
+
+def _piece(message: bytes) -> Piece:
+    response = service_pb2.ModelStreamInferResponse.FromString(message)
+    if response.error_message:
+        raise _error(response.error_message)
+    outputs = _outputs(response.infer_response)
+    if not outputs:  # Triton's own empty final response
+        return Piece("")
+    ids = outputs["token_ids"]
+    token_ids = struct.unpack(f"<{len(ids) // 4}i", ids)
+    ending = outputs["final"][_LENGTH.size :]
+    return Piece(
+        text=outputs["text"][_LENGTH.size :].decode(),
+        token_ids=tuple(token for token in token_ids if token >= 0),
+        token_count=len(token_ids),
+        ending=Ending(**json.loads(ending)) if ending else None,
+    )
+
+
+def _outputs(response: Any) -> Mapping[str, bytes]:
+    return {
+        output.name: raw
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+def _error(message: str) -> HeadraceError | BackendFailedError:
+    """Reads an error of Triton's: models give JSON, all else is the backend's fault."""
+    start = message.find("{")
+    try:
+        told = json.loads(message[start:]) if start >= 0 else {}
+    except ValueError:
+        told = {}
+    reason = told.get("reason", "")
+    if reason not in _MODEL_REASONS:
+        return BackendFailedError(message)
+    text = told.get("message", reason)
+    metadata = {str(key): str(value) for key, value in told.get("metadata", {}).items()}
+    field = metadata.get("field", _FIELD_OF_REASON.get(reason, ""))
+    return BY_CODE[_MODEL_REASONS[reason]](
+        text, reason=reason, metadata=metadata, field_violations=[(field, text)]
+    )
+
+
+def _tensor(name: str, datatype: str, shape: list[int]) -> Any:
+    return service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape)
+
+
+def _bytes_element(value: bytes) -> bytes:
+    return _LENGTH.pack(len(value)) + value
+
+
+def _trace_metadata() -> tuple[tuple[str, str], ...]:
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return tuple(carrier.items())

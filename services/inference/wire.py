@@ -1,0 +1,43 @@
+"""Protos to domain."""
+
+from __future__ import annotations
+
+from headrace.inference.v1 import inference_pb2
+
+from libs.clock import Clock
+from libs.ids import check_uuid, uuid7
+from services.inference.domain import ChatCall, Piece, Turn
+
+
+def chat_call(request: inference_pb2.GenerateRequest, clock: Clock) -> ChatCall:
+    """Returns the call of a request; its other fields are checked by `ChatCall.check`.
+
+    Raises:
+        InvalidArgument: `request_id` is no UUID.
+    """
+    return ChatCall(
+        request_id=request_id(request.request_id, clock),
+        model=request.model,
+        turns=tuple(Turn(message.role, message.content) for message in request.messages),
+        max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+        temperature=request.temperature if request.HasField("temperature") else 0.0,
+        top_p=request.top_p if request.HasField("top_p") else 1.0,
+        seed=request.seed if request.HasField("seed") else None,
+        stop=tuple(request.stop),
+    )
+
+
+def request_id(given: str, clock: Clock) -> str:
+    """Returns the client's id, checked, or a new one.
+
+    Raises:
+        InvalidArgument: the client's is no UUID.
+    """
+    return check_uuid(given, field="request_id") if given else uuid7(clock)
+
+
+def delta(piece: Piece) -> inference_pb2.GenerateResponse:
+    """Returns the message of a piece."""
+    return inference_pb2.GenerateResponse(
+        delta=inference_pb2.Delta(text=piece.text, token_count=piece.token_count)
+    )
