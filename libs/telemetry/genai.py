@@ -112,3 +112,42 @@ class ModelMetrics:
             child = REQUEST_DURATION.labels(*self._labels, error_type)
             self._request_duration[error_type] = child
         child.observe(seconds)
+
+
+_models: dict[tuple[str, str, str], ModelMetrics] = {}
+
+
+def observe(
+    *,
+    model: str,
+    model_version: str,
+    operation: str,
+    duration_seconds: float,
+    first_token_seconds: float | None = None,
+    output_tokens: int = 0,
+    error_type: str = "",
+) -> None:
+    """Records one request in all three histograms, with children that are made once.
+
+    Args:
+        model: the public name, of a model that exists: names that clients make up have no end.
+        model_version: what was served.
+        operation: a value of `gen_ai.operation.name`.
+        duration_seconds: from the request to its last byte.
+        first_token_seconds: from the request to its first token; None where there was none.
+        output_tokens: tokens that were generated, the first one included.
+        error_type: an `ErrorReason`'s name, or empty where all went well.
+    """
+    key = (operation, model, model_version)
+    metrics = _models.get(key)
+    if metrics is None:
+        metrics = _models[key] = ModelMetrics(
+            operation=operation, model=model, model_version=model_version
+        )
+    metrics.observe_request(duration_seconds, error_type=error_type)
+    if first_token_seconds is None:
+        return
+    metrics.time_to_first_token.observe(first_token_seconds)
+    if output_tokens > 1:
+        decoding_seconds = duration_seconds - first_token_seconds
+        metrics.time_per_output_token.observe(decoding_seconds / (output_tokens - 1))

@@ -1,0 +1,182 @@
+"""The connection to NATS, which outlives every restart of the server, and the streams on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeVar
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
+from prometheus_client import Gauge
+from typing_extensions import override
+
+from libs.bus.subjects import STREAMS, Consumer, Stream
+
+_log = structlog.get_logger()
+
+_CONNECTED = Gauge("headrace_bus_connected", "1 while NATS is connected, else 0.")
+
+# What is written while the server is away waits here; beyond it, publishing fails at once.
+PENDING_LIMIT_BYTES = 8 * 1024 * 1024
+RECONNECT_PAUSE_SECONDS = 0.2
+CONNECT_TIMEOUT_SECONDS = 2
+# A server that froze is given up after two of these; one that died is seen at once.
+PING_INTERVAL_SECONDS = 10
+DRAIN_TIMEOUT_SECONDS = 5
+
+_STREAM_EXISTS_WITH_OTHER_CONFIG = 10058
+_NOT_SERVED_YET = (TimeoutError, ServiceUnavailableError, nats.errors.NoRespondersError)
+_NOT_SERVED_PAUSE_SECONDS = 0.2
+
+T = TypeVar("T")
+
+
+class _Connection(Client):
+    """A client whose `drain` also works while the server is away: it just closes."""
+
+    @override
+    async def drain(self) -> None:
+        if self.is_connected:
+            await super().drain()
+        elif not self.is_closed:
+            await self.close()
+
+
+async def connect(url: str, *, name: str) -> Client:
+    """Connects, waiting as long as the server is away, and from then on reconnects by itself.
+
+    Args:
+        url: `nats://host:port`, or several separated by commas.
+        name: shown by the server's monitoring.
+    """
+    client = _Connection()
+    states = _StateLog(client, name)
+    await client.connect(
+        servers=url.split(","),
+        name=name,
+        error_cb=states.on_error,
+        disconnected_cb=states.on_disconnected,
+        reconnected_cb=states.on_connected,
+        closed_cb=states.on_closed,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=RECONNECT_PAUSE_SECONDS,  # type: ignore[arg-type]  # fractions work
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        ping_interval=PING_INTERVAL_SECONDS,
+        pending_size=PENDING_LIMIT_BYTES,
+        drain_timeout=DRAIN_TIMEOUT_SECONDS,
+    )
+    await states.on_connected()
+    return client
+
+
+async def ensure_streams(
+    js: JetStreamContext, *, streams: Iterable[Stream] = STREAMS, replicas: int = 1
+) -> None:
+    """Creates the streams or brings them to their definition; waits until JetStream serves.
+
+    Any number of processes may do so at once.
+
+    Raises:
+        nats.js.errors.APIError: a stream exists with what cannot be changed, such as its storage.
+    """
+    for stream in streams:
+        await until_served(partial(_ensure_stream, js, _config(stream, replicas)))
+
+
+async def ensure_consumer(js: JetStreamContext, consumer: Consumer) -> None:
+    """Creates a durable consumer, and its stream where that is gone; waits for JetStream."""
+    config = api.ConsumerConfig(
+        name=consumer.name,
+        durable_name=consumer.name,
+        ack_policy=api.AckPolicy.EXPLICIT,
+        ack_wait=consumer.ack_wait_seconds,
+        max_ack_pending=consumer.max_in_flight,
+        # The worker counts attempts itself: a message that the server gave up would stay in
+        # the stream, told of by nothing but an advisory that is sent once and kept nowhere.
+        max_deliver=-1,
+    )
+
+    async def ensure() -> None:
+        try:
+            await js.add_consumer(consumer.stream.name, config)
+        except NotFoundError:
+            await ensure_streams(js, streams=[consumer.stream])
+            await js.add_consumer(consumer.stream.name, config)
+
+    await until_served(ensure)
+
+
+async def until_served(request: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a JetStream request until a server answers it."""
+    told = False
+    while True:
+        try:
+            return await request()
+        except _NOT_SERVED_YET as error:
+            if not told:
+                _log.warning("waiting for JetStream", error=repr(error))
+                told = True
+            await asyncio.sleep(_NOT_SERVED_PAUSE_SECONDS)
+
+
+def client_of(js: JetStreamContext) -> Client:
+    """Returns the connection that a JetStream context speaks through."""
+    return js._nc  # noqa: SLF001  # the only way to it
+
+
+def _config(stream: Stream, replicas: int) -> api.StreamConfig:
+    return api.StreamConfig(
+        name=stream.name,
+        subjects=list(stream.subjects),
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        storage=api.StorageType.FILE,
+        discard=api.DiscardPolicy.NEW,
+        max_msgs=stream.max_messages,
+        max_bytes=stream.max_bytes,
+        duplicate_window=stream.duplicate_window_seconds,
+        num_replicas=replicas,
+    )
+
+
+async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
+    try:
+        await js.add_stream(config)
+    except BadRequestError as error:
+        if error.err_code != _STREAM_EXISTS_WITH_OTHER_CONFIG:
+            raise
+        await js.update_stream(config)
+
+
+class _StateLog:
+    """Logs changes of the connection's state; of each outage the first error only."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._log = _log.bind(connection=name)
+        self._in_outage = False
+        _CONNECTED.set(0)
+
+    async def on_connected(self) -> None:
+        self._in_outage = False
+        _CONNECTED.set(1)
+        self._log.info("connected to NATS")
+
+    async def on_disconnected(self) -> None:
+        _CONNECTED.set(0)
+        if not self._client.is_closed:
+            self._log.warning("lost NATS; reconnecting")
+
+    async def on_error(self, error: Exception) -> None:
+        if self._in_outage:
+            return
+        self._in_outage = True
+        self._log.warning("NATS error", error=repr(error))
+
+    async def on_closed(self) -> None:
+        _CONNECTED.set(0)
+        self._log.info("closed the connection to NATS")

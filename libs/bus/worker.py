@@ -1,0 +1,276 @@
+"""Work: handlers run on messages until each is done, at least once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Generic, cast
+
+import nats.errors
+import structlog
+from google.protobuf.message import DecodeError, Message
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from prometheus_client import Counter, Gauge, Histogram
+
+from libs.bus.connection import client_of
+from libs.bus.delivery import Delivery, Handler, M, PoisonMessage
+from libs.bus.pull import Pull
+from libs.bus.subjects import MESSAGE_TYPES, Consumer
+from libs.errors import HeadraceError
+
+__all__ = ["Delivery", "Handler", "PoisonMessage", "PullWorker"]
+
+_log = structlog.get_logger()
+_tracer = trace.get_tracer("headrace.bus")
+
+_DELIVERIES = Counter(
+    "headrace_bus_deliveries",
+    "Deliveries by what became of them: done, retried, exhausted, poison or interrupted.",
+    ["consumer", "outcome"],
+)
+_HANDLE_SECONDS = Histogram(
+    "headrace_bus_handle_seconds",
+    "Time that a handler took.",
+    ["consumer"],
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+_IN_FLIGHT = Gauge("headrace_bus_messages_in_flight", "Messages in handlers.", ["consumer"])
+_PENDING = Gauge(
+    "headrace_bus_messages_pending",
+    "Messages not delivered yet, at the last delivery.",
+    ["consumer"],
+)
+
+# The server is told this often within `ack_wait` that the work goes on.
+HEARTBEATS_PER_ACK_WAIT = 3
+DEFAULT_DRAIN_SECONDS = 5.0
+
+
+class PullWorker(Generic[M]):
+    """Runs a handler on each message of a durable consumer.
+
+    A handler that returns has done its work. One that raises is tried again after the consumer's
+    delay (or the error's `retry_after_seconds`, if longer); after `max_attempts` the message goes
+    to `on_exhausted`, and leaves the queue when that has returned. So does a message whose worker
+    died so often. `PoisonMessage` takes it off the queue at once.
+
+    A handler may see a message again that it has done: it must know what it has done.
+    """
+
+    def __init__(
+        self,
+        js: JetStreamContext,
+        consumer: Consumer,
+        *,
+        concurrency: int,
+        on_exhausted: Handler[M] | None = None,
+        message_types: Mapping[str, type[Message]] = MESSAGE_TYPES,
+    ) -> None:
+        """Prepares; `run` works.
+
+        Args:
+            js: JetStream.
+            consumer: whose messages; created where it is missing.
+            concurrency: handlers that run at the same time.
+            on_exhausted: takes what was given up; needed where the consumer has `max_attempts`.
+            message_types: by subject.
+
+        Raises:
+            ValueError: messages could be given up, and nobody would take them.
+        """
+        if consumer.max_attempts is not None and on_exhausted is None:
+            raise ValueError(f"{consumer.name} gives messages up: on_exhausted must take them")
+        self._consumer = consumer
+        self._client = client_of(js)
+        self._concurrency = concurrency
+        self._on_exhausted = on_exhausted
+        self._message_types = message_types
+        self._pull = Pull(js, consumer, room=self._room, take=self._take)
+        self._handler: Handler[M]
+        self._in_flight: dict[asyncio.Task[None], Msg] = {}
+        self._draining = False
+        self._drain_seconds = 0.0
+        self._pulling: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+
+    async def run(self, handler: Handler[M]) -> None:
+        """Works until `drain`; survives restarts of the server.
+
+        Cancelled, it interrupts the handlers and gives their messages back.
+
+        Raises:
+            nats.errors.ConnectionClosedError: the client was closed for good.
+        """
+        if self._draining:
+            return
+        self._handler = handler
+        self._pulling = asyncio.create_task(self._pull.run())
+        beating = asyncio.create_task(self._beat())
+        try:
+            await asyncio.wait([self._pulling])
+            if not self._draining:
+                self._pulling.result()
+        finally:
+            self._draining = True
+            self._pulling.cancel()
+            await asyncio.wait([self._pulling])
+            await self._finish()
+            beating.cancel()
+            self._ended.set()
+
+    async def drain(self, timeout_seconds: float = DEFAULT_DRAIN_SECONDS) -> None:
+        """Pulls no more, lets handlers end for so long, then interrupts them; `run` returns."""
+        self._draining = True
+        self._drain_seconds = timeout_seconds
+        if self._pulling is not None:
+            self._pulling.cancel()
+            await self._ended.wait()
+
+    async def _finish(self) -> None:
+        if self._in_flight:
+            await asyncio.wait(list(self._in_flight), timeout=self._drain_seconds)
+        for task in self._in_flight:
+            task.cancel()
+        if self._in_flight:
+            await asyncio.wait(list(self._in_flight))
+
+    def _room(self) -> int:
+        return self._concurrency - len(self._in_flight)
+
+    def _take(self, message: Msg) -> None:
+        task = asyncio.create_task(
+            self._give_back(message) if self._draining else self._work(message)
+        )
+        self._in_flight[task] = message
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+        _IN_FLIGHT.labels(self._consumer.name).set(len(self._in_flight))
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a delivery was not settled", exc_info=task.exception())
+        self._pull.wake()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._consumer.ack_wait_seconds / HEARTBEATS_PER_ACK_WAIT)
+            for message in list(self._in_flight.values()):
+                if self._client.is_connected:
+                    await message.in_progress()
+
+    async def _work(self, message: Msg) -> None:
+        name, attempt = self._consumer.name, message.metadata.num_delivered
+        headers = message.headers or {}
+        message_id = headers.get("Nats-Msg-Id", "")
+        _IN_FLIGHT.labels(name).set(len(self._in_flight))
+        _PENDING.labels(name).set(message.metadata.num_pending)
+        attributes: dict[str, str | int] = {
+            "messaging.system": "nats",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": message.subject,
+            "messaging.consumer.group.name": name,
+            "messaging.message.id": message_id,
+            "headrace.attempt": attempt,
+        }
+        with (
+            _tracer.start_as_current_span(
+                f"process {message.subject}",
+                # The publisher's trace goes on, and nothing of what this task was started in.
+                context=propagate.extract(headers, Context()),
+                kind=trace.SpanKind.CONSUMER,
+                attributes=attributes,
+            ) as span,
+            structlog.contextvars.bound_contextvars(message_id=message_id, attempt=attempt),
+        ):
+            outcome = await self._settle(message)
+            span.set_attribute("headrace.outcome", outcome)
+        _DELIVERIES.labels(name, outcome).inc()
+
+    async def _settle(self, message: Msg) -> str:
+        """Handles the message and tells the server; returns what became of it."""
+        try:
+            delivery = self._parse(message)
+        except PoisonMessage as poison:
+            return await self._discard(message, poison)
+        try:
+            if self._exhausted(delivery.attempt - 1):  # its workers died, the last one too
+                return await self._give_up(delivery)
+            with _HANDLE_SECONDS.labels(self._consumer.name).time():
+                await self._handler(delivery)
+        except asyncio.CancelledError:
+            await self._give_back(message)
+            _DELIVERIES.labels(self._consumer.name, "interrupted").inc()
+            raise
+        except PoisonMessage as poison:
+            return await self._discard(message, poison)
+        except Exception as error:  # noqa: BLE001  # whatever fails is tried again
+            trace.get_current_span().record_exception(error)
+            if self._exhausted(delivery.attempt):
+                return await self._give_up(replace(delivery, error=error))
+            return await self._retry(delivery, error)
+        await message.ack()
+        return "done"
+
+    def _parse(self, message: Msg) -> Delivery[M]:
+        message_type = self._message_types.get(message.subject)
+        if message_type is None:
+            raise PoisonMessage(f"nobody knows what is on {message.subject}")
+        try:
+            parsed = message_type.FromString(message.data)
+        except DecodeError as error:
+            raise PoisonMessage(f"not a {message_type.__name__}") from error
+        headers = message.headers or {}
+        return Delivery(
+            message=cast("M", parsed),
+            subject=message.subject,
+            attempt=message.metadata.num_delivered,
+            message_id=headers.get("Nats-Msg-Id", ""),
+            headers=headers,
+            _raw=message,
+        )
+
+    def _exhausted(self, attempts: int) -> bool:
+        limit = self._consumer.max_attempts
+        return limit is not None and attempts >= limit
+
+    async def _give_up(self, delivery: Delivery[M]) -> str:
+        assert self._on_exhausted is not None  # noqa: S101  # the constructor saw to it
+        try:
+            await self._on_exhausted(delivery)
+        except Exception as error:  # noqa: BLE001  # it stays on the queue until somebody takes it
+            return await self._retry(delivery, error)
+        _log.error("message given up", subject=delivery.subject, error=repr(delivery.error))
+        await delivery._raw.term()  # noqa: SLF001  # the two are one
+        return "exhausted"
+
+    async def _retry(self, delivery: Delivery[M], error: Exception) -> str:
+        delays = self._consumer.retry_delays_seconds
+        delay = delays[min(delivery.attempt, len(delays)) - 1]
+        if isinstance(error, HeadraceError):
+            delay = max(delay, error.retry_after_seconds or 0.0)
+        _log.warning(
+            "delivery failed",
+            subject=delivery.subject,
+            retry_seconds=delay,
+            exc_info=None if isinstance(error, HeadraceError) else error,
+            error=repr(error),
+        )
+        await delivery._raw.nak(delay=delay)  # noqa: SLF001  # the two are one
+        return "retried"
+
+    async def _discard(self, message: Msg, poison: PoisonMessage) -> str:
+        trace.get_current_span().record_exception(poison)
+        _log.error("poison message", subject=message.subject, error=str(poison))
+        await message.term()
+        return "poison"
+
+    async def _give_back(self, message: Msg) -> None:
+        """Lets another worker have it at once."""
+        try:
+            await message.nak()
+        except nats.errors.Error as error:
+            _log.debug("message not given back", error=repr(error))
