@@ -1,1 +1,54 @@
 .DEFAULT_GOAL := help
+.PHONY: help demo up down test check fmt protos bench clean install-dev
+
+# Whichever Python 3 is at hand starts the installation, which then looks for one that fits.
+ANY_PYTHON := $(shell command -v python3 || command -v python3.12 || command -v python3.11)
+INSTALL := $(or $(ANY_PYTHON),echo "headrace needs python3 on the PATH";false) deploy/local/install.py
+BIN := .venv/bin
+BUILD := build
+
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+
+demo: ## Install, start the mesh, and stream the answer of a real model
+	@$(INSTALL) --edge-port services triton models
+	@$(BIN)/headrace up
+	@$(BIN)/headrace demo
+
+up: ## Install and start the mesh
+	@$(INSTALL) --edge-port services triton models
+	@$(BIN)/headrace up
+
+down: ## Stop the mesh and every process of it
+	@if [ -x $(BIN)/headrace ]; then $(BIN)/headrace down; else echo "nothing is installed"; fi
+
+test: install-dev ## Install and run all tests (ARGS="-k name" picks some)
+	@$(BIN)/pytest $(ARGS)
+
+check: install-dev ## Check format, lint, types, layers and protos; never writes
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code --exclude-path protos/google
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+	  && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py "$$scratch/gen" \
+	  && diff -r -x __pycache__ libs/gen "$$scratch/gen" && echo "libs/gen is what the protos say"
+
+fmt: install-dev ## Format the code and the protos
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write --exclude-path protos/google
+
+protos: install-dev ## Generate libs/gen from the protos
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py libs/gen
+
+bench: install-dev ## Measure into build/bench.json (ONLY=area measures one area)
+	@$(BIN)/python -m tests.bench $(ONLY)
+
+clean: down ## Stop the mesh and remove its state, caches and build output; the environments stay
+	rm -rf .headrace $(BUILD) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+install-dev:
+	@$(INSTALL) services triton models dev

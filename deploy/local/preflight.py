@@ -1,0 +1,119 @@
+"""Says, one clear line each, what keeps this machine from running the mesh.
+
+Runs before anything is downloaded, on whatever Python is at hand: no packages, no syntax above 3.6.
+"""
+# ruff: noqa: I002 - `from __future__ import annotations` is a syntax error in Python 3.6
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+PYTHONS = ("3.11", "3.12")
+GLIBC = (2, 35)
+INSTALL_DISK_BYTES = 3 * 1024**3
+DEFAULT_EDGE_PORT = 8080
+PROBE_SECONDS = 20
+
+_PROBE = """
+import json, os, sys, sysconfig
+try:
+    import ensurepip, venv
+    has_venv = True
+except ImportError:
+    has_venv = False
+folder, name = (sysconfig.get_config_var(key) or "" for key in ("LIBDIR", "INSTSONAME"))
+has_library = ".so" in name and os.path.exists(os.path.join(folder, name))
+print(json.dumps([sys.executable, "%d.%d" % sys.version_info[:2], has_venv, has_library]))
+"""
+
+
+def platform_problems() -> list:
+    """Returns what is wrong with the operating system."""
+    system, machine = platform.system(), platform.machine()
+    if (system, machine) != ("Linux", "x86_64"):
+        return [f"it needs Linux on x86-64, and this is {system} on {machine}."]
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (ValueError, OSError):
+        name, version = "", ""
+    wanted = ".".join(str(part) for part in GLIBC)
+    if name != "glibc":
+        return [f"it needs glibc {wanted} or newer, and this system has another C library."]
+    if tuple(int(part) for part in version.split(".")[:2]) < GLIBC:
+        return [f"it needs glibc {wanted} or newer, and this system has {version}."]
+    return []
+
+
+def find_python() -> tuple:
+    """Returns the path of a Python that can run the mesh, or None, and what is wrong."""
+    chosen = os.environ.get("PYTHON")
+    candidates = [chosen] if chosen else [f"python{version}" for version in PYTHONS] + ["python3"]
+    wanted = " or ".join(PYTHONS)
+    problem = f"it needs Python {wanted}, and there is none on the PATH (PYTHON=... names another)."
+    for candidate in candidates:
+        found = _probe(candidate)
+        if found is None:
+            continue
+        path, version, has_venv, has_library = found
+        if version not in PYTHONS:
+            if candidate in (chosen, "python3") and "misses" not in problem:
+                problem = f"it needs Python {wanted}, and {candidate} is {version}."
+        elif not has_venv:
+            problem = f"{path} misses its venv module (Debian: python{version}-venv)."
+        elif not has_library:
+            problem = f"{path} misses its shared library (Debian: libpython{version})."
+        else:
+            return path, []
+    return None, [problem]
+
+
+def disk_problems(folder: str) -> list:
+    """Returns what is wrong with the free space for an installation."""
+    free = shutil.disk_usage(folder).free
+    if free >= INSTALL_DISK_BYTES:
+        return []
+    have, want = (f"{size / 1024**3:.1f} GiB" for size in (free, INSTALL_DISK_BYTES))
+    return [f"it needs {want} of free disk space, and {folder} has {have}."]
+
+
+def edge_port_problems(home: Path) -> list:
+    """Returns what is wrong with the edge's port. Our own mesh may have it already."""
+    text = os.environ.get("HEADRACE_EDGE_PORT") or str(DEFAULT_EDGE_PORT)
+    if not text.isdigit() or not 0 < int(text) < 2**16:
+        return [f"HEADRACE_EDGE_PORT must be a port number, and it is {text!r}."]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(text)))
+        except OSError as error:
+            if _mesh_is_running(home):
+                return []
+            return [f"port {text} cannot be used ({error.strerror}); set HEADRACE_EDGE_PORT."]
+    return []
+
+
+def _mesh_is_running(home: Path) -> bool:
+    try:
+        pid = int((home / "run/supervisord.pid").read_text())
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return False
+    return f"HEADRACE_HOME={home}".encode() in environment
+
+
+def _probe(candidate: str) -> list:
+    try:
+        out = subprocess.run(  # noqa: S603 - a Python, asked for its version
+            [candidate, "-c", _PROBE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=PROBE_SECONDS,
+            check=True,
+        )
+        return json.loads(out.stdout.decode())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
