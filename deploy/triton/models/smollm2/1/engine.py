@@ -1,0 +1,192 @@
+"""llama.cpp in this process: renders conversations, counts tokens, generates in shared batches."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import xllamacpp
+from contract import ModelError
+from stops import Piece
+
+UNKNOWN_TOKEN = -1  # stands for a token whose id the engine does not tell
+
+_HTTP_TIMEOUT_SECONDS = 30.0
+_SILENT = -1
+_RANDOM_SEED = 2**32 - 1  # the engine takes this seed as a wish for none
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen; temperature 0 takes the likeliest."""
+
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+@dataclass
+class Run:
+    """What one run of the engine has done so far."""
+
+    finish_reason: str = ""
+    token_count: int = 0
+    cached_tokens: int = 0
+
+
+class Engine:
+    """One model in memory, with `n_parallel` slots that are decoded together."""
+
+    def __init__(self, weights: Path, parameters: Mapping[str, str]) -> None:
+        n_parallel = int(parameters["n_parallel"])
+        self.context_tokens = int(parameters["context_tokens"])
+        self._top_k = int(parameters["top_k"])
+        # The engine opens an HTTP listener on the loopback, the only way to its template.
+        self._api_key = secrets.token_urlsafe(32)
+        settings = xllamacpp.CommonParams()
+        settings.model.path = str(weights)
+        settings.n_parallel = n_parallel
+        settings.n_ctx = n_parallel * self.context_tokens
+        settings.n_batch = settings.n_ubatch = int(parameters["n_batch"])
+        threads = int(parameters["threads"]) or default_threads()
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+        settings.cache_ram_mib = 0
+        settings.ui = False
+        settings.endpoint_slots = False
+        settings.api_keys = [self._api_key]
+        settings.verbosity = _SILENT
+        self._server = xllamacpp.Server(settings)
+        self._address = urlsplit(self._server.listening_address).netloc
+
+    def tokenize_conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Returns the prompt of a conversation, in the model's own template."""
+        prompt = self._post("/apply-template", {"messages": list(messages)})["prompt"]
+        return self.tokenize(prompt, parse_special=True)
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Returns the ids of a text; `parse_special` reads markers such as <|im_end|> too."""
+        body = {"content": text, "add_special": False, "parse_special": parse_special}
+        return list(self._post("/tokenize", body)["tokens"])
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of some ids; halves of characters become U+FFFD."""
+        return str(self._post("/detokenize", {"tokens": list(token_ids)})["content"])
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        host, _, port = self._address.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=_HTTP_TIMEOUT_SECONDS)
+        headers = {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"}
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            text = answer.get("error", {}).get("message", "")
+            raise ModelError("INTERNAL", f"the engine answered {path} with: {text}")
+        return answer
+
+    def run(
+        self,
+        prompt: Sequence[int | str],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        on_piece: Callable[[Piece], bool],
+        is_cancelled: Callable[[], bool],
+    ) -> Run:
+        """Generates until the model ends, `max_tokens` are made, or the caller wants no more.
+
+        `on_piece` returns whether to go on. Both callables run in the calling thread,
+        `is_cancelled` also while the prompt is read.
+
+        Raises:
+            ModelError: the engine refused the prompt or failed.
+        """
+        reader = _ChunkReader(self, on_piece, is_cancelled)
+        self._server.handle_completions(
+            {
+                "prompt": list(prompt),
+                "n_predict": max_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": self._top_k,
+                "min_p": 0.0,
+                **({} if sampling.seed is None else {"seed": sampling.seed % _RANDOM_SEED}),
+                "cache_prompt": True,
+                "stream": True,
+                "logprobs": 1,  # brings the ids
+                "timings_per_token": True,  # brings the count, ids or not
+                "return_progress": True,  # brings callbacks while the prompt is read
+            },
+            reader,
+        )
+        if reader.error is not None:
+            raise reader.error
+        return reader.run
+
+
+class _ChunkReader:
+    """Reads the engine's chunks; the engine calls it with each and stops when it returns True."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        on_piece: Callable[[Piece], bool],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        self.run = Run()
+        self.error: Exception | None = None
+        self._engine = engine
+        self._on_piece = on_piece
+        self._is_cancelled = is_cancelled
+
+    def __call__(self, chunk: dict[str, Any]) -> bool:
+        try:
+            return self._read(chunk)
+        except Exception as error:  # noqa: BLE001  # must not unwind through the engine's frames
+            self.error = error
+            return True
+
+    def _read(self, chunk: dict[str, Any]) -> bool:
+        if "error" in chunk:
+            raise ModelError("INTERNAL", f"the engine failed: {chunk['error'].get('message')}")
+        timings = chunk.get("timings") or {}
+        self.run.cached_tokens = timings.get("cache_n", self.run.cached_tokens)
+        choice = chunk["choices"][0]
+        self.run.finish_reason = choice["finish_reason"] or ""
+        made = timings.get("predicted_n", 0) - self.run.token_count
+        go_on = True
+        if made > 0:
+            self.run.token_count += made
+            told = [token["id"] for token in (choice["logprobs"] or {}).get("content", ())]
+            text = choice["text"]
+            go_on = self._on_piece(Piece(text, self._all_ids(text, told, made)))
+        return not go_on or self._is_cancelled()
+
+    def _all_ids(self, text: str, told: list[int], made: int) -> tuple[int, ...]:
+        """Returns `made` ids. Of a character that took several tokens only the last id is told.
+
+        Its text is tokenized again; where that gives as many tokens and the same last one, it is
+        taken for what the model said.
+        """
+        if len(told) == made:
+            return tuple(told)
+        if text and told:
+            again = self._engine.tokenize(text)
+            if len(again) == made and again[-1] == told[-1]:
+                return tuple(again)
+        return (*[UNKNOWN_TOKEN] * (made - len(told)), *told)
+
+
+def default_threads() -> int:
+    """Returns half of the cores that this process may use, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
