@@ -111,7 +111,7 @@ def _chat_request(
 ) -> bytes:
     body = {
         "messages": [{"role": turn.role, "content": turn.content} for turn in call.turns],
-        "max_tokens": max_tokens - delivered.token_count,
+        "max_tokens": max_tokens,  # of the whole answer
         "temperature": call.temperature,
         "top_p": call.top_p,
         "seed": call.seed,
