@@ -1,0 +1,53 @@
+"""The newest value of something, pushed to many readers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Latest(Generic[T]):
+    """Keeps one value. A reader gets the newest; one that is slow misses those between.
+
+    So a reader that stands still costs nothing: there is no queue to fill.
+    """
+
+    def __init__(self) -> None:
+        self._value: T | None = None
+        self._number = 0
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    @property
+    def value(self) -> T | None:
+        """The newest value; None before the first."""
+        return self._value
+
+    def publish(self, value: T) -> None:
+        """Replaces the value and wakes the readers."""
+        self._value = value
+        self._number += 1
+        self._wake()
+
+    def close(self) -> None:
+        """Ends every reader, also those to come: the process drains, and they would hold it up."""
+        self._closed = True
+        self._wake()
+
+    async def follow(self) -> AsyncIterator[T]:
+        """Yields the newest value at once, if there is one, and again whenever it is replaced."""
+        seen = 0
+        while not self._closed:
+            changed = self._changed
+            if self._value is not None and self._number != seen:
+                seen = self._number
+                yield self._value
+            else:
+                await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

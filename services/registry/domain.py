@@ -1,0 +1,251 @@
+"""What the registry knows, and the rules of it. Plain Python: time and digests are arguments."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+import semver
+
+from libs.errors import FailedPrecondition, InvalidArgument
+from libs.rpc.names import parse_name, parse_version_name, resource_name, version_name
+
+DEFAULT_POOL = "default"
+MAX_DESCRIPTION_LENGTH = 4096
+MAX_LINEAGE_LENGTH = 1024
+# What a backend says of itself is cut, not refused: it has no other way to tell its trouble.
+MAX_MESSAGE_LENGTH = 2048
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_POOL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_BACKEND_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+
+
+class Kind(Enum):
+    """What a model does."""
+
+    CHAT = "chat"
+    EMBEDDING = "embedding"
+
+
+class State(Enum):
+    """The state of a version on a backend."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a version takes and gives; 0 where a kind has no such limit."""
+
+    kind: Kind
+    context_tokens: int = 0
+    max_output_tokens: int = 0
+    dimensions: int = 0
+    max_input_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A public name."""
+
+    id: str
+    description: str
+    create_time: datetime
+
+    @property
+    def name(self) -> str:
+        """`models/{id}`."""
+        return resource_name("models", self.id)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a version comes from."""
+
+    training_run: str = ""
+    dataset: str = ""
+    source_revision: str = ""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a model; never changes."""
+
+    model: str
+    version: semver.Version
+    artifact_digest: str
+    schema: Schema
+    lineage: Lineage
+    create_time: datetime
+
+    @property
+    def name(self) -> str:
+        """`models/{model}/versions/{version}`."""
+        return version_name(self.model, str(self.version))
+
+    @property
+    def artifact_file_name(self) -> str:
+        """`{model}-{version}-{timestamp}`, the time in UTC and ISO 8601's basic form."""
+        return f"{self.model}-{self.version}-{self.create_time:%Y%m%dT%H%M%SZ}"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A version on one Triton, as that Triton's pool agent reported it."""
+
+    id: str
+    address: str
+    backend_model: str
+    state: State
+    artifact_digest: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A version that a pool serves; the backends by id."""
+
+    id: str
+    model_version: ModelVersion
+    pool: str
+    create_time: datetime
+    backends: tuple[Backend, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`deployments/{id}`."""
+        return resource_name("deployments", self.id)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All deployments by name, and the revision that grows with each change of them."""
+
+    revision: int
+    deployments: tuple[Deployment, ...]
+
+    def of_pool(self, pool: str) -> tuple[Deployment, ...]:
+        """Returns the deployments of one pool; of all where it is empty."""
+        return tuple(one for one in self.deployments if pool in ("", one.pool))
+
+
+def new_model(*, name: str, description: str, now: datetime) -> Model:
+    """Makes a model.
+
+    Raises:
+        InvalidArgument: a field is wrong.
+    """
+    _check_length("model.description", description, MAX_DESCRIPTION_LENGTH)
+    return Model(parse_name(name, "models", field="model.name"), description, now)
+
+
+def new_version(
+    *, name: str, artifact_digest: str, schema: Schema, lineage: Lineage, now: datetime
+) -> ModelVersion:
+    """Makes a version.
+
+    Raises:
+        InvalidArgument: a field is wrong.
+    """
+    model, version = parse_version_name(name, field="model_version.name")
+    for field in ("training_run", "dataset", "source_revision"):
+        _check_length(f"model_version.lineage.{field}", getattr(lineage, field), MAX_LINEAGE_LENGTH)
+    return ModelVersion(model, version, artifact_digest, schema, lineage, now)
+
+
+def new_deployment(
+    *, name: str, model_version: ModelVersion, pool: str, now: datetime
+) -> Deployment:
+    """Makes a deployment; no backend has reported yet.
+
+    Raises:
+        InvalidArgument: a field is wrong.
+    """
+    identifier = parse_name(name, "deployments", field="deployment.name")
+    if pool and not _POOL.fullmatch(pool):
+        raise InvalidArgument.of_field(
+            "deployment.pool", "must be of a-z, 0-9 and -, from a letter, up to 63"
+        )
+    return Deployment(identifier, model_version, pool or DEFAULT_POOL, now)
+
+
+def check_backend(backend: Backend) -> Backend:
+    """Returns what is kept of a backend's report.
+
+    Raises:
+        InvalidArgument: a field is wrong, or a ready backend does not say how to reach it.
+    """
+    wrong = []
+    if not _BACKEND_ID.fullmatch(backend.id):
+        wrong.append(("backend.id", "must be of letters, digits, ., _ and -, up to 63"))
+    if backend.state is State.READY:
+        wrong += [
+            (f"backend.{field}", "must be set where the state is READY")
+            for field in ("address", "backend_model", "artifact_digest")
+            if not getattr(backend, field)
+        ]
+    if wrong:
+        raise InvalidArgument.of_fields(wrong)
+    return Backend(
+        backend.id,
+        backend.address,
+        backend.backend_model,
+        backend.state,
+        backend.artifact_digest,
+        backend.message[:MAX_MESSAGE_LENGTH],
+    )
+
+
+def check_same_artifact(backend: Backend, deployment: Deployment) -> None:
+    """Returns unless a ready backend has another artifact than its deployment's version.
+
+    Raises:
+        FailedPrecondition: it has; nothing is served under a version's name but that version.
+    """
+    expected = deployment.model_version.artifact_digest
+    if backend.state is State.READY and backend.artifact_digest != expected:
+        raise FailedPrecondition(
+            f"{backend.id} has another artifact than {deployment.model_version.name}",
+            reason="DIGEST_MISMATCH",
+            metadata={"expected_digest": expected, "actual_digest": backend.artifact_digest},
+        )
+
+
+def check_digest(digest: str, *, field: str) -> str:
+    """Returns the digest if it is one.
+
+    Raises:
+        InvalidArgument: it is not `sha256:` and 64 lower-case hex digits.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidArgument.of_field(field, "must be sha256: and 64 hex digits, lower case")
+    return digest
+
+
+def precedence_key(version: semver.Version) -> str:
+    """Returns a text that sorts, byte by byte, as versions precede one another (semver 2.0, §11).
+
+    Numbers come after their length; a release after its pre-releases (`~` after digits); a
+    numeric identifier (`0`) before others (`1`); the end of an identifier (`!`) before any of its
+    characters. Build metadata has no precedence: it only makes the order total.
+    """
+    release = "".join(map(_sortable_number, (version.major, version.minor, version.patch)))
+    identifiers = version.prerelease.split(".") if version.prerelease else []
+    prerelease = "".join(
+        f"0{_sortable_number(int(one))}" if one.isdecimal() else f"1{one}!" for one in identifiers
+    )
+    return f"{release}{prerelease or '~'} {version.build or ''}"
+
+
+def _sortable_number(number: int) -> str:
+    return f"{len(str(number)):02}{number}"
+
+
+def _check_length(field: str, value: str, limit: int) -> None:
+    if len(value) > limit:
+        raise InvalidArgument.of_field(field, f"has {len(value)} characters, more than {limit}")

@@ -1,0 +1,128 @@
+"""The messages of an upload: what they announce, and their chunks as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from headrace.registry.v1 import registry_pb2
+
+from libs.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from services.registry.artifacts import CHUNK_BYTES
+from services.registry.domain import check_digest
+
+BUSY_RETRY_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """What uploads may take.
+
+    Attributes:
+        size_bytes: of one artifact.
+        idle_seconds: between two messages of one upload.
+        concurrent: uploads at the same time, all callers together.
+    """
+
+    size_bytes: int = 8 * 1024**3
+    idle_seconds: float = 30.0
+    concurrent: int = 4
+
+
+class UploadSlots:
+    """Counts the uploads that run."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Holds one slot.
+
+        Raises:
+            ResourceExhausted: all are taken.
+        """
+        if self._taken >= self._limit:
+            raise ResourceExhausted(
+                f"{self._limit} uploads run already",
+                reason="QUEUE_FULL",
+                metadata={"queue": "uploads", "limit": str(self._limit)},
+                retry_after_seconds=BUSY_RETRY_SECONDS,
+            )
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
+class Upload:
+    """One upload, as it comes in."""
+
+    def __init__(
+        self, messages: AsyncIterator[registry_pb2.UploadArtifactRequest], *, limits: UploadLimits
+    ) -> None:
+        self._messages = messages
+        self._limits = limits
+
+    async def announced(self) -> registry_pb2.ArtifactMetadata:
+        """Reads the first message.
+
+        Raises:
+            InvalidArgument: it is no sound announcement.
+        """
+        first = await self._next()
+        if first is None or first.WhichOneof("part") != "metadata":
+            raise InvalidArgument.of_field("metadata", "must be the first message")
+        check_digest(first.metadata.digest, field="metadata.digest")
+        if first.metadata.size_bytes <= 0:
+            raise InvalidArgument.of_field("metadata.size_bytes", "must be positive")
+        if first.metadata.size_bytes > self._limits.size_bytes:
+            raise _too_large("metadata.size_bytes", "the artifact", self._limits.size_bytes)
+        return first.metadata
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yields the bytes of the messages after the first.
+
+        Raises:
+            InvalidArgument: a message is no chunk, or too large.
+            DeadlineExceeded: the caller sends nothing more and does not end the stream.
+        """
+        while (message := await self._next()) is not None:
+            if message.WhichOneof("part") != "chunk":
+                raise InvalidArgument.of_field("chunk", "must be set in all messages but the first")
+            if len(message.chunk) > CHUNK_BYTES:
+                raise _too_large("chunk", "a chunk", CHUNK_BYTES)
+            yield message.chunk
+
+    async def _next(self) -> registry_pb2.UploadArtifactRequest | None:
+        reading = asyncio.ensure_future(anext(self._messages, None))
+        try:
+            await asyncio.wait({reading}, timeout=self._limits.idle_seconds)
+        except asyncio.CancelledError:
+            reading.cancel()
+            raise
+        if not reading.done():
+            # Left alone: to cancel a read is to cancel the RPC, and the caller would not hear why.
+            raise DeadlineExceeded(
+                f"nothing came for {self._limits.idle_seconds:g} s",
+                reason="DEADLINE_EXCEEDED",
+                metadata={"waiting_for": "chunk"},
+            )
+        return reading.result()
+
+
+def _too_large(field: str, what: str, limit_bytes: int) -> InvalidArgument:
+    text = f"{what} has more than {limit_bytes} bytes"
+    return InvalidArgument(
+        text,
+        reason="MESSAGE_TOO_LARGE",
+        metadata={"limit_bytes": str(limit_bytes)},
+        field_violations=[(field, text)],
+    )
