@@ -1,0 +1,157 @@
+"""Engines and transactions.
+
+SQLite has one writer at a time. Writers of one process wait for each other in asyncio, where
+waiting is cheap and fair; writers of different processes meet at `BEGIN IMMEDIATE`, so that a
+transaction that has begun never fails because somebody else wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from libs.errors import Unavailable
+
+SQLITE_CONNECTIONS = 4  # each has a thread
+POSTGRESQL_CONNECTIONS = 10
+CONNECTION_WAIT_SECONDS = 10
+# For writers of other processes; those of this one wait in asyncio.
+SQLITE_BUSY_TIMEOUT_MILLIS = 5_000
+CONNECT_TIMEOUT_SECONDS = 5
+RETRY_AFTER_SECONDS = 1.0
+
+_WRITES = "headrace_writes"
+_SQLITE_OUTAGES = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR")
+
+_writing: WeakKeyDictionary[AsyncEngine, asyncio.Lock] = WeakKeyDictionary()
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """Makes an engine for `sqlite+aiosqlite:///path` or `postgresql+psycopg://…`.
+
+    SQLite: write-ahead log, each commit on disk before it returns, foreign keys enforced.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_async_engine(
+            parsed,
+            pool_size=POSTGRESQL_CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=CONNECTION_WAIT_SECONDS,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
+        )
+    engine = create_async_engine(
+        parsed,
+        pool_size=SQLITE_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=CONNECTION_WAIT_SECONDS,
+        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_MILLIS / 1000},
+    )
+    prepare_sqlite(engine.sync_engine)
+    _writing[engine] = asyncio.Lock()
+    return engine
+
+
+def prepare_sqlite(engine: Any) -> None:
+    """Gives each connection its settings, and each transaction an explicit begin."""
+    event.listen(engine, "connect", _on_sqlite_connect)
+    event.listen(engine, "begin", _on_sqlite_begin)
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Reads and writes, all or nothing; on SQLite one at a time. Keep it short.
+
+    Raises:
+        Unavailable: the database cannot be reached, or is busy for too long.
+    """
+    lock = _writing.get(engine)
+    with _reached(engine.url):
+        if lock is None:
+            async with engine.begin() as connection:
+                yield connection
+            return
+        async with lock, engine.connect() as connection:
+            await connection.execution_options(**{_WRITES: True})
+            async with connection.begin():
+                yield connection
+
+
+@asynccontextmanager
+async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Reads one state of the database; waits for no writer.
+
+    Raises:
+        Unavailable: the database cannot be reached.
+    """
+    with _reached(engine.url):
+        async with engine.connect() as connection:
+            if engine not in _writing:
+                await connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
+            async with connection.begin():
+                yield connection
+
+
+@contextmanager
+def _reached(url: URL) -> Iterator[None]:
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise _unavailable(url) from error
+    except DBAPIError as error:
+        if is_outage(error):
+            raise _unavailable(url) from error
+        raise
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Tells whether the database is away or busy, so that the same may work later."""
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, (OperationalError, InterfaceError)):
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        # SQLite calls a missing table operational, too.
+        name = getattr(error.orig, "sqlite_errorname", "")
+        return str(name).startswith(_SQLITE_OUTAGES)
+    return True
+
+
+def _unavailable(url: URL) -> Unavailable:
+    return Unavailable(
+        "the database does not answer",
+        reason="DEPENDENCY_UNAVAILABLE",
+        metadata={"dependency": url.get_backend_name()},
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
+
+
+def _on_sqlite_connect(dbapi_connection: Any, _record: Any) -> None:
+    # The driver begins no transactions by itself, and above all none that are deferred.
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    for pragma in (
+        f"busy_timeout = {SQLITE_BUSY_TIMEOUT_MILLIS}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
