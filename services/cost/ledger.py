@@ -1,0 +1,138 @@
+"""Booking: exactly once per usage id, and many at a time when they pile up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import Counter, Histogram
+from sqlalchemy.exc import DataError, IntegrityError
+
+from libs.clock import Clock
+from services.cost.domain import ADJUSTMENT, Posting, Price, Usage, postings_of
+from services.cost.price_book import PriceBook
+from services.cost.store import CostStore
+
+_log = structlog.get_logger()
+
+_BOOKED = Counter("headrace_cost_usage_booked", "Usage events booked.")
+_DUPLICATE = Counter("headrace_cost_usage_duplicate", "Usage events that were booked before.")
+_ADJUSTED = Counter(
+    "headrace_cost_usage_adjusted", "Usage events whose cost is not what their price makes of them."
+)
+_BATCH_EVENTS = Histogram(
+    "headrace_cost_booking_batch_events",
+    "Usage events booked in one transaction.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+
+MAX_BATCH_EVENTS = 256
+
+
+@dataclass(eq=False)
+class _Waiting:
+    usage: Usage
+    done: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def settle(self, error: Exception | None = None) -> None:
+        if self.done.done():  # its caller has gone
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+            self.done.exception()  # the caller may have gone before it looked
+
+
+class Ledger:
+    """Books usage events.
+
+    Group commit without a delay: an event that comes alone is booked at once; those that come
+    while a transaction runs share the next one. The queue is as long as there are callers of
+    `book`, which the consumer's `max_in_flight` limits.
+    """
+
+    def __init__(self, store: CostStore, price_book: PriceBook, clock: Clock) -> None:
+        self._store = store
+        self._price_book = price_book
+        self._clock = clock
+        self._waiting: deque[_Waiting] = deque()
+        self._turn = asyncio.Lock()
+
+    async def book(self, usage: Usage) -> None:
+        """Returns when the usage is in the ledger, by this call or an earlier one.
+
+        Raises:
+            InvalidUsageError: it cannot be booked, ever.
+            Unavailable: the database does not answer. It may have been booked nevertheless.
+        """
+        usage.check()
+        mine = _Waiting(usage)
+        self._waiting.append(mine)
+        async with self._turn:
+            # Whoever is first books for those behind; when it is their turn, they are done. One
+            # that was cancelled leaves its batch in the queue to the next.
+            while not mine.done.done():
+                await self._book_next_batch()
+        await mine.done
+
+    async def _book_next_batch(self) -> None:
+        batch = [self._waiting[i] for i in range(min(len(self._waiting), MAX_BATCH_EVENTS))]
+        try:
+            await self._book(batch)
+        except (DataError, IntegrityError) as error:
+            if len(batch) == 1:
+                batch[0].settle(error)
+            else:
+                await self._book_one_by_one(batch)
+        except Exception as error:  # noqa: BLE001  # raised again by each caller of `book`
+            for waiting in batch:
+                waiting.settle(error)
+        for _ in batch:
+            self._waiting.popleft()
+
+    async def _book_one_by_one(self, batch: list[_Waiting]) -> None:
+        """Keeps one event that the database refuses from holding up its neighbours."""
+        for waiting in batch:
+            try:
+                await self._book([waiting])
+            except Exception as error:  # noqa: BLE001  # raised again by the caller of `book`
+                waiting.settle(error)
+
+    async def _book(self, batch: list[_Waiting]) -> None:
+        bookings = []
+        for waiting in batch:
+            price = await self._price_book.find(waiting.usage.price)
+            bookings.append((waiting.usage, postings_of(waiting.usage, price), price))
+        booked = await self._store.book(
+            [(usage, lines) for usage, lines, _ in bookings], self._clock.now()
+        )
+        _BATCH_EVENTS.observe(len(batch))
+        for usage, lines, price in bookings:
+            if usage.usage_id not in booked:
+                _DUPLICATE.inc()
+                continue
+            booked.discard(usage.usage_id)
+            _BOOKED.inc()
+            _tell_adjustment(usage, lines, price)
+        for waiting in batch:
+            waiting.settle()
+
+
+def _tell_adjustment(usage: Usage, lines: tuple[Posting, ...], price: Price | None) -> None:
+    if lines and lines[-1].kind == ADJUSTMENT:
+        _ADJUSTED.inc()
+        _log.error(
+            "the client was told another cost than the price makes",
+            usage_id=usage.usage_id,
+            tenant=usage.tenant,
+            model_version=usage.model_version,
+            price=usage.price,
+            price_known=price is not None,
+            told_nano_usd=usage.cost_nano_usd,
+            adjustment_nano_usd=lines[-1].cost_nano_usd,
+        )

@@ -1,0 +1,63 @@
+"""The price book in memory: found by name when usage is booked, pushed to those who watch it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import structlog
+
+from libs.clock import Clock
+from libs.errors import Unavailable
+from services.cost.domain import Price, current_and_later
+from services.cost.store import CostStore
+
+_log = structlog.get_logger()
+
+
+class PriceBook:
+    """All prices. Prices never change, so one that was read once stays right."""
+
+    def __init__(self, store: CostStore, clock: Clock, *, poll_seconds: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._poll_seconds = poll_seconds
+        self._by_name: Mapping[str, Price] = {}
+        self._changed = asyncio.Event()
+
+    async def create(self, price: Price) -> Price:
+        """Adds a price and pushes the book; returns the one that has the name, old or new."""
+        stored = await self._store.insert_price(price)
+        if stored.name not in self._by_name:
+            await self.refresh()
+        return stored
+
+    async def find(self, name: str) -> Price | None:
+        """Returns the price of that name, or None if there is none."""
+        if name and name not in self._by_name:
+            await self.refresh()
+        return self._by_name.get(name)
+
+    async def refresh(self) -> None:
+        """Reads the book; wakes the watchers if it has grown."""
+        by_name = {price.name: price for price in await self._store.all_prices()}
+        if by_name.keys() - self._by_name.keys():
+            self._by_name = by_name
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def poll(self) -> None:
+        """Looks regularly for prices that another replica created, until it is cancelled."""
+        while True:
+            await self._clock.sleep(self._poll_seconds)
+            try:
+                await self.refresh()
+            except Unavailable as error:
+                _log.warning("cannot read the price book", error=repr(error))
+
+    async def watch(self) -> AsyncIterator[list[Price]]:
+        """Yields the prices that hold now or later: at once, and whenever the book has changed."""
+        while True:
+            changed = self._changed
+            yield current_and_later(self._by_name.values(), self._clock.now())
+            await changed.wait()
