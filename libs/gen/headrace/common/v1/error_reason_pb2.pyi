@@ -124,6 +124,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Metadata: none.
     """
+    ERROR_REASON_BACKEND_RATE_LIMITED: _ErrorReason.ValueType  # 21
+    """The provider limits how much it answers, and no other backend is left. Comes with
+    `RESOURCE_EXHAUSTED` and `RetryInfo`.
+
+    Metadata: `backend`.
+    """
+    ERROR_REASON_BACKEND_MISCONFIGURED: _ErrorReason.ValueType  # 22
+    """The provider rejects the mesh itself, and no other backend is left: its operators must mend that.
+    Comes with `FAILED_PRECONDITION`.
+
+    Example: the API key is wrong, or the provider has no such model. Metadata: `backend`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that a Headrace error can carry.
@@ -233,5 +245,17 @@ ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 20
 """The request was cancelled by its caller. Comes with `CANCELLED`.
 
 Metadata: none.
+"""
+ERROR_REASON_BACKEND_RATE_LIMITED: ErrorReason.ValueType  # 21
+"""The provider limits how much it answers, and no other backend is left. Comes with
+`RESOURCE_EXHAUSTED` and `RetryInfo`.
+
+Metadata: `backend`.
+"""
+ERROR_REASON_BACKEND_MISCONFIGURED: ErrorReason.ValueType  # 22
+"""The provider rejects the mesh itself, and no other backend is left: its operators must mend that.
+Comes with `FAILED_PRECONDITION`.
+
+Example: the API key is wrong, or the provider has no such model. Metadata: `backend`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

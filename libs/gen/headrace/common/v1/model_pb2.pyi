@@ -69,6 +69,30 @@ BACKEND_STATE_FAILED: BackendState.ValueType  # 3
 """Loading failed; `message` says why. It is tried again."""
 Global___BackendState: _TypeAlias = BackendState  # noqa: Y015
 
+class _BackendKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BackendKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BackendKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BACKEND_KIND_UNSPECIFIED: _BackendKind.ValueType  # 0
+    """The same as Triton."""
+    BACKEND_KIND_TRITON: _BackendKind.ValueType  # 1
+    """A Triton of a pool, over gRPC."""
+    BACKEND_KIND_OPENAI: _BackendKind.ValueType  # 2
+    """An external provider with OpenAI's API, over HTTP."""
+
+class BackendKind(_BackendKind, metaclass=_BackendKindEnumTypeWrapper):
+    """What a backend speaks."""
+
+BACKEND_KIND_UNSPECIFIED: BackendKind.ValueType  # 0
+"""The same as Triton."""
+BACKEND_KIND_TRITON: BackendKind.ValueType  # 1
+"""A Triton of a pool, over gRPC."""
+BACKEND_KIND_OPENAI: BackendKind.ValueType  # 2
+"""An external provider with OpenAI's API, over HTTP."""
+Global___BackendKind: _TypeAlias = BackendKind  # noqa: Y015
+
 @_typing.final
 class ModelSchema(_message.Message):
     """What a version takes and gives; part of its artifact and fixed with it."""
@@ -138,8 +162,38 @@ class TokenUsage(_message.Message):
 Global___TokenUsage: _TypeAlias = TokenUsage  # noqa: Y015
 
 @_typing.final
+class Provider(_message.Message):
+    """An external provider that runs a version in place of a pool; part of the artifact, fixed with it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    API_KEY_NAME_FIELD_NUMBER: _builtins.int
+    base_url: _builtins.str
+    """The URL that `/chat/completions` follows, such as `https://api.example.com/v1`."""
+    model: _builtins.str
+    """The provider's own name of the model."""
+    api_key_name: _builtins.str
+    """The file in `HEADRACE_HOME/secrets` that holds the API key. Empty: the provider needs none."""
+    def __init__(
+        self,
+        *,
+        base_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        api_key_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_name", b"api_key_name", "base_url", b"base_url", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Provider: _TypeAlias = Provider  # noqa: Y015
+
+@_typing.final
 class Backend(_message.Message):
-    """One version on one Triton."""
+    """One version on one Triton, or at a provider."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,18 +203,24 @@ class Backend(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    API_KEY_NAME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The Triton that holds it, unique in its pool, such as `triton-0`."""
+    """The Triton that holds it, unique in its pool, such as `triton-0`; `provider` at a provider."""
     address: _builtins.str
-    """Where that Triton's gRPC endpoint listens, as `host:port`."""
+    """Where that Triton's gRPC endpoint listens, as `host:port`, or the provider's base URL."""
     backend_model: _builtins.str
-    """The name under which that Triton has the version."""
+    """The name under which that Triton, or the provider, has the version."""
     state: Global___BackendState.ValueType
     """Whether it serves."""
     artifact_digest: _builtins.str
     """The digest that the pool agent verified before it loaded the version."""
     message: _builtins.str
     """Why the state is what it is, for people."""
+    kind: Global___BackendKind.ValueType
+    """What it speaks."""
+    api_key_name: _builtins.str
+    """Of the provider, see `Provider.api_key_name`."""
     def __init__(
         self,
         *,
@@ -170,10 +230,12 @@ class Backend(_message.Message):
         state: Global___BackendState.ValueType = ...,
         artifact_digest: _builtins.str = ...,
         message: _builtins.str = ...,
+        kind: Global___BackendKind.ValueType = ...,
+        api_key_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "artifact_digest", b"artifact_digest", "backend_model", b"backend_model", "id", b"id", "message", b"message", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "api_key_name", b"api_key_name", "artifact_digest", b"artifact_digest", "backend_model", b"backend_model", "id", b"id", "kind", b"kind", "message", b"message", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -157,7 +157,7 @@ class Delta(_message.Message):
     text: _builtins.str
     """The text. Never splits a character."""
     token_count: _builtins.int
-    """How many tokens it stands for."""
+    """How many tokens it stands for. A provider does not tell: the chunks that it sent, then."""
     def __init__(
         self,
         *,
@@ -188,7 +188,7 @@ class Final(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     finish_reason: _builtins.str
-    """`stop` or `length`."""
+    """`stop` or `length`; `content_filter` where a provider says so."""
     cost_nano_usd: _builtins.int
     """What the request cost, in billionths of a US dollar. Equal to the ledger's sum for it."""
     model_version: _builtins.str

@@ -43,6 +43,8 @@ class InferenceServiceStub:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+    * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
     """Turns texts into vectors, without cache. Called by `embedding_cache`; users call
@@ -66,6 +68,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+    * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors, without cache. Called by `embedding_cache`; users call
@@ -92,6 +96,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+        * `RESOURCE_EXHAUSTED`: `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+        * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
         """
 
     @_abc_1.abstractmethod

@@ -94,6 +94,7 @@ class ModelVersion(_message.Message):
     SCHEMA_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/versions/{semver}`."""
     artifact_digest: _builtins.str
@@ -112,6 +113,10 @@ class ModelVersion(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Set by the service."""
 
+    @_builtins.property
+    def provider(self) -> _model_pb2.Provider:
+        """Set by the service, from the artifact, where an external provider runs the version."""
+
     def __init__(
         self,
         *,
@@ -121,10 +126,11 @@ class ModelVersion(_message.Message):
         schema: _model_pb2.ModelSchema | None = ...,
         lineage: Global___Lineage | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        provider: _model_pb2.Provider | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "lineage", b"lineage", "schema", b"schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "lineage", b"lineage", "provider", b"provider", "schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "artifact_file_name", b"artifact_file_name", "create_time", b"create_time", "lineage", b"lineage", "name", b"name", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "artifact_file_name", b"artifact_file_name", "create_time", b"create_time", "lineage", b"lineage", "name", b"name", "provider", b"provider", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,6 +149,7 @@ class Deployment(_message.Message):
     SCHEMA_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`deployments/{deployment}`; the last part is `[a-z][a-z0-9-]*` and at most 63 characters."""
     model_version: _builtins.str
@@ -157,11 +164,17 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Backend]:
-        """The state on each backend of the pool. Set by the pool's agents."""
+        """The state on each backend of the pool. Set by the pool's agents; where there is a `provider`, by
+        the service: that one, always ready.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Set by the service."""
+
+    @_builtins.property
+    def provider(self) -> _model_pb2.Provider:
+        """The version's provider. Set by the service. The pool's agents leave such a deployment alone."""
 
     def __init__(
         self,
@@ -173,10 +186,11 @@ class Deployment(_message.Message):
         schema: _model_pb2.ModelSchema | None = ...,
         backends: _abc.Iterable[_model_pb2.Backend] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        provider: _model_pb2.Provider | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "schema", b"schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "provider", b"provider", "schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backends", b"backends", "create_time", b"create_time", "model_version", b"model_version", "name", b"name", "pool", b"pool", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backends", b"backends", "create_time", b"create_time", "model_version", b"model_version", "name", b"name", "pool", b"pool", "provider", b"provider", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
