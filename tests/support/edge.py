@@ -1,0 +1,153 @@
+"""A real Envoy with the mesh's own configuration, in front of whatever a test serves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+
+from libs.clock import SystemClock
+from libs.rpc.server import RpcServer
+from services.cli.edge import CLUSTERS, Edge, argv, render
+from services.cli.keys import mint_token
+
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+
+# Nothing listens on the discard port of the loopback: connections are refused at once.
+NOWHERE = "127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class RunningEdge:
+    """An edge that accepts calls.
+
+    Attributes:
+        address: where, as `host:port`.
+        admin: the URL of Envoy's own interface.
+        log: what it has written to standard output: one line of JSON a request.
+    """
+
+    home: Path
+    address: str
+    admin: str
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    def token(self, **claims: Any) -> str:
+        """Signs a token of tenant `acme` and user `ann`, or of whom the test says."""
+        return mint_token(self.home, **{"tenant": "acme", "user": "ann", **claims})
+
+    def bearer(self, **claims: Any) -> dict[str, str]:
+        """Returns the header that carries such a token, for HTTP and for gRPC."""
+        return {"authorization": f"Bearer {self.token(**claims)}"}
+
+    def metadata(self, **claims: Any) -> tuple[tuple[str, str], ...]:
+        """Returns `bearer` as gRPC metadata."""
+        return tuple(self.bearer(**claims).items())
+
+    def channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self.address)
+
+    async def requests_logged(self, count: int) -> list[dict[str, Any]]:
+        """Waits for the log to have so many requests and returns them."""
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+                requests = [line for line in lines if line.get("event") == "request"]
+                if len(requests) >= count:
+                    return requests
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def cluster_is_healthy(self, cluster: str) -> None:
+        """Waits for a host of a cluster to pass its health check."""
+        query = f"{self.admin}/stats?format=json&filter=^cluster.{cluster}.membership_healthy$"
+        async with asyncio.timeout(START_SECONDS), aiohttp.ClientSession() as http:
+            while True:
+                async with http.get(query) as response:
+                    (stat,) = (await response.json())["stats"]
+                if stat["value"] > 0:
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+
+
+@asynccontextmanager
+async def running_edge(
+    home: Path, services: Mapping[str, Sequence[str]], **settings: Any
+) -> AsyncIterator[RunningEdge]:
+    """Runs an edge on ports of the kernel's choice. Clusters that are not named lead nowhere."""
+    edge = Edge(
+        home=home,
+        listen_address="127.0.0.1:0",
+        admin_address="127.0.0.1:0",
+        services={name: services.get(name, [NOWHERE]) for name in CLUSTERS},
+        **settings,
+    )
+    render(edge)
+    log, errors, admin_file = (home / "run" / name for name in ("edge.log", "edge.err", "admin"))
+    with log.open("wb") as stdout, errors.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *argv(edge), "--admin-address-path", str(admin_file), stdout=stdout, stderr=stderr
+        )
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            admin, address = await _ready(process, admin_file)
+        yield RunningEdge(home=home, address=address, admin=admin, log=log)
+    except TimeoutError as error:
+        raise AssertionError(f"Envoy is not ready: {errors.read_text()[-2000:]}") from error
+    finally:
+        await _end(process)
+
+
+@asynccontextmanager
+async def serving(
+    *register: Callable[[grpc.aio.Server], None], address: str = "127.0.0.1:0"
+) -> AsyncIterator[str]:
+    """Runs the mesh's own gRPC server with some servicers and yields its `host:port`."""
+    server = RpcServer(address, clock=SystemClock())
+    for each in register:
+        each(server.grpc)
+    await server.start()
+    try:
+        yield server.address
+    finally:
+        await server.stop(drain_seconds=0)
+
+
+async def _ready(process: asyncio.subprocess.Process, admin_file: Path) -> tuple[str, str]:
+    """Returns the URL of the admin interface and the address of the listener, once it is live."""
+    async with aiohttp.ClientSession() as http:
+        while process.returncode is None:
+            with suppress(OSError, aiohttp.ClientError):
+                admin = f"http://{await asyncio.to_thread(admin_file.read_text)}"
+                async with http.get(f"{admin}/ready") as response:
+                    live = response.status == 200
+                async with http.get(f"{admin}/listeners?format=json") as response:
+                    listeners = (await response.json()).get("listener_statuses", [])
+                if live and listeners:
+                    socket = listeners[0]["local_address"]["socket_address"]
+                    return admin, f"{socket['address']}:{socket['port_value']}"
+            await asyncio.sleep(_POLL_SECONDS)
+    raise TimeoutError
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
