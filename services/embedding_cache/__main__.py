@@ -1,0 +1,103 @@
+"""The embedding cache's parts, put together."""
+
+from __future__ import annotations
+
+from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.embedding.v1 import embedding_pb2_grpc
+from headrace.inference.v1 import inference_pb2_grpc
+from headrace.openai.v1 import openai_pb2_grpc
+from headrace.router.v1 import router_pb2, router_pb2_grpc
+
+from libs.bus.connection import connect, ensure_streams
+from libs.bus.publisher import Publisher
+from libs.metering.prices import PriceBook
+from libs.metering.usage import UsageRecorder
+from libs.process import process, run
+from libs.routes import RouteTable
+from libs.rpc.channel import open_channel
+from libs.rpc.watch import SnapshotWatch
+from libs.telemetry.hashing import InputHasher
+from services.embedding_cache.computation import Computation
+from services.embedding_cache.config import Settings
+from services.embedding_cache.embedder import Embedder
+from services.embedding_cache.flights import Flights
+from services.embedding_cache.openai import OpenAIEmbeddingServicer
+from services.embedding_cache.servicer import EmbeddingServicer
+from services.embedding_cache.vector_cache import VectorCache
+
+
+async def main() -> None:
+    """Runs the service until it is told to end."""
+    settings = Settings()
+    async with process("embedding_cache", settings) as running:
+        clock = running.clock
+        bus = await connect(settings.nats_url, name="embedding_cache")
+        jetstream = bus.jetstream()
+        await ensure_streams(jetstream)
+
+        usage = UsageRecorder(Publisher(jetstream), clock)
+        cache = VectorCache(limit_bytes=settings.embedding_cache_limit_bytes)
+        flights = Flights(keep=cache.put, limit_texts=settings.embedding_in_flight_limit_texts)
+        computation = Computation(
+            inference_pb2_grpc.InferenceServiceStub(open_channel(settings.inference_address)),
+            timeout_seconds=settings.embedding_timeout_seconds,
+        )
+
+        def require_snapshots() -> None:
+            routes.require()
+            prices.require()
+
+        embedder = Embedder(
+            require_snapshots=require_snapshots,
+            cache=cache,
+            flights=flights,
+            computation=computation,
+            usage=usage,
+            hasher=InputHasher.from_file(settings.input_hash_key_file),
+            clock=clock,
+        )
+
+        def take_routes(snapshot: router_pb2.WatchRoutesResponse) -> None:
+            embedder.routes = RouteTable.of(snapshot)
+
+        def take_prices(snapshot: cost_pb2.WatchPricesResponse) -> None:
+            usage.prices = PriceBook(snapshot.prices)
+
+        router = router_pb2_grpc.RouterServiceStub(
+            open_channel(settings.router_address, traced=False)
+        )
+        cost = cost_pb2_grpc.CostServiceStub(open_channel(settings.cost_address, traced=False))
+        routes = SnapshotWatch(
+            "router",
+            open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
+            on_snapshot=take_routes,
+            clock=clock,
+        )
+        prices = SnapshotWatch(
+            "cost",
+            open_stream=lambda: cost.WatchPrices(cost_pb2.WatchPricesRequest()),
+            on_snapshot=take_prices,
+            clock=clock,
+        )
+        running.spawn(routes.run())
+        running.spawn(prices.run())
+
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+            EmbeddingServicer(embedder), running.server.grpc
+        )
+        openai_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+            OpenAIEmbeddingServicer(embedder), running.server.grpc
+        )
+
+        async def become_ready() -> None:
+            await routes.wait_first()
+            await prices.wait_first()
+            await running.server.set_ready(True)
+
+        running.spawn(become_ready())
+        await running.serve(ready=False)
+        await bus.drain()
+
+
+if __name__ == "__main__":
+    run(main())

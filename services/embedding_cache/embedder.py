@@ -1,0 +1,178 @@
+"""One request for vectors, from check to answer, whatever protocol it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+from headrace.common.v1 import model_pb2
+
+from libs.clock import Clock
+from libs.errors import HeadraceError
+from libs.ids import check_uuid, uuid7
+from libs.metering.usage import UsageRecorder
+from libs.routes import EMPTY, Choice
+from libs.rpc.identity import Identity
+from libs.telemetry.genai import OPERATION_EMBEDDINGS, ModelMetrics
+from libs.telemetry.hashing import InputHasher
+from libs.telemetry.tracing import current_trace_id
+from services.embedding_cache import metrics
+from services.embedding_cache.domain import (
+    Lookup,
+    Vector,
+    check_dimensions,
+    check_texts,
+    text_key,
+)
+from services.embedding_cache.flights import Flights
+from services.embedding_cache.query import Answer, Query
+from services.embedding_cache.vector_cache import VectorCache
+
+_log = structlog.get_logger()
+
+
+class Computes(Protocol):
+    """Makes vectors."""
+
+    async def compute(
+        self, texts: Sequence[str], *, choice: Choice, identity: Identity
+    ) -> Sequence[Vector]:
+        """Returns one vector a text."""
+
+
+class Embedder:
+    """Answers from the cache, has the rest computed, records what it cost.
+
+    Attributes:
+        routes: the newest snapshot.
+    """
+
+    def __init__(
+        self,
+        *,
+        require_snapshots: Callable[[], None],
+        cache: VectorCache,
+        flights: Flights,
+        computation: Computes,
+        usage: UsageRecorder,
+        hasher: InputHasher,
+        clock: Clock,
+    ) -> None:
+        """Puts the parts together.
+
+        Args:
+            require_snapshots: raises as long as routes or prices are not known.
+            cache: the vectors in hand.
+            flights: those that are being computed; what lands must go to `cache`.
+            computation: makes the others.
+            usage: prices and records.
+            hasher: hashes inputs for the log.
+            clock: the time.
+        """
+        self.routes = EMPTY
+        self._require_snapshots = require_snapshots
+        self._cache = cache
+        self._flights = flights
+        self._computation = computation
+        self._usage = usage
+        self._hasher = hasher
+        self._clock = clock
+        self._metrics: dict[tuple[str, str], ModelMetrics] = {}
+
+    async def embed(self, query: Query) -> Answer:
+        """Answers one request.
+
+        Raises:
+            HeadraceError: as `EmbeddingService.Embed` lists them.
+        """
+        started = self._clock.monotonic_seconds()
+        if query.request_id:
+            check_uuid(query.request_id, field="request_id")
+        check_texts(query.texts, field=query.texts_field)
+        self._require_snapshots()
+        choice = self.routes.choose(query.model, kind=model_pb2.ModelKind.MODEL_KIND_EMBEDDING)
+        check_dimensions(query.dimensions, choice.target.schema.dimensions)
+        model_metrics = self._metrics_of(choice)
+        try:
+            answer = await self._answer(query, choice)
+        except HeadraceError as error:
+            seconds = self._clock.monotonic_seconds() - started
+            model_metrics.observe_request(seconds, error_type=error.reason)
+            raise
+        seconds = self._clock.monotonic_seconds() - started
+        model_metrics.observe_request(seconds)
+        self._log(query, answer, seconds)
+        return answer
+
+    async def _answer(self, query: Query, choice: Choice) -> Answer:
+        lookup = await self._look_up(query, choice)
+        usage = model_pb2.TokenUsage(
+            prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
+        )
+        request_id = query.request_id or uuid7(self._clock)
+        cost_nano_usd = await self._usage.record(
+            request_id=request_id,
+            identity=query.identity,
+            model=choice.model,
+            model_version=choice.target.model_version,
+            usage=usage,
+            operation="embed",
+        )
+        return Answer(
+            lookup=lookup,
+            choice=choice,
+            usage=usage,
+            cost_nano_usd=cost_nano_usd,
+            request_id=request_id,
+            trace_id=current_trace_id(),
+        )
+
+    async def _look_up(self, query: Query, choice: Choice) -> Lookup:
+        digest = choice.target.artifact_digest
+        keys = [text_key(digest, text) for text in query.texts]
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        cached = {key: vector for key in first if (vector := self._cache.get(key)) is not None}
+        missing = {key: query.texts[first[key]] for key in first if key not in cached}
+        # In one step with both lookups, the cache's and that of `fetch`: nothing lands in between.
+        computed = frozenset(first[key] for key in missing if key not in self._flights)
+        _count(texts=len(keys), keys=len(first), cached=len(cached), computed=len(computed))
+
+        async def compute(texts: Sequence[str]) -> Sequence[Vector]:
+            return await self._computation.compute(texts, choice=choice, identity=query.identity)
+
+        fetched = await self._flights.fetch(missing, compute) if missing else {}
+        return Lookup([cached.get(key) or fetched[key] for key in keys], computed)
+
+    def _metrics_of(self, choice: Choice) -> ModelMetrics:
+        # As many as there are versions that were ever routed to.
+        labels = (choice.model, choice.target.model_version)
+        known = self._metrics.get(labels)
+        if known is None:
+            known = self._metrics[labels] = ModelMetrics(
+                operation=OPERATION_EMBEDDINGS, model=labels[0], model_version=labels[1]
+            )
+        return known
+
+    def _log(self, query: Query, answer: Answer, seconds: float) -> None:
+        _log.info(
+            "embedded",
+            request_id=answer.request_id,
+            tenant=query.identity.tenant,
+            user=query.identity.user,
+            model_version=answer.choice.target.model_version,
+            input_hash=self._hasher.hash(*query.texts),
+            text_count=len(query.texts),
+            hit_count=answer.lookup.hit_count,
+            prompt_tokens=answer.usage.prompt_tokens,
+            cached_tokens=answer.usage.cached_tokens,
+            cost_nano_usd=answer.cost_nano_usd,
+            duration_seconds=round(seconds, 6),
+        )
+
+
+def _count(*, texts: int, keys: int, cached: int, computed: int) -> None:
+    metrics.REPEATED_TEXTS.inc(texts - keys)
+    metrics.HIT_TEXTS.inc(cached)
+    metrics.COMPUTED_TEXTS.inc(computed)
+    metrics.JOINED_TEXTS.inc(keys - cached - computed)

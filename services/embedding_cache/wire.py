@@ -1,0 +1,64 @@
+"""Vectors and answers as protos."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable
+
+from headrace.embedding.v1 import embedding_pb2
+from headrace.inference.v1 import inference_pb2
+
+from libs.errors import Unavailable
+from services.embedding_cache.domain import Vector
+from services.embedding_cache.query import Answer
+
+RETRY_SECONDS = 1.0
+
+
+def from_embedding(embedding: inference_pb2.Embedding, *, dimensions: int) -> Vector:
+    """Returns a vector as it is kept.
+
+    Raises:
+        Unavailable: it has another length than the model's, or a value that is no number. It would
+            be kept for as long as the model lives.
+    """
+    values = embedding.values
+    if len(values) != dimensions or not math.isfinite(sum(values)):
+        raise Unavailable(
+            f"a backend gave no vector of {dimensions} numbers",
+            reason="BACKEND_FAILED",
+            retry_after_seconds=RETRY_SECONDS,
+        )
+    return Vector(embedding.SerializeToString(), embedding.token_count)
+
+
+def values_of(vector: Vector) -> tuple[float, ...]:
+    """Returns the numbers of a vector."""
+    return tuple(inference_pb2.Embedding.FromString(vector.encoded).values)
+
+
+def float32_bytes(values: Iterable[float]) -> bytes:
+    """Returns numbers as float32, little-endian."""
+    numbers = tuple(values)
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+def to_response(answer: Answer) -> embedding_pb2.EmbedResponse:
+    """Returns the answer of `EmbeddingService.Embed`."""
+    target = answer.choice.target
+    response = embedding_pb2.EmbedResponse(
+        hit_count=answer.lookup.hit_count,
+        usage=answer.usage,
+        cost_nano_usd=answer.cost_nano_usd,
+        model_version=target.model_version,
+        artifact_digest=target.artifact_digest,
+        route=inference_pb2.RouteDecision(
+            deployment=target.deployment, reason=answer.choice.reason
+        ),
+        request_id=answer.request_id,
+        trace_id=answer.trace_id,
+    )
+    for vector in answer.lookup.vectors:
+        response.embeddings.add().MergeFromString(vector.encoded)
+    return response

@@ -1,0 +1,67 @@
+"""The promises of what may be asked of the embedding cache, and of what is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from libs.errors import InvalidArgument
+from services.embedding_cache.domain import (
+    MAX_TEXTS,
+    MAX_TEXTS_BYTES,
+    Lookup,
+    Vector,
+    check_dimensions,
+    check_texts,
+    text_key,
+)
+
+_DIGEST = "sha256:" + "ab" * 32
+
+
+def _violation(texts: list[str]) -> tuple[str, str]:
+    with pytest.raises(InvalidArgument) as caught:
+        check_texts(texts, field="texts")
+    return caught.value.reason, caught.value.field_violations[0][0]
+
+
+def test_the_limits_are_inclusive():
+    """What is exactly as large as a limit is taken."""
+    check_texts(["a"], field="texts")
+    check_texts(["a"] * MAX_TEXTS, field="texts")
+    check_texts(["a" * (MAX_TEXTS_BYTES - 2), "é"], field="texts")
+
+
+def test_what_is_beyond_a_limit_is_refused_by_name():
+    """None, too many, an empty one and too large are each the caller's error."""
+    assert _violation([]) == ("INVALID_FIELD", "texts")
+    assert _violation(["a"] * (MAX_TEXTS + 1)) == ("INVALID_FIELD", "texts")
+    assert _violation(["a", "", "b", ""]) == ("INVALID_FIELD", "texts[1]")
+    assert _violation(["a" * (MAX_TEXTS_BYTES - 1), "é"]) == ("MESSAGE_TOO_LARGE", "texts")
+
+
+def test_dimensions_may_only_say_what_is():
+    """A vector is not cut to another length, and a request for that is not ignored."""
+    check_dimensions(None, 384)
+    check_dimensions(384, 384)
+    with pytest.raises(InvalidArgument) as caught:
+        check_dimensions(256, 384)
+    assert caught.value.field_violations[0][0] == "dimensions"
+
+
+def test_a_key_stands_for_artifact_and_text():
+    """Another artifact or another text has another key; the key has a fixed size."""
+    keys = {
+        text_key(_DIGEST, "a"),
+        text_key(_DIGEST, "b"),
+        text_key(_DIGEST, "á"),
+        text_key("sha256:" + "cd" * 32, "a"),
+    }
+    assert {len(key) for key in keys} == {64}
+    assert len(keys) == 4
+    assert text_key(_DIGEST, "a") in keys
+
+
+def test_hits_are_what_was_not_computed():
+    """Tokens of hits count as cached, those of computed texts do not."""
+    lookup = Lookup([Vector(b"", 3), Vector(b"", 5), Vector(b"", 3)], computed=frozenset({0}))
+    assert (lookup.hit_count, lookup.token_count, lookup.cached_token_count) == (2, 11, 8)

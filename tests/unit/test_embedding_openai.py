@@ -1,0 +1,147 @@
+"""The promises of OpenAI's embeddings; the judge is the types of the `openai` package."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Sequence
+
+import pytest
+from headrace.common.v1 import model_pb2
+from headrace.inference.v1 import inference_pb2
+from headrace.router.v1 import router_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openai.types import CreateEmbeddingResponse
+
+from libs.errors import InvalidArgument, Unavailable
+from libs.routes import Choice
+from services.embedding_cache.domain import Lookup, Vector
+from services.embedding_cache.openai import (
+    VECTORS_WRITTEN_AT_ONCE,
+    parse_embedding_request,
+    write_embedding_response,
+)
+from services.embedding_cache.query import Answer
+from services.embedding_cache.wire import from_embedding, to_response, values_of
+
+_FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def _body(**members: object) -> bytes:
+    return json.dumps({"model": "minilm", "input": "hello"} | members).encode()
+
+
+def _vector(values: Sequence[float], token_count: int = 3) -> Vector:
+    embedding = inference_pb2.Embedding(values=values, token_count=token_count)
+    return from_embedding(embedding, dimensions=len(values))
+
+
+def _answer(vectors: Sequence[Vector]) -> Answer:
+    target = router_pb2.RouteTarget(
+        deployment="deployments/minilm",
+        model_version="models/minilm/versions/1.0.0",
+        artifact_digest="sha256:" + "ab" * 32,
+    )
+    lookup = Lookup(vectors, computed=frozenset({0}))
+    return Answer(
+        lookup=lookup,
+        choice=Choice(target, "highest ready version: 1.0.0", "minilm", 1),
+        usage=model_pb2.TokenUsage(
+            prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
+        ),
+        cost_nano_usd=42,
+        request_id="0198c5f0-0000-7000-8000-000000000000",
+        trace_id="c" * 32,
+    )
+
+
+def test_every_field_arrives():
+    """What a client sets is read; `user` is bookkeeping and `null` is not set."""
+    request = parse_embedding_request(
+        _body(input=["a", "b"], encoding_format="base64", dimensions=384, user="ann")
+    )
+    assert (request.model, request.texts) == ("minilm", ("a", "b"))
+    assert (request.dimensions, request.as_base64) == (384, True)
+    request = parse_embedding_request(_body(encoding_format=None, dimensions=None))
+    assert (request.texts, request.dimensions, request.as_base64) == (("hello",), None, False)
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "path"),
+    [
+        ("input", [1, 2, 3], "input"),
+        ("input", [[1, 2], [3]], "input"),
+        ("input", {"text": "a"}, "input"),
+        ("input", 3, "input"),
+        ("input", ["a", None], "input[1]"),
+        ("input", ["\ud800"], "input[0]"),
+        ("model", None, "model"),
+        ("encoding_format", "int8", "encoding_format"),
+        ("dimensions", "384", "dimensions"),
+        ("stream", True, "stream"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(member: str, value: object, path: str):
+    """The error names the field as OpenAI's `param` does."""
+    with pytest.raises(InvalidArgument) as caught:
+        parse_embedding_request(_body(**{member: value}))
+    assert caught.value.field_violations[0][0] == path
+
+
+async def test_both_formats_are_what_the_openai_package_expects():
+    """Floats and base64 carry the same numbers, in the order of the texts."""
+    vectors = [_vector([index / 3, -1.0, 1e-30]) for index in range(VECTORS_WRITTEN_AT_ONCE + 2)]
+    answer = _answer(vectors)
+    plain = await write_embedding_response(answer, model="minilm", as_base64=False)
+    encoded = await write_embedding_response(answer, model="minilm", as_base64=True)
+    read = CreateEmbeddingResponse.model_validate_json(plain)
+    assert [item.index for item in read.data] == list(range(len(vectors)))
+    for item, raw, vector in zip(read.data, json.loads(encoded)["data"], vectors, strict=True):
+        kept = struct.pack("<3f", *values_of(vector))
+        assert struct.pack("<3f", *item.embedding) == kept
+        assert base64.b64decode(raw["embedding"]) == kept
+    assert read.usage.prompt_tokens == read.usage.total_tokens == 3 * len(vectors)
+    assert read.model == "minilm"
+
+
+async def test_an_answer_tells_version_and_cost():
+    """What OpenAI has no field for stands under `headrace`."""
+    body = await write_embedding_response(
+        _answer([_vector([1.0])] * 2), model="minilm", as_base64=True
+    )
+    told = json.loads(body)["headrace"]
+    assert told["model_version"] == "models/minilm/versions/1.0.0"
+    assert told["cost_nano_usd"] == 42
+    assert (told["hit_count"], told["cached_tokens"]) == (1, 3)
+
+
+# Times depend on what else the machine does.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(_FLOATS, min_size=1, max_size=20))
+async def test_any_float32_survives_as_text(values: list[float]):
+    """Nine digits are enough: what is read is exactly the number that was kept."""
+    body = await write_embedding_response(
+        _answer([_vector(values)]), model="minilm", as_base64=False
+    )
+    (item,) = json.loads(body)["data"]
+    packed = struct.pack(f"<{len(values)}f", *item["embedding"])
+    assert list(struct.unpack(f"<{len(values)}f", packed)) == values
+
+
+def test_the_grpc_answer_holds_the_vectors_as_they_were_computed():
+    """What was kept comes out as it went in."""
+    response = to_response(_answer([_vector([0.25, -2.0], 7), _vector([1.5, 0.0], 2)]))
+    assert [list(item.values) for item in response.embeddings] == [[0.25, -2.0], [1.5, 0.0]]
+    assert [item.token_count for item in response.embeddings] == [7, 2]
+    assert response.hit_count == 1
+    assert (response.usage.prompt_tokens, response.usage.cached_tokens) == (9, 2)
+    assert response.route.deployment == "deployments/minilm"
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_nonsense_of_a_backend_is_not_kept(values: list[float]):
+    """A vector of another length, or of no numbers, is the backend's failure."""
+    with pytest.raises(Unavailable):
+        from_embedding(inference_pb2.Embedding(values=values), dimensions=2)
