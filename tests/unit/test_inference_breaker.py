@@ -117,16 +117,19 @@ def test_an_abandoned_probe_makes_room_for_another():
 def test_what_comes_late_is_ignored():
     """Requests from before it opened do not open it again, close it or use up probes."""
     breaker = Breaker(LIMITS)
-    late = [take(breaker, 0) for _ in range(20)]
+    late = [take(breaker, 0) for _ in range(30)]
     fail_in_row(breaker)
-    probe = take(breaker, 1.0)
+    probes = [take(breaker, 1.0) for _ in range(LIMITS.probes)]
     for permit in late[:10]:
         breaker.failed(permit, 1.0)
-    for permit in late[10:]:
+    for permit in late[10:20]:
         breaker.succeeded(permit)
+    for permit in late[20:]:
+        breaker.abandoned(permit)
     assert breaker.state(1.0) is State.HALF_OPEN
-    breaker.succeeded(probe)
-    breaker.succeeded(take(breaker, 1.0))
+    assert breaker.permit(1.0) is None
+    for probe in probes:
+        breaker.succeeded(probe)
     assert breaker.state(1.0) is State.CLOSED
 
 
