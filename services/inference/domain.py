@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from libs.errors import InvalidArgument
+from libs.errors import HeadraceError, InvalidArgument
 
 ROLES = frozenset({"system", "user", "assistant"})
 DEFAULT_MAX_TOKENS = 256
@@ -93,6 +93,34 @@ class ChatCall:
                 "max_tokens", f"must be at most {max_output_tokens} for this model"
             )
         return self.max_tokens
+
+
+class BackendFailedError(Exception):
+    """The backend, not the request, is at fault: another one may go on where it stopped.
+
+    Attributes:
+        backends: the ids of those that failed; set by whoever leased them.
+        told: what the caller hears if no other backend takes over; None: that they failed.
+        attempts: so many at the same backend are enough; None: as many as there is time for.
+        retry_after_seconds: the backend asks to be left alone for so long.
+        resumable: False: what it delivered cannot be continued by another backend.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        told: HeadraceError | None = None,
+        attempts: int | None = None,
+        retry_after_seconds: float = 0.0,
+        resumable: bool = True,
+    ) -> None:
+        super().__init__(message)
+        self.backends: frozenset[str] = frozenset()
+        self.told = told
+        self.attempts = attempts
+        self.retry_after_seconds = retry_after_seconds
+        self.resumable = resumable
 
 
 @dataclass(frozen=True)

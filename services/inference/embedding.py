@@ -11,8 +11,7 @@ from headrace.inference.v1 import inference_pb2
 from libs.errors import InvalidArgument, Unavailable
 from libs.routes import EMPTY, Choice, RouteTable
 from services.inference.backends import Backends
-from services.inference.domain import MAX_TEXTS
-from services.inference.triton import BackendFailedError
+from services.inference.domain import MAX_TEXTS, BackendFailedError
 
 # Triton takes no larger batch of the model than this.
 BATCH_TEXTS = 64

@@ -18,10 +18,10 @@ from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
 from services.inference.backends import Backends
-from services.inference.domain import ChatCall, Delivered, Ending, Piece
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Piece
 from services.inference.record import Outcome, Recorder
 from services.inference.relay import Relay
-from services.inference.triton import BackendFailedError, Triton
+from services.inference.triton import Triton
 
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("headrace.inference")

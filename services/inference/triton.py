@@ -17,7 +17,7 @@ from opentelemetry import propagate
 from tritonclient.grpc import service_pb2
 
 from libs.errors import BY_CODE, HeadraceError
-from services.inference.domain import ChatCall, Delivered, Ending, Piece
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Piece
 from services.inference.relay import Relay
 
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -28,10 +28,6 @@ _LENGTH = struct.Struct("<I")
 # Reasons that a model itself gives, and the status that each stands for.
 _MODEL_REASONS = {"PROMPT_TOO_LONG": "INVALID_ARGUMENT", "INVALID_FIELD": "INVALID_ARGUMENT"}
 _FIELD_OF_REASON = {"PROMPT_TOO_LONG": "messages"}
-
-
-class BackendFailedError(Exception):
-    """The backend, not the request, is at fault: another one may go on where it stopped."""
 
 
 class Triton:
