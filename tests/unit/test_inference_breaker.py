@@ -144,7 +144,7 @@ class Requests(RuleBasedStateMachine):
         self.now = 0.0
         self.held: list[Permit] = []
 
-    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 5.0, 70.0]))
+    @rule(seconds=st.sampled_from([0.125, 0.5, 1.0, 5.0, 70.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
