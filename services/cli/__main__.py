@@ -1,0 +1,141 @@
+"""The `headrace` command."""
+# ruff: noqa: PLC0415 - each command imports what it needs: `headrace token` stands in other command
+# lines and must be quick
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from services.cli.layout import CannotRun, Layout
+
+app = typer.Typer(
+    help="Runs a mesh of Headrace on this machine. HEADRACE_HOME holds all its state, "
+    "HEADRACE_EDGE_PORT is the port of its edge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Tenant = Annotated[str, typer.Option(help="Who pays.")]
+User = Annotated[str, typer.Option(help="Who calls.")]
+Model = Annotated[str, typer.Option(help="A model's name, or one version of it: smollm2@1.0.0.")]
+
+
+@app.command()
+def up(
+    models: Annotated[bool, typer.Option(help="Also deploy the bundled models.")] = True,
+) -> None:
+    """Start the mesh, or what is missing of it, and wait until it is ready."""
+    from rich.console import Console
+
+    from services.cli.bundled import deploy_bundled_models
+    from services.cli.client import edge_address
+    from services.cli.lifecycle import start
+    from services.cli.progress import StartProgress
+
+    layout = _layout()
+    console = Console()
+    with StartProgress(console) as progress:
+        start(layout, progress)
+        if models:
+            deploy_bundled_models(layout, progress)
+    console.print(f"The mesh is up: {edge_address(layout)}", highlight=False)
+
+
+@app.command()
+def down() -> None:
+    """Stop the mesh and every process of it. Its state stays."""
+    from services.cli.lifecycle import stop
+
+    ended = stop(_layout())
+    killed = f", {ended.killed_count} of them killed" if ended.killed_count else ""
+    print(
+        f"{ended.process_count} processes ended{killed}" if ended.process_count else "not running"
+    )
+
+
+@app.command()
+def status() -> None:
+    """Show every process of the mesh and what is deployed."""
+    from services.cli.status import show_status
+
+    if not show_status(_layout()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "",
+) -> None:
+    """Stream a real model's answer through the edge and show what it was and cost."""
+    from services.cli.demo import show_demo
+
+    show_demo(_layout(), prompt=prompt)
+
+
+@app.command()
+def chat(
+    model: Model = "smollm2",
+    tenant: Tenant = "acme",
+    user: User = "ann",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy, up to 2.")] = 0.7,
+) -> None:
+    """Talk to a model."""
+    from services.cli.chat import Conversation
+
+    Conversation(
+        _layout(),
+        model=model,
+        tenant=tenant,
+        user=user,
+        max_tokens=max_tokens,
+        temperature=temperature,
+    ).run()
+
+
+@app.command()
+def token(
+    tenant: Tenant = "acme",
+    user: User = "ann",
+    scopes: Annotated[str, typer.Option(help="Separated by spaces.")] = "infer admin",
+    ttl: Annotated[int, typer.Option(help="How long it is valid, in seconds.")] = 12 * 60 * 60,
+) -> None:
+    """Print a token for calls through the edge."""
+    from services.cli.keys import mint_token
+
+    print(mint_token(_layout().home, tenant=tenant, user=user, scopes=scopes, ttl_seconds=ttl))
+
+
+@app.command()
+def logs(
+    process: Annotated[str | None, typer.Argument(help="All where none is named.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of each.")] = 20,
+) -> None:
+    """Print the logs of the processes."""
+    from services.cli.logs import print_logs
+
+    print_logs(_layout(), process=process, follow=follow, line_count=lines)
+
+
+def main() -> None:
+    """Runs the command line; what users can mend is said in one line."""
+    try:
+        app()
+    except CannotRun as error:
+        sys.exit(f"headrace: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _layout() -> Layout:
+    return Layout.of(os.environ)
+
+
+if __name__ == "__main__":
+    main()

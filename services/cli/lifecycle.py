@@ -1,0 +1,98 @@
+"""Starts and stops a whole mesh."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+
+from services.cli import supervision, triton
+from services.cli.layout import Layout
+from services.cli.orphans import end_members, mesh_members
+from services.cli.ports import EDGE, keep_ports, read_ports
+from services.cli.processes import BACKEND, ProcessSpec, mesh_processes, write_configurations
+from services.cli.readiness import wait_until_ready
+
+# Edge, services, backends, each with its `STOP_WAIT_SECONDS`, one after the other.
+SHUTDOWN_SECONDS = 3 * supervision.STOP_WAIT_SECONDS + 5
+
+
+class Progress(Protocol):
+    """Hears how the start goes."""
+
+    def starting(self, names: list[str]) -> None:
+        """These processes are being waited for."""
+
+    def ready(self, name: str) -> None:
+        """This one is ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What `stop` did."""
+
+    process_count: int
+    killed_count: int
+
+
+def start(layout: Layout, progress: Progress) -> list[ProcessSpec]:
+    """Starts the mesh, or what is missing of it, and returns its processes when all are ready.
+
+    A mesh that runs with other settings is started anew.
+
+    Raises:
+        CannotRun: it cannot start; the message says why.
+    """
+    layout.make_folders()
+    with _alone(layout):
+        processes = _running_as_wanted(layout)
+        if processes is not None:
+            supervision.start_stopped(layout)
+        else:
+            stop(layout)
+            ports = keep_ports(layout)
+            write_configurations(layout, ports)
+            processes = mesh_processes(layout, ports)
+            supervision.start(layout, supervision.render(layout, processes))
+    progress.starting([process.name for process in processes])
+    wait_until_ready(layout, processes, on_ready=progress.ready)
+    return processes
+
+
+def stop(layout: Layout) -> Ended:
+    """Ends every process of the mesh, also those whose supervisor was killed."""
+    supervised = supervision.is_running(layout)
+    if supervised:
+        supervision.record(layout)
+    members = mesh_members(layout)
+    if supervised:
+        supervision.request_shutdown(layout)
+        psutil.wait_procs(members, timeout=SHUTDOWN_SECONDS)
+    killed_count = end_members(layout)
+    triton.remove_shared_memory(home=layout.home, backend_id=BACKEND)
+    return Ended(process_count=len(members), killed_count=killed_count)
+
+
+def _running_as_wanted(layout: Layout) -> list[ProcessSpec] | None:
+    ports = read_ports(layout)
+    if not ports or not supervision.is_running(layout):
+        return None
+    if layout.edge_port not in (None, ports[EDGE]):
+        return None
+    processes = mesh_processes(layout, ports)
+    config = layout.run / "supervisord.conf"
+    if config.read_text() != supervision.render(layout, processes):
+        return None
+    return processes
+
+
+@contextmanager
+def _alone(layout: Layout) -> Iterator[None]:
+    """Lets one `up` at a time change the mesh of a folder."""
+    with (layout.run / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,79 @@
+"""The ports of a mesh: picked once, kept as long as nobody else takes them."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from services.cli.layout import DEFAULT_EDGE_PORT, LOOPBACK, CannotRun, Layout
+
+EDGE = "envoy.edge"
+SERVICES = (
+    "registry", "router", "inference", "embedding_cache", "cost", "jobs", "worker", "pool_agent",
+)  # fmt: skip
+NAMES = (
+    EDGE, "envoy.admin", "nats.client", "nats.monitor",
+    "triton-0.grpc", "triton-0.http", "triton-0.metrics",
+    *(f"{service}.{port}" for service in SERVICES for port in ("grpc", "metrics")),
+)  # fmt: skip
+# Below the kernel's ephemeral ports, which any outgoing connection may take at any moment.
+LOWEST_PORT = 20_000
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def read_ports(layout: Layout) -> dict[str, int]:
+    """Returns the ports by name, such as `registry.grpc`; empty where there was no mesh yet."""
+    try:
+        kept = json.loads(layout.ports_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {str(name): int(port) for name, port in kept.items()} if isinstance(kept, dict) else {}
+
+
+def keep_ports(layout: Layout) -> Mapping[str, int]:
+    """Returns the ports of a mesh that does not run: those it had, new ones for what is taken.
+
+    Raises:
+        CannotRun: the edge's port is taken.
+    """
+    edge_port = layout.edge_port or DEFAULT_EDGE_PORT
+    if not is_free(edge_port):
+        raise CannotRun(f"port {edge_port} is taken by another program; set HEADRACE_EDGE_PORT")
+    kept = read_ports(layout) | {EDGE: edge_port}
+    ports = {name: kept[name] for name in NAMES if name in kept and is_free(kept[name])}
+    for name in NAMES:
+        if name not in ports:
+            ports[name] = _pick(ports.values())
+    layout.ports_file.write_text(json.dumps(ports, indent=2))
+    return ports
+
+
+def address(ports: Mapping[str, int], name: str) -> str:
+    """Returns `127.0.0.1:port`."""
+    return f"{LOOPBACK}:{ports[name]}"
+
+
+def is_free(port: int) -> bool:
+    """Tells whether a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def _pick(taken: Iterable[int]) -> int:
+    ephemeral = int(_EPHEMERAL.read_text().split()[0]) if _EPHEMERAL.exists() else 2**15
+    highest = max(ephemeral, LOWEST_PORT + 1000)
+    candidates = [port for port in range(LOWEST_PORT, highest) if port not in set(taken)]
+    # In a random order, so that two meshes that start at once do not meet.
+    random.SystemRandom().shuffle(candidates)
+    for port in candidates:
+        if is_free(port):
+            return port
+    raise CannotRun(f"no port from {LOWEST_PORT} to {highest} is free")

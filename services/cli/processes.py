@@ -1,0 +1,179 @@
+"""The processes of a mesh: what each executes, in which environment, and how it shows readiness."""
+
+from __future__ import annotations
+
+import os
+import string
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.cli import edge, keys
+from services.cli.layout import REPOSITORY, Layout
+from services.cli.ports import SERVICES, address
+
+BACKEND = "triton-0"
+_BIN = Path(sys.executable).parent
+DRAIN_SECONDS = 5
+# What the user may set for all services; what differs between them is ours to set.
+_USER_SETTINGS = ("HEADRACE_LOG_LEVEL", "HEADRACE_TRACE_SAMPLE_PERCENT")
+_SYSTEM_SETTINGS = ("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE")
+_PEERS: Mapping[str, Sequence[str]] = {
+    "registry": (),
+    "router": ("registry",),
+    "inference": ("router", "cost", "nats"),
+    "embedding_cache": ("router", "cost", "inference", "nats"),
+    "cost": ("nats",),
+    "jobs": ("nats",),
+    "worker": ("inference", "embedding_cache", "nats"),
+    "pool_agent": ("registry",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSpec:
+    """One process.
+
+    Attributes:
+        group: `edge`, `services` or `backends`; they end in this order, each when those before it
+            have ended, so that work that drains still finds what it needs.
+        health: a `host:port` with gRPC health, or the URL that answers 200 when it is ready.
+        port: where it listens for its work.
+    """
+
+    name: str
+    group: str
+    argv: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    health: str
+    port: int
+
+
+def mesh_processes(layout: Layout, ports: Mapping[str, int]) -> list[ProcessSpec]:
+    """Returns the processes of the mesh, those that others wait for first."""
+    return [
+        _nats(layout, ports),
+        _triton(layout, ports),
+        *(_service(name, layout, ports) for name in SERVICES),
+        _edge(layout, ports),
+    ]
+
+
+def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
+    """Writes the files that the processes read: keys, the edge's and the bus's configuration.
+
+    Raises:
+        ValueError: a setting of the user cannot be used.
+        KeyFileError: see `keys.ensure_keys`.
+    """
+    keys.ensure_keys(layout.home)
+    edge.render(_edge_settings(layout, ports))
+    template = string.Template((REPOSITORY / "deploy/nats/nats.conf").read_text())
+    _nats_config(layout).write_text(
+        template.substitute(
+            listen_address=address(ports, "nats.client"),
+            monitor_address=address(ports, "nats.monitor"),
+            server_name="nats",
+            store_dir=layout.home / "nats",
+        )
+    )
+
+
+def system_environment() -> dict[str, str]:
+    """Returns what every process gets of the caller's environment."""
+    kept = {key: os.environ[key] for key in _SYSTEM_SETTINGS if key in os.environ}
+    return {"PATH": f"{_BIN}:/usr/local/bin:/usr/bin:/bin", **kept}
+
+
+def _nats(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
+    return ProcessSpec(
+        name="nats",
+        group="backends",
+        argv=[str(_BIN / "nats-server"), "-c", str(_nats_config(layout))],
+        health=f"http://{address(ports, 'nats.monitor')}/healthz",
+        port=ports["nats.client"],
+    )
+
+
+def _nats_config(layout: Layout) -> Path:
+    return layout.run / "nats.conf"
+
+
+def _triton(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
+    arguments = {
+        "--home": str(layout.home),
+        "--backend-id": BACKEND,
+        **{
+            f"--{name}-port": str(ports[f"{BACKEND}.{name}"])
+            for name in ("grpc", "http", "metrics")
+        },
+    }
+    return ProcessSpec(
+        name=BACKEND,
+        group="backends",
+        argv=[
+            sys.executable, "-m", "services.cli.triton",
+            *(word for pair in arguments.items() for word in pair),
+        ],
+        health=f"http://{address(ports, f'{BACKEND}.http')}/v2/health/ready",
+        port=ports[f"{BACKEND}.grpc"],
+    )  # fmt: skip
+
+
+def _edge(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
+    return ProcessSpec(
+        name="envoy",
+        group="edge",
+        argv=edge.argv(_edge_settings(layout, ports)),
+        health=f"http://{address(ports, 'envoy.admin')}/ready",
+        port=ports["envoy.edge"],
+    )
+
+
+def _edge_settings(layout: Layout, ports: Mapping[str, int]) -> edge.Edge:
+    return edge.Edge(
+        home=layout.home,
+        listen_address=address(ports, "envoy.edge"),
+        admin_address=address(ports, "envoy.admin"),
+        services={name: [address(ports, f"{name}.grpc")] for name in edge.CLUSTERS},
+        otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        trace_sample_percent=float(os.environ.get("HEADRACE_TRACE_SAMPLE_PERCENT") or 100),
+    )
+
+
+def _service(name: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
+    environment = {
+        "HEADRACE_HOME": str(layout.home),
+        "HEADRACE_LISTEN_ADDRESS": address(ports, f"{name}.grpc"),
+        "HEADRACE_METRICS_ADDRESS": address(ports, f"{name}.metrics"),
+        "HEADRACE_INPUT_HASH_KEY_FILE": str(keys.input_hash_key_path(layout.home)),
+        "HEADRACE_DRAIN_SECONDS": str(DRAIN_SECONDS),
+    }
+    for peer in _PEERS[name]:
+        if peer == "nats":
+            environment["HEADRACE_NATS_URL"] = f"nats://{address(ports, 'nats.client')}"
+        else:
+            environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = address(ports, f"{peer}.grpc")
+    if name == "pool_agent":
+        environment |= {
+            "HEADRACE_BACKEND_ID": BACKEND,
+            "HEADRACE_TRITON_ADDRESS": address(ports, f"{BACKEND}.grpc"),
+            "HEADRACE_MODEL_REPOSITORY": str(layout.home / "triton" / BACKEND / "models"),
+        }
+    return ProcessSpec(
+        name=name,
+        group="services",
+        argv=[sys.executable, "-m", f"services.{name}"],
+        environment=environment | _user_environment(),
+        health=address(ports, f"{name}.grpc"),
+        port=ports[f"{name}.grpc"],
+    )
+
+
+def _user_environment() -> dict[str, str]:
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in _USER_SETTINGS or key.startswith("OTEL_")
+    }

@@ -1,0 +1,57 @@
+"""Shows a start on the terminal: a line for what is ready, and what is still being waited for."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.status import Status
+
+
+class StartProgress:
+    """Prints each process and model once it is ready. Use it in a `with`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._waiting: dict[str, str] = {}
+        self._status = Status("starting", console=console)
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._status.stop()
+
+    def starting(self, names: list[str]) -> None:
+        """These processes are being waited for."""
+        self._waiting = dict.fromkeys(names, "")
+        self._show()
+
+    def step(self, model: str, text: str) -> None:
+        """The model is being brought to this step."""
+        self._waiting[model] = f" ({text})"
+        self._show()
+
+    def ready(self, name: str) -> None:
+        """This one is ready."""
+        self._waiting.pop(name, None)
+        seconds = time.monotonic() - self._began
+        self._console.print(f"[green]✓[/] {name:<16} [dim]{seconds:5.1f} s[/]", highlight=False)
+        self._show()
+
+    def note(self, text: str) -> None:
+        """The user should know this."""
+        self._console.print(f"[yellow]![/] {text}", highlight=False, soft_wrap=True)
+
+    def _show(self) -> None:
+        names = ", ".join(f"{name}{text}" for name, text in self._waiting.items())
+        self._status.update(f"waiting for {names}" if names else "")
