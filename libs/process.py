@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ class Process:
         self._drain_seconds = settings.drain_seconds
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+        self._on_drain: list[Callable[[], None]] = []
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs work beside the server. If it fails, the process ends, to be restarted."""
@@ -39,12 +40,18 @@ class Process:
         task.add_done_callback(self._on_done)
         return task
 
+    def on_drain(self, call: Callable[[], None]) -> None:
+        """Calls this when the end begins: to end what would not end by itself, such as watches."""
+        self._on_drain.append(call)
+
     async def serve(self, *, ready: bool = True) -> None:
         """Serves until SIGTERM or SIGINT, then drains."""
         await self.server.start(ready=ready)
         _log.info("serving", address=self.server.address)
         await self._stop.wait()
         _log.info("draining", drain_seconds=self._drain_seconds)
+        for call in self._on_drain:
+            call()
         await self.server.stop(self._drain_seconds)
 
     def stop(self) -> None:

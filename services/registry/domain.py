@@ -10,7 +10,7 @@ from enum import Enum
 import semver
 
 from libs.errors import FailedPrecondition, InvalidArgument
-from libs.rpc.names import parse_name, parse_version_name, resource_name, version_name
+from libs.rpc.names import parse_name, resource_name, version_name
 
 DEFAULT_POOL = "default"
 MAX_DESCRIPTION_LENGTH = 4096
@@ -144,34 +144,28 @@ def new_model(*, name: str, description: str, now: datetime) -> Model:
     return Model(parse_name(name, "models", field="model.name"), description, now)
 
 
-def new_version(
-    *, name: str, artifact_digest: str, schema: Schema, lineage: Lineage, now: datetime
-) -> ModelVersion:
-    """Makes a version.
+def check_lineage(lineage: Lineage) -> Lineage:
+    """Returns the lineage.
 
     Raises:
-        InvalidArgument: a field is wrong.
+        InvalidArgument: a field is too long.
     """
-    model, version = parse_version_name(name, field="model_version.name")
     for field in ("training_run", "dataset", "source_revision"):
         _check_length(f"model_version.lineage.{field}", getattr(lineage, field), MAX_LINEAGE_LENGTH)
-    return ModelVersion(model, version, artifact_digest, schema, lineage, now)
+    return lineage
 
 
-def new_deployment(
-    *, name: str, model_version: ModelVersion, pool: str, now: datetime
-) -> Deployment:
-    """Makes a deployment; no backend has reported yet.
+def check_pool(pool: str) -> str:
+    """Returns the name of the pool that was asked for.
 
     Raises:
-        InvalidArgument: a field is wrong.
+        InvalidArgument: it is no name of a pool.
     """
-    identifier = parse_name(name, "deployments", field="deployment.name")
     if pool and not _POOL.fullmatch(pool):
         raise InvalidArgument.of_field(
             "deployment.pool", "must be of a-z, 0-9 and -, from a letter, up to 63"
         )
-    return Deployment(identifier, model_version, pool or DEFAULT_POOL, now)
+    return pool or DEFAULT_POOL
 
 
 def check_backend(backend: Backend) -> Backend:

@@ -7,7 +7,8 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from libs.errors import InvalidArgument
+from libs.errors import FailedPrecondition, InvalidArgument
+from services.registry.artifacts import ArtifactStore
 from services.registry.domain import Kind, Schema
 
 MANIFEST_NAME = "headrace.json"
@@ -21,6 +22,24 @@ _LIMITS = {
     Kind.CHAT: ("context_tokens", "max_output_tokens"),
     Kind.EMBEDDING: ("dimensions", "max_input_tokens"),
 }
+
+
+def schema_of_artifact(artifacts: ArtifactStore, digest: str) -> Schema:
+    """Reads the schema of a version out of its artifact. Blocks.
+
+    Raises:
+        FailedPrecondition: there is no such artifact.
+        InvalidArgument: the artifact has no sound `headrace.json`.
+    """
+    artifact = artifacts.open(digest)
+    if artifact is None:
+        raise FailedPrecondition(
+            f"no artifact {digest}; upload it first",
+            reason="ARTIFACT_NOT_FOUND",
+            metadata={"digest": digest},
+        )
+    with artifact:
+        return read_schema(artifact)
 
 
 def read_schema(artifact: BinaryIO) -> Schema:

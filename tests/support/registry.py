@@ -1,0 +1,121 @@
+"""Artifacts to register, and a client of the registry."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+from headrace.registry.v1 import registry_pb2 as pb
+from headrace.registry.v1 import registry_pb2_grpc
+
+from libs.rpc.identity import Identity
+
+ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
+USER = Identity("acme", "ann", frozenset({"infer"})).metadata()
+CHAT = {"kind": "chat", "context_tokens": 1024, "max_output_tokens": 256}
+EMBEDDING = {"kind": "embedding", "dimensions": 384, "max_input_tokens": 256}
+
+
+def artifact(
+    manifest: Mapping[str, Any] | bytes | None = CHAT,
+    *,
+    payload: bytes = b"w",
+    manifest_name: str = "headrace.json",
+) -> bytes:
+    """Packs a tar with a `headrace.json`, unless it is None, and a file of weights."""
+    files = {"1/weights": payload}
+    if manifest is not None:
+        text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
+        files[manifest_name] = text
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+async def parts(
+    content: bytes,
+    *,
+    digest: str | None = None,
+    size_bytes: int | None = None,
+    chunk_bytes: int = 1024 * 1024,
+) -> AsyncIterator[pb.UploadArtifactRequest]:
+    """Yields the messages of an upload, true or with something false in their announcement."""
+    yield pb.UploadArtifactRequest(
+        metadata=pb.ArtifactMetadata(
+            digest=digest_of(content) if digest is None else digest,
+            size_bytes=len(content) if size_bytes is None else size_bytes,
+        )
+    )
+    for begin in range(0, len(content), chunk_bytes):
+        yield pb.UploadArtifactRequest(chunk=content[begin : begin + chunk_bytes])
+
+
+class RegistryClient:
+    """Calls a registry as an admin, or as whom `metadata` says."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub = registry_pb2_grpc.RegistryServiceStub(channel)
+
+    async def upload(self, content: bytes, **announced: Any) -> str:
+        answer = await self.stub.UploadArtifact(parts(content, **announced), metadata=ADMIN)
+        return answer.digest
+
+    async def download(self, digest: str, metadata: Any = None) -> bytes:
+        call = self.stub.DownloadArtifact(
+            pb.DownloadArtifactRequest(digest=digest), metadata=metadata
+        )
+        return b"".join([message.chunk async for message in call])
+
+    async def create_model(self, model: str, description: str = "") -> pb.Model:
+        answer = await self.stub.CreateModel(
+            pb.CreateModelRequest(model=pb.Model(name=f"models/{model}", description=description)),
+            metadata=ADMIN,
+        )
+        return answer.model
+
+    async def create_version(self, name: str, digest: str, **fields: Any) -> pb.ModelVersion:
+        answer = await self.stub.CreateModelVersion(
+            pb.CreateModelVersionRequest(
+                model_version=pb.ModelVersion(name=name, artifact_digest=digest, **fields)
+            ),
+            metadata=ADMIN,
+        )
+        return answer.model_version
+
+    async def deploy(self, name: str, version: str, pool: str = "") -> pb.Deployment:
+        answer = await self.stub.CreateDeployment(
+            pb.CreateDeploymentRequest(
+                deployment=pb.Deployment(name=name, model_version=version, pool=pool)
+            ),
+            metadata=ADMIN,
+        )
+        return answer.deployment
+
+    async def undeploy(self, name: str) -> None:
+        await self.stub.DeleteDeployment(pb.DeleteDeploymentRequest(name=name), metadata=ADMIN)
+
+    async def report(self, deployment: str, backend: Any) -> None:
+        await self.stub.ReportBackend(
+            pb.ReportBackendRequest(deployment=deployment, backend=backend)
+        )
+
+    async def register(self, model: str, *versions: str, manifest: Any = CHAT) -> str:
+        """Creates a model with versions, all of one artifact, and returns its digest."""
+        digest = await self.upload(artifact(manifest))
+        await self.create_model(model)
+        for version in versions:
+            await self.create_version(f"models/{model}/versions/{version}", digest)
+        return digest

@@ -1,0 +1,86 @@
+"""What an artifact must say of itself."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libs.errors import InvalidArgument
+from services.registry.domain import Kind, Schema
+from services.registry.manifest import MAX_MANIFEST_BYTES, parse_schema, read_schema
+from tests.support.registry import CHAT, EMBEDDING, artifact
+
+
+def test_the_schema_is_read_from_the_artifact():
+    """What a version takes and gives is fixed with its bytes."""
+    assert read_schema(io.BytesIO(artifact(CHAT))) == Schema(
+        Kind.CHAT, context_tokens=1024, max_output_tokens=256
+    )
+    assert read_schema(io.BytesIO(artifact(EMBEDDING))) == Schema(
+        Kind.EMBEDDING, dimensions=384, max_input_tokens=256
+    )
+
+
+def test_the_manifest_may_say_more_and_be_written_with_a_dot():
+    """`tar -c .` writes `./headrace.json`; preprocessing and the like are not for the registry."""
+    more = CHAT | {"preprocessing": {"tokenizer": "1/t.json"}, "dimensions": "none"}
+    packed = artifact(more, manifest_name="./headrace.json")
+    assert read_schema(io.BytesIO(packed)).context_tokens == CHAT["context_tokens"]
+    assert parse_schema(json.dumps(more).encode()).dimensions == 0
+
+
+def test_only_the_manifest_at_the_top_counts():
+    """A file of the same name deeper in the folder is somebody else's."""
+    with pytest.raises(InvalidArgument):
+        read_schema(io.BytesIO(artifact(CHAT, manifest_name="1/headrace.json")))
+
+
+@pytest.mark.parametrize(
+    ("packed", "text"),
+    [
+        (b"", "uncompressed tar"),
+        (b"no tar at all", "uncompressed tar"),
+        (gzip.compress(artifact(CHAT)), "uncompressed tar"),
+        (artifact(CHAT)[:700], "tar"),
+        (artifact(None), "has no headrace.json"),
+        (artifact(b"{"), "is not JSON"),
+        (artifact(b"[" * 100_000), "is not JSON"),
+        (artifact(b"[]"), "is not an object"),
+        (artifact({}), '"kind"'),
+        (artifact(CHAT | {"kind": "vision"}), '"kind"'),
+        (artifact(CHAT | {"kind": []}), '"kind"'),
+        (artifact({"kind": "chat", "context_tokens": 10}), '"max_output_tokens"'),
+        (artifact(CHAT | {"context_tokens": 0}), '"context_tokens"'),
+        (artifact(CHAT | {"context_tokens": True}), '"context_tokens"'),
+        (artifact(CHAT | {"context_tokens": 1.5}), '"context_tokens"'),
+        (artifact(CHAT | {"context_tokens": 2**31}), '"context_tokens"'),
+        (artifact(EMBEDDING | {"dimensions": -1}), '"dimensions"'),
+        (artifact(b" " * (MAX_MANIFEST_BYTES + 1)), "more than"),
+    ],
+)
+def test_an_artifact_without_a_sound_manifest_is_refused(packed, text):
+    """The error names the field and says what is missing."""
+    with pytest.raises(InvalidArgument) as raised:
+        read_schema(io.BytesIO(packed))
+    ((field, description),) = raised.value.field_violations
+    assert field == "model_version.artifact_digest"
+    assert text in description
+
+
+@given(st.data())
+def test_a_damaged_artifact_is_refused_and_never_an_internal_error(data):
+    """Whatever bytes are changed or cut, the answer is a schema or an error of the caller."""
+    packed = bytearray(artifact(CHAT))
+    for _ in range(data.draw(st.integers(1, 8))):
+        packed[data.draw(st.integers(0, 2048))] = data.draw(st.integers(0, 255))
+    size = data.draw(st.integers(0, len(packed)))
+    try:
+        schema = read_schema(io.BytesIO(bytes(packed[:size])))
+    except InvalidArgument:
+        return
+    assert schema.kind in Kind
