@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test check fmt protos bench clean install-dev
+.PHONY: help install demo up down test check fmt protos bench clean install-dev
 
 # Whichever Python 3 is at hand starts the installation, which then looks for one that fits.
 ANY_PYTHON := $(shell command -v python3 || command -v python3.12 || command -v python3.11)
@@ -14,6 +14,9 @@ demo: ## Install, start the mesh, and stream the answer of a real model
 	@$(INSTALL) --edge-port services triton models
 	@$(BIN)/headrace up
 	@$(BIN)/headrace demo
+
+install: ## Install what the mesh needs
+	@$(INSTALL) services triton models
 
 up: ## Install and start the mesh
 	@$(INSTALL) --edge-port services triton models

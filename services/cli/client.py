@@ -81,7 +81,7 @@ def describe(error: grpc.RpcError) -> str:
 
 
 def _details(error: grpc.RpcError) -> Sequence[any_pb2.Any]:
-    for key, value in error.trailing_metadata() or ():
-        if key == _DETAILS_KEY and isinstance(value, bytes):
-            return tuple(status_pb2.Status.FromString(value).details)
+    for entry in error.trailing_metadata() or ():
+        if entry.key == _DETAILS_KEY and isinstance(entry.value, bytes):
+            return tuple(status_pb2.Status.FromString(entry.value).details)
     return ()

@@ -98,8 +98,9 @@ def _next_steps(edge_address: str) -> list[tuple[str, str]]:
         f"{python} - <<EOF\n"
         "from openai import OpenAI\n"
         f'client = OpenAI(base_url="http://{edge_address}/v1", api_key="{token}")\n'
-        f'chat = client.chat.completions.create(model="{MODEL}", stream=True, messages={messages})\n'
-        "for chunk in chat:\n"
+        f"messages = {messages}\n"
+        f'for chunk in client.chat.completions.create(model="{MODEL}", stream=True, '
+        "messages=messages):\n"
         '    print(chunk.choices[0].delta.content or "", end="", flush=True)\n'
         "EOF"
     )
