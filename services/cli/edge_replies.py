@@ -46,6 +46,9 @@ _GRPC_CALLER: list[_Filter] = [
 ]
 
 
+_BODY_AS_IT_IS = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
+
+
 @dataclass(frozen=True)
 class _Reply:
     """One answer of the edge.
@@ -71,9 +74,13 @@ def local_replies() -> list[dict[str, Any]]:
         mappers.append(
             {
                 "filter": {"and_filter": {"filters": [*_GRPC_CALLER, reply.when]}},
-                "body": {"inline_string": status.message},
+                # All is in the headers, so that gRPC-Web has nothing to translate.
+                "status_code": 200,
+                "body": {"inline_string": ""},
+                "body_format_override": {**_BODY_AS_IT_IS, "content_type": "application/grpc"},
                 "headers_to_add": [
                     _header("grpc-status", str(status.code)),
+                    _header("grpc-message", status.message),
                     _header(DETAILS_KEY, base64.b64encode(status.SerializeToString()).decode()),
                 ],
             }
@@ -152,10 +159,7 @@ def _json_reply(reply: _Reply, status: status_pb2.Status) -> dict[str, Any]:
         mapper["body_format_override"] = {"json_format": body}
     else:
         mapper["body"] = {"inline_string": json.dumps(body)}
-        mapper["body_format_override"] = {
-            "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
-            "content_type": "application/json",
-        }
+        mapper["body_format_override"] = {**_BODY_AS_IT_IS, "content_type": "application/json"}
     if reply.error.retry_after_seconds is not None:
         mapper["headers_to_add"] = [_header("retry-after", f"{reply.error.retry_after_seconds:g}")]
     return mapper

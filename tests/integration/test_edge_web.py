@@ -1,0 +1,242 @@
+"""Browsers and plain HTTP clients: gRPC-Web, CORS and JSON for every RPC."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from google.rpc import error_details_pb2, status_pb2
+from headrace.cost.v1 import cost_pb2
+from headrace.inference.v1 import inference_pb2
+
+from libs.errors import InvalidArgument, NotFound
+from tests.support.scripted import ScriptedMesh, scripted_mesh, two_deltas
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+_GENERATE = "/headrace.inference.v1.InferenceService/Generate"
+_EMBED = "/headrace.inference.v1.InferenceService/Embed"
+_GET_JOB = "/headrace.jobs.v1.JobService/GetJob"
+_ORIGIN = "http://localhost:3000"
+_PREFLIGHT = {
+    "origin": _ORIGIN,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type,x-grpc-web,grpc-timeout",
+}
+_TRAILERS = 0x80
+_PATIENCE_SECONDS = 10.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory) -> AsyncIterator[ScriptedMesh]:
+    async with scripted_mesh(tmp_path_factory.mktemp("edge")) as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def mesh(running: ScriptedMesh) -> ScriptedMesh:
+    running.inference.generate = two_deltas
+    return running
+
+
+def _framed(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return struct.pack(">BI", 0, len(data)) + data
+
+
+def _unframed(body: bytes) -> tuple[list[bytes], dict[str, str]]:
+    """Returns the messages of a gRPC-Web answer and its trailers."""
+    messages, trailers = [], {}
+    while body:
+        flags, length = struct.unpack(">BI", body[:5])
+        frame, body = body[5 : 5 + length], body[5 + length :]
+        if flags & _TRAILERS:
+            lines = frame.decode().split("\r\n")
+            trailers = {k.lower(): v for k, _, v in (line.partition(":") for line in lines) if k}
+        else:
+            messages.append(frame)
+    return messages, trailers
+
+
+def _web(mesh: ScriptedMesh, suffix: str = "", **more: str) -> dict[str, str]:
+    kind = f"application/grpc-web{suffix}"
+    return {**mesh.edge.bearer(), "content-type": kind, "accept": kind, "x-grpc-web": "1", **more}
+
+
+@pytest.mark.parametrize("suffix", ["", "+proto"])
+async def test_grpc_web_streams_and_ends_with_trailers(mesh: ScriptedMesh, suffix: str) -> None:
+    """A browser gets the same messages, and the status in the last frame of the body."""
+    body = _framed(inference_pb2.GenerateRequest(model="m"))
+    async with mesh.http.post(_GENERATE, data=body, headers=_web(mesh, suffix)) as response:
+        assert response.status == 200
+        assert response.headers["content-type"].startswith("application/grpc-web")
+        messages, trailers = _unframed(await response.read())
+    events = [inference_pb2.GenerateResponse.FromString(message) for message in messages]
+    assert "".join(event.delta.text for event in events) == "Hello"
+    assert events[-1].final.finish_reason == "stop"
+    assert trailers["grpc-status"] == "0"
+
+
+async def test_grpc_web_text_streams_too(mesh: ScriptedMesh) -> None:
+    """Browsers that cannot read binary streams use base64."""
+    body = base64.b64encode(_framed(inference_pb2.GenerateRequest(model="m")))
+    async with mesh.http.post(_GENERATE, data=body, headers=_web(mesh, "-text")) as response:
+        assert response.headers["content-type"].startswith("application/grpc-web-text")
+        encoded = await response.read()
+    # Each frame is padded by itself.
+    parts = [part + b"=" * (-len(part) % 4) for part in encoded.split(b"=") if part]
+    messages, trailers = _unframed(b"".join(base64.b64decode(part) for part in parts))
+    assert len(messages) == 3
+    assert trailers["grpc-status"] == "0"
+
+
+async def test_grpc_web_errors_carry_details(mesh: ScriptedMesh) -> None:
+    """The service's errors and the edge's own are the same for browsers."""
+
+    async def refuse(_request: Any, context: Any) -> AsyncIterator[Any]:
+        if context.code() is None:  # always; a generator has a yield somewhere
+            raise NotFound("no model m", reason="MODEL_NOT_FOUND")
+        yield inference_pb2.GenerateResponse()
+
+    mesh.inference.generate = refuse
+    body = _framed(inference_pb2.GenerateRequest(model="m"))
+    no_token = _web(mesh) | {"authorization": ""}
+    for headers, code, reason in (
+        (_web(mesh), "5", "MODEL_NOT_FOUND"),
+        (no_token, "16", "TOKEN_INVALID"),
+    ):
+        async with mesh.http.post(_GENERATE, data=body, headers=headers) as response:
+            assert response.status == 200
+            _, trailers = _unframed(await response.read())
+            found = {**response.headers, **trailers}  # without messages, trailers are headers
+        assert found["grpc-status"] == code
+        encoded = found["grpc-status-details-bin"]
+        status = status_pb2.Status.FromString(base64.b64decode(encoded + "=" * (-len(encoded) % 4)))
+        info = error_details_pb2.ErrorInfo()
+        assert status.details[0].Unpack(info)
+        assert info.reason == reason
+
+
+async def test_a_page_of_an_allowed_origin_may_call(mesh: ScriptedMesh) -> None:
+    """The preflight needs no token and allows what gRPC-Web and JSON clients send."""
+    async with mesh.http.options(_GENERATE, headers=_PREFLIGHT) as response:
+        assert response.status == 200
+        assert response.headers["access-control-allow-origin"] == _ORIGIN
+        assert "POST" in response.headers["access-control-allow-methods"]
+        allowed = response.headers["access-control-allow-headers"].split(", ")
+        assert set(_PREFLIGHT["access-control-request-headers"].split(",")) <= set(allowed)
+    headers = mesh.edge.bearer() | {"origin": _ORIGIN}
+    async with mesh.http.post(_GENERATE, json={}, headers=headers) as response:
+        assert response.status == 200
+        assert response.headers["access-control-allow-origin"] == _ORIGIN
+        assert "grpc-status" in response.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost.evil.example", "null"]
+)
+async def test_a_page_of_another_origin_may_not(mesh: ScriptedMesh, origin: str) -> None:
+    """Without the header, browsers keep the answer from the page."""
+    async with mesh.http.options(_GENERATE, headers=_PREFLIGHT | {"origin": origin}) as response:
+        assert "access-control-allow-origin" not in response.headers
+
+
+async def test_a_refused_call_can_be_read_by_the_page(mesh: ScriptedMesh) -> None:
+    """A 401 without CORS headers would look like a dead network to the page."""
+    async with mesh.http.post(_GENERATE, json={}, headers={"origin": _ORIGIN}) as response:
+        assert response.status == 401
+        assert response.headers["access-control-allow-origin"] == _ORIGIN
+
+
+async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
+    """POST the request to the method's path; fields have their proto names."""
+    price = {
+        "name": "prices/m-1",
+        "model": "m",
+        "input_nano_usd_per_million_tokens": "9007199254740993",
+    }
+    path = "/headrace.cost.v1.CostService/CreatePrice"
+    headers = mesh.edge.bearer()
+    async with mesh.http.post(path, json={"price": price}, headers=headers) as response:
+        assert response.status == 200
+        assert response.content_type == "application/json"
+        answer = await response.json()
+    assert price.items() <= answer["price"].items()
+    # What is 0 is there, so that a reader need not know the defaults.
+    assert answer["price"]["output_nano_usd_per_million_tokens"] == "0"
+    assert cost_pb2.Price.DESCRIPTOR.fields_by_name.keys() - answer["price"].keys() == {
+        "effective_time",
+        "create_time",
+    }
+
+
+async def test_json_streams_line_by_line(mesh: ScriptedMesh) -> None:
+    """Each message is a line, and leaves before the next one exists."""
+    may_go_on = asyncio.Event()
+
+    async def generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield inference_pb2.GenerateResponse(delta=inference_pb2.Delta(text="a", token_count=1))
+        await may_go_on.wait()
+        yield inference_pb2.GenerateResponse(delta=inference_pb2.Delta(text="b"))
+
+    mesh.inference.generate = generate
+    async with (
+        asyncio.timeout(_PATIENCE_SECONDS),
+        mesh.http.post(_GENERATE, json={"model": "m"}, headers=mesh.edge.bearer()) as response,
+    ):
+        first = json.loads(await response.content.readline())
+        assert first == {"delta": {"text": "a", "token_count": 1}}
+        may_go_on.set()
+        assert json.loads(await response.content.readline()) == {
+            "delta": {"text": "b", "token_count": 0}
+        }
+
+
+async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
+    """Code, message and details in JSON, with the HTTP status that belongs to the code."""
+
+    async def refuse(_request: Any, context: Any) -> AsyncIterator[Any]:
+        if context.code() is None:  # always; a generator has a yield somewhere
+            raise InvalidArgument.of_field("messages", "must not be empty")
+        yield inference_pb2.GenerateResponse()
+
+    mesh.inference.generate = refuse
+    async with mesh.http.post(_GENERATE, json={}, headers=mesh.edge.bearer()) as response:
+        assert response.status == 400
+        body = await response.json()
+    info, bad_request = body["details"]
+    assert (body["code"], body["message"]) == (3, "messages: must not be empty")
+    assert (info["reason"], info["domain"]) == ("INVALID_FIELD", "headrace")
+    assert bad_request["field_violations"][0]["field"] == "messages"
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"path": _GENERATE, "data": b'{"model":'}, (400, 3, "INVALID_FIELD")),
+        ({"path": _GENERATE, "json": {"model": 7}}, (400, 3, "INVALID_FIELD")),
+        ({"path": _GENERATE, "json": {}, "headers": {}}, (401, 16, "TOKEN_INVALID")),
+        ({"path": _EMBED, "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
+        ({"path": "/nothing", "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
+        ({"path": _GET_JOB, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),
+    ],
+)  # fmt: skip
+async def test_what_the_edge_answers_itself_is_a_status_in_json(
+    mesh: ScriptedMesh, sent: dict[str, Any], expected: tuple[int, int, str]
+) -> None:
+    """Bad JSON, no token, internal or unknown paths, a service that is down."""
+    request = {"headers": mesh.edge.bearer(), **sent}
+    async with mesh.http.post(request.pop("path"), **request) as response:
+        assert response.content_type == "application/json"
+        body = await response.json()
+        info = body["details"][0]
+        assert (response.status, body["code"], info["reason"]) == expected
+        assert "grpc-status-details-bin" not in response.headers
+    assert body["message"]
+    assert info["domain"] == "headrace"
