@@ -50,9 +50,9 @@ class PostgresServer:
 
     async def initialise(self) -> None:
         """Makes the files of an empty database."""
-        process = await self._run(
-            "initdb", "-D", str(self._folder / "data"), "-U", "postgres", "--auth=trust"
-        )
+        flags = ("--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
+        data = str(self._folder / "data")
+        process = await self._run("initdb", "-D", data, "-U", "postgres", *flags)
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
 
