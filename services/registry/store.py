@@ -246,10 +246,11 @@ async def _with_backends(
 ) -> list[Deployment]:
     reported = defaultdict(list)
     if rows:
-        # A range, not a list of ids: of those a database takes only so many.
+        # A range, not a list of ids: of those a database takes only so many. No BETWEEN: the
+        # collation that SQLAlchemy renders into it is an error on PostgreSQL.
         found = await connection.execute(
             sa.select(backends)
-            .where(backends.c.deployment.between(rows[0].id, rows[-1].id))
+            .where(backends.c.deployment >= rows[0].id, backends.c.deployment <= rows[-1].id)
             .order_by(backends.c.id)
         )
         for row in found:
