@@ -8,13 +8,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-# Spans that wait for export; more are dropped, the oldest first.
-SPAN_QUEUE_LIMIT = 8192
-SPAN_BATCH_LIMIT = 512
-SPAN_EXPORT_INTERVAL_MILLIS = 1000
-# How long one export, its retries included, may take; and how long shutdown may wait for it.
-SPAN_EXPORT_TIMEOUT_SECONDS = 2
-
 
 def setup_tracing(
     *, service: str, sample_percent: float = 100.0, otlp_endpoint: str | None = None
@@ -38,7 +31,10 @@ def setup_tracing(
         shutdown_on_exit=False,
     )
     if otlp_endpoint is not None:
-        _export(provider, otlp_endpoint)
+        # Imported here: a process without a collector does not pay for the exporter's memory.
+        from libs.telemetry.export import SpanExport  # noqa: PLC0415  # see above
+
+        provider.add_span_processor(SpanExport(otlp_endpoint))
     trace.set_tracer_provider(provider)
     propagate.set_global_textmap(TraceContextTextMapPropagator())
     return provider
@@ -54,21 +50,3 @@ def _sampler(sample_percent: float, *, exported: bool) -> Sampler:
     ratio = TraceIdRatioBased(sample_percent / 100)
     # Without a collector no span is recorded: what is left costs a few microseconds.
     return ParentBased(ratio) if exported else ALWAYS_OFF
-
-
-def _export(provider: TracerProvider, endpoint: str) -> None:
-    # Imported here: a process without a collector does not pay 10 MB for the exporter.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415  # see above
-        OTLPSpanExporter,
-    )
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415  # likewise
-
-    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=SPAN_EXPORT_TIMEOUT_SECONDS)
-    provider.add_span_processor(
-        BatchSpanProcessor(
-            exporter,
-            max_queue_size=SPAN_QUEUE_LIMIT,
-            max_export_batch_size=SPAN_BATCH_LIMIT,
-            schedule_delay_millis=SPAN_EXPORT_INTERVAL_MILLIS,
-        )
-    )

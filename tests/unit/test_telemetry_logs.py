@@ -1,0 +1,109 @@
+"""Log lines, as a process of its own writes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+SETUP = """
+import logging, warnings
+import structlog
+from opentelemetry import trace
+from libs.telemetry.logs import setup_logging
+from libs.telemetry.tracing import current_trace_id, setup_tracing
+
+setup_logging(service="test", level="{level}")
+setup_tracing(service="test")
+log = structlog.get_logger()
+"""
+
+
+def lines_of(script: str, *, level: str = "info") -> list[dict[str, Any]]:
+    output = subprocess.run(
+        [sys.executable, "-c", SETUP.format(level=level) + script],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_each_line_tells_its_service_level_and_time() -> None:
+    """A line can be read on its own."""
+    (line,) = lines_of("log.info('served', tenant='acme')")
+    assert line.pop("time").endswith("Z")
+    assert line == {"event": "served", "level": "info", "service": "test", "tenant": "acme"}
+
+
+def test_a_line_inside_a_span_tells_the_trace() -> None:
+    """The trace id is the one that `current_trace_id` gives to clients."""
+    (line,) = lines_of(
+        "with trace.get_tracer('t').start_as_current_span('s'):\n"
+        "    log.info('served', expected=current_trace_id())"
+    )
+    assert len(line["trace_id"]) == 32
+    assert line["trace_id"] == line["expected"]
+    assert len(line["span_id"]) == 16
+
+
+def test_libraries_log_alike() -> None:
+    """What goes through the standard library has the same form, with the logger's name."""
+    (line,) = lines_of("logging.getLogger('some.library').warning('slow: %s ms', 5)")
+    assert line["event"] == "slow: 5 ms"
+    assert line["logger"] == "some.library"
+    assert line["level"] == "warning"
+    assert line["service"] == "test"
+
+
+def test_warnings_are_lines_too() -> None:
+    """Nothing is written to the terminal that is not JSON."""
+    (line,) = lines_of("warnings.warn('old', UserWarning)")
+    assert "old" in line["event"]
+
+
+def test_bound_context_is_in_every_line() -> None:
+    """What a task bound is merged into its lines, those of libraries included."""
+    first, second = lines_of(
+        "structlog.contextvars.bind_contextvars(request_id='r1')\n"
+        "log.info('a')\n"
+        "logging.getLogger('x').warning('b')"
+    )
+    assert (first["request_id"], second["request_id"]) == ("r1", "r1")
+
+
+def test_a_traceback_holds_no_values_of_variables() -> None:
+    """What a user asked stands in local variables; a traceback shows only the code."""
+    script = """
+def handle(prompt):
+    raise RuntimeError("failed")
+
+for logger in (log, logging.getLogger("x")):
+    try:
+        handle(prompt="".join(["my ", "secret"]))
+    except RuntimeError:
+        logger.exception("it failed")
+"""
+    for line in lines_of(script):
+        assert "RuntimeError: failed" in line["exception"]
+        assert "my secret" not in json.dumps(line)
+
+
+def test_lines_below_the_level_are_not_written() -> None:
+    """Of both kinds of loggers."""
+    (line,) = lines_of(
+        "log.info('no'); logging.getLogger('x').info('no'); log.warning('yes')", level="warning"
+    )
+    assert line["event"] == "yes"
+
+
+def test_an_unknown_level_is_refused() -> None:
+    """A typing error must not silence a service."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SETUP.format(level="lout")],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "ValueError: log level 'lout'" in ended.stderr
