@@ -32,7 +32,7 @@ class UsageConsumer:
         except InvalidUsageError as error:
             _log.error("usage that cannot be booked", usage=str(event), error=str(error))
             raise PoisonMessage(str(error)) from error
-        _log.info(
+        _log.debug(  # the ledger has it
             "usage booked",
             usage_id=event.usage_id,
             request_id=event.request_id,

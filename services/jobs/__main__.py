@@ -1,0 +1,84 @@
+"""The jobs service's parts, put together."""
+
+from __future__ import annotations
+
+from headrace.jobs.v1 import jobs_pb2_grpc
+
+from libs.bus.connection import connect, ensure_streams
+from libs.bus.publisher import Publisher
+from libs.bus.subjects import JOB_RECORDS, JOBS, OUTCOMES
+from libs.bus.worker import PullWorker
+from libs.config import default_database_url
+from libs.db import create_engine, migrate
+from libs.process import process, run
+from services.jobs.config import Settings
+from services.jobs.consumer import JobEvent, OutcomeConsumer
+from services.jobs.outbox import OutboxPublisher
+from services.jobs.reconciler import Reconciler
+from services.jobs.records import JobRecords
+from services.jobs.servicer import JobServicer
+from services.jobs.store import JobStore
+from services.jobs.submission import Submission
+from services.jobs.watchers import JobWatchers
+
+
+async def main() -> None:
+    """Runs the service until it is told to end."""
+    settings = Settings()
+    async with process("jobs", settings) as running:
+        clock = running.clock
+        database_url = settings.database_url or default_database_url(settings.home, "jobs")
+        await migrate(database_url, "jobs")
+        engine = create_engine(database_url)
+        store = JobStore(engine)
+        watchers = JobWatchers(
+            limit=settings.max_job_watchers, poll_seconds=settings.watch_poll_seconds
+        )
+        records = JobRecords(
+            store=store,
+            watchers=watchers,
+            clock=clock,
+            max_result_bytes=settings.max_result_bytes,
+        )
+
+        bus = await connect(settings.nats_url, name="jobs")
+        jetstream = bus.jetstream()
+        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])
+        outbox = OutboxPublisher(
+            store=store,
+            records=records,
+            publisher=Publisher(jetstream),
+            clock=clock,
+            poll_seconds=settings.outbox_poll_seconds,
+        )
+        reconciler = Reconciler(
+            store=store,
+            records=records,
+            outbox=outbox,
+            js=jetstream,
+            clock=clock,
+            interval_seconds=settings.reconcile_seconds,
+            lost_after_seconds=settings.job_lost_after_seconds,
+            max_publishes=settings.max_job_publishes,
+            max_waiting=settings.max_waiting_jobs,
+        )
+        outcomes = PullWorker[JobEvent](
+            jetstream, JOB_RECORDS, concurrency=settings.outcome_concurrency
+        )
+        running.spawn(outbox.run())
+        running.spawn(reconciler.run())
+        running.spawn(outcomes.run(OutcomeConsumer(records).handle))
+
+        submission = Submission(
+            store=store, outbox=outbox, clock=clock, max_waiting=settings.max_waiting_jobs
+        )
+        servicer = JobServicer(submission=submission, store=store, watchers=watchers)
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(servicer, running.server.grpc)
+        await running.serve()
+        await outcomes.drain(settings.drain_seconds)
+        await bus.drain()
+        await engine.dispose()
+
+
+if __name__ == "__main__":
+    run(main())

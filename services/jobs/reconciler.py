@@ -1,0 +1,131 @@
+"""The record against the bus: jobs whose message was lost are published again.
+
+JetStream is transport, not the record: it may lose what it acknowledged. A message is taken for
+lost only when it cannot be in the stream any more, since a second one would run the job twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import nats.errors
+import structlog
+from nats.js import JetStreamContext
+from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError
+from prometheus_client import Counter, Gauge
+
+from libs.bus.subjects import JOBS, OUTCOMES
+from libs.clock import Clock
+from libs.errors import HeadraceError
+from services.jobs.domain import Failure
+from services.jobs.outbox import OutboxPublisher
+from services.jobs.records import JobRecords
+from services.jobs.store import JobStore
+
+_log = structlog.get_logger()
+
+_REPUBLISHED = Counter("headrace_jobs_lost_republished", "Jobs whose message was found lost.")
+_WAITING = Gauge("headrace_jobs_waiting", "Jobs that wait for a worker.")
+
+# Of one round.
+MAX_LOST_JOBS = 100
+# By how much the clocks of this machine and of the bus may differ.
+CLOCK_MARGIN = timedelta(seconds=60)
+OUTCOMES_WAIT_SECONDS = 10.0
+OUTCOMES_PAUSE_SECONDS = 0.1
+
+
+class Reconciler:
+    """Looks regularly for jobs that would wait for ever.
+
+    Args:
+        store: the record.
+        records: where jobs are given up.
+        outbox: publishes.
+        js: JetStream.
+        clock: the time.
+        interval_seconds: between two looks.
+        lost_after_seconds: a job that changed since is left alone.
+        max_publishes: a job that was lost so often is given up.
+        max_waiting: as far as waiting jobs are counted.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        records: JobRecords,
+        outbox: OutboxPublisher,
+        js: JetStreamContext,
+        clock: Clock,
+        interval_seconds: float,
+        lost_after_seconds: float,
+        max_publishes: int,
+        max_waiting: int,
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._outbox = outbox
+        self._js = js
+        self._clock = clock
+        self._interval_seconds = interval_seconds
+        self._lost_after = timedelta(seconds=lost_after_seconds)
+        self._max_publishes = max_publishes
+        self._max_waiting = max_waiting
+
+    async def run(self) -> None:
+        """Looks until it is cancelled."""
+        while True:
+            await self._clock.sleep(self._interval_seconds)
+            try:
+                _WAITING.set(await self._store.count_waiting(limit=self._max_waiting))
+                await self.reconcile()
+            except (TimeoutError, nats.errors.Error, JetStreamError, HeadraceError) as error:
+                _log.warning("cannot compare jobs with the bus", error=repr(error))
+
+    async def reconcile(self) -> None:
+        """Looks once."""
+        now = self._clock.now()
+        # In this order: what has left the stream by now has told its outcome before.
+        oldest = await self._oldest_message_time()
+        await self._until_outcomes_are_noted()
+        published_before = now - self._lost_after
+        if oldest is not None:
+            published_before = min(published_before, oldest - CLOCK_MARGIN)
+        lost_jobs = await self._store.lost(
+            published_before=published_before,
+            unchanged_since=now - self._lost_after,
+            limit=MAX_LOST_JOBS,
+        )
+        for lost in lost_jobs:
+            _log.warning("job was lost by the bus", job_id=lost.job_id, times=lost.publish_count)
+            if lost.publish_count >= self._max_publishes:
+                text = f"the bus lost it {lost.publish_count} times"
+                await self._records.give_up(lost.job_id, Failure("INTERNAL", "INTERNAL", text))
+            else:
+                await self._store.publish_again(lost)
+                _REPUBLISHED.inc()
+        if lost_jobs:
+            self._outbox.wake()
+
+    async def _until_outcomes_are_noted(self) -> None:
+        """Waits for what workers have told so far: a job that has ended is not lost."""
+        async with asyncio.timeout(OUTCOMES_WAIT_SECONDS):
+            state = (await self._js.stream_info(OUTCOMES.name)).state
+            last_told = state.last_seq
+            while state.messages and state.first_seq <= last_told:
+                await self._clock.sleep(OUTCOMES_PAUSE_SECONDS)
+                state = (await self._js.stream_info(OUTCOMES.name)).state
+
+    async def _oldest_message_time(self) -> datetime | None:
+        """Returns since when the oldest job in the stream waits or is worked on."""
+        while True:
+            state = (await self._js.stream_info(JOBS.name)).state
+            if not state.messages:
+                return None
+            try:
+                return (await self._js.get_msg(JOBS.name, state.first_seq)).time
+            except NotFoundError:  # done since we asked
+                continue

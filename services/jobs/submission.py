@@ -1,0 +1,83 @@
+"""Taking a job in: durable, once, and not more than can wait."""
+
+from __future__ import annotations
+
+import structlog
+from headrace.jobs.v1 import jobs_pb2
+from opentelemetry import propagate
+from prometheus_client import Counter
+
+from libs.clock import Clock
+from libs.errors import AlreadyExists, ResourceExhausted
+from libs.ids import check_uuid, uuid7
+from libs.rpc.identity import Identity
+from services.jobs.domain import Job
+from services.jobs.outbox import OutboxPublisher
+from services.jobs.payload import checked_payload
+from services.jobs.store import JobStore, QueueFullError
+from services.jobs.wire import payload_to_bytes
+
+_log = structlog.get_logger()
+
+_SUBMITTED = Counter("headrace_jobs_submitted", "Jobs accepted, by kind of work.", ["work"])
+_REFUSED = Counter("headrace_jobs_refused", "Jobs refused since too many wait.")
+
+FULL_RETRY_AFTER_SECONDS = 5.0
+
+
+class Submission:
+    """Accepts jobs."""
+
+    def __init__(
+        self, *, store: JobStore, outbox: OutboxPublisher, clock: Clock, max_waiting: int
+    ) -> None:
+        self._store = store
+        self._outbox = outbox
+        self._clock = clock
+        self._max_waiting = max_waiting
+
+    async def submit(self, request: jobs_pb2.SubmitJobRequest, identity: Identity) -> Job:
+        """Returns the job, old or new, when it is on disk.
+
+        Raises:
+            InvalidArgument: the request is wrong.
+            AlreadyExists: the id has another payload, or is somebody else's.
+            ResourceExhausted: too many jobs wait.
+        """
+        job_id = check_uuid(request.job_id, field="job_id") if request.job_id else None
+        job_id = job_id or uuid7(self._clock)
+        payload = checked_payload(request.payload, job_id)
+        now = self._clock.now()
+        wanted = Job(
+            job_id=job_id,
+            tenant=identity.tenant,
+            user=identity.user,
+            payload=payload_to_bytes(payload),
+            create_time=now,
+            update_time=now,
+        )
+        job = await self._stored(wanted)
+        if not job.same_request(wanted):
+            raise AlreadyExists.of_resource(wanted.name)
+        if job is wanted:
+            work = payload.WhichOneof("work")
+            _SUBMITTED.labels(work).inc()
+            _log.info("job accepted", job_id=job_id, tenant=job.tenant, work=work)
+            self._outbox.wake()
+        return job
+
+    async def _stored(self, job: Job) -> Job:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        try:
+            return await self._store.submit(
+                job, traceparent=carrier.get("traceparent", ""), max_waiting=self._max_waiting
+            )
+        except QueueFullError as error:
+            _REFUSED.inc()
+            raise ResourceExhausted(
+                f"{self._max_waiting} jobs wait already",
+                reason="QUEUE_FULL",
+                metadata={"queue": "jobs", "limit": str(self._max_waiting)},
+                retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
+            ) from error

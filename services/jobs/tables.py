@@ -1,0 +1,41 @@
+"""The tables, as the newest migration leaves them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from libs.db import UtcDateTime
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("user", sa.Text, nullable=False),
+    sa.Column("state", sa.Integer, nullable=False),
+    sa.Column("attempt_count", sa.Integer, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("update_time", UtcDateTime, nullable=False),
+    sa.Column("failure_code", sa.Text),
+    sa.Column("failure_reason", sa.Text),
+    sa.Column("failure_message", sa.Text),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("result", sa.LargeBinary),
+    sa.Index("jobs_of_state", "state"),
+)
+
+# One row for each job that has not ended.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.job_id"), primary_key=True),
+    # W3C: the trace in which the job was submitted goes on where it is run.
+    sa.Column("traceparent", sa.Text, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("publish_count", sa.Integer, nullable=False),
+    # Null: to be published.
+    sa.Column("publish_time", UtcDateTime),
+    sa.Index("outbox_by_time", "publish_time", "create_time"),
+)

@@ -1,0 +1,87 @@
+"""Those who watch jobs of this process: each is told every change, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import Gauge
+
+from libs.errors import ResourceExhausted
+from services.jobs.domain import Job
+
+_WATCHERS = Gauge("headrace_jobs_watchers", "Open WatchJob streams.")
+
+# A watcher that is so many changes behind misses some between, never the last.
+MAX_CHANGES_BEHIND = 16
+FULL_RETRY_AFTER_SECONDS = 5.0
+
+_Changes = asyncio.Queue[Job]
+
+
+class JobWatchers:
+    """Brings changes to watchers.
+
+    Those that this process makes come at once. For those that another replica makes, the record is
+    read again every `poll_seconds`.
+    """
+
+    def __init__(self, *, limit: int, poll_seconds: float) -> None:
+        self._limit = limit
+        self._poll_seconds = poll_seconds
+        self._count = 0
+        self._watching: defaultdict[str, set[_Changes]] = defaultdict(set)
+
+    def tell(self, job: Job) -> None:
+        """Tells a job's watchers that it changed."""
+        for changes in self._watching.get(job.job_id, ()):
+            if changes.full():
+                changes.get_nowait()
+            changes.put_nowait(job)
+
+    async def watch(self, job_id: str, read: Callable[[], Awaitable[Job]]) -> AsyncIterator[Job]:
+        """Yields a job as it is and whenever it has changed; returns when it has ended.
+
+        Args:
+            job_id: whose changes.
+            read: reads the record.
+
+        Raises:
+            ResourceExhausted: too many watch.
+        """
+        with self._subscribed(job_id) as changes:
+            job = await read()  # after subscribing: no change falls between
+            yield job
+            while not job.state.terminal:
+                try:
+                    async with asyncio.timeout(self._poll_seconds):
+                        newer = await changes.get()
+                except TimeoutError:
+                    newer = await read()
+                if newer.progress > job.progress:
+                    job = newer
+                    yield job
+
+    @contextmanager
+    def _subscribed(self, job_id: str) -> Iterator[_Changes]:
+        if self._count >= self._limit:
+            raise ResourceExhausted(
+                f"{self._limit} streams watch jobs already",
+                reason="QUEUE_FULL",
+                metadata={"queue": "watchers", "limit": str(self._limit)},
+                retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
+            )
+        changes = _Changes(MAX_CHANGES_BEHIND)
+        self._count += 1
+        self._watching[job_id].add(changes)
+        _WATCHERS.set(self._count)
+        try:
+            yield changes
+        finally:
+            self._count -= 1
+            _WATCHERS.set(self._count)
+            self._watching[job_id].discard(changes)
+            if not self._watching[job_id]:
+                del self._watching[job_id]

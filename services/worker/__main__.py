@@ -1,0 +1,61 @@
+"""The worker's parts, put together."""
+
+from __future__ import annotations
+
+from headrace.embedding.v1 import embedding_pb2_grpc
+from headrace.events.v1 import events_pb2
+from headrace.inference.v1 import inference_pb2_grpc
+from headrace.jobs.v1 import jobs_pb2_grpc
+
+from libs.bus.connection import connect, ensure_streams
+from libs.bus.publisher import Publisher
+from libs.bus.subjects import JOBS, OUTCOMES, WORKER
+from libs.bus.worker import PullWorker
+from libs.process import process, run
+from libs.rpc.channel import open_channel
+from services.worker.config import Settings
+from services.worker.execution import Execution
+from services.worker.records import JobRecords
+from services.worker.runner import JobRunner
+
+
+async def main() -> None:
+    """Runs the worker until it is told to end."""
+    settings = Settings()
+    async with (
+        process("worker", settings) as running,
+        open_channel(settings.inference_address) as inference,
+        open_channel(settings.embedding_cache_address) as embedding_cache,
+        open_channel(settings.jobs_address or "") as jobs,
+    ):
+        bus = await connect(settings.nats_url, name="worker")
+        jetstream = bus.jetstream()
+        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])
+        execution = Execution(
+            inference=inference_pb2_grpc.InferenceServiceStub(inference),
+            embedding=embedding_pb2_grpc.EmbeddingServiceStub(embedding_cache),
+            timeout_seconds=settings.job_timeout_seconds,
+            max_result_bytes=settings.max_result_bytes,
+        )
+        records = JobRecords(jobs_pb2_grpc.JobServiceStub(jobs) if settings.jobs_address else None)
+        runner = JobRunner(
+            execution=execution,
+            records=records,
+            publisher=Publisher(jetstream),
+            clock=running.clock,
+        )
+        worker = PullWorker[events_pb2.JobSubmitted](
+            jetstream,
+            WORKER,
+            concurrency=settings.worker_concurrency,
+            on_exhausted=runner.give_up,
+        )
+        running.spawn(worker.run(runner.handle))
+        await running.serve()
+        # What does not end in time goes back to the bus at once, for another worker.
+        await worker.drain(settings.drain_seconds)
+        await bus.drain()
+
+
+if __name__ == "__main__":
+    run(main())

@@ -1,0 +1,141 @@
+"""One job from its message to its outcome."""
+
+from __future__ import annotations
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from headrace.events.v1 import events_pb2
+from headrace.jobs.v1 import jobs_pb2
+from prometheus_client import Counter
+
+from libs.bus.delivery import Delivery, PoisonMessage
+from libs.bus.publisher import Publisher
+from libs.bus.subjects import JOB_FINISHED, JOB_STARTED
+from libs.clock import Clock
+from libs.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    HeadraceError,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from services.worker.execution import Execution, ResultTooLarge
+from services.worker.records import JobRecords
+
+_log = structlog.get_logger()
+
+_ATTEMPTS = Counter(
+    "headrace_worker_attempts",
+    "Deliveries by what became of them: succeeded, failed, postponed or needless.",
+    ["outcome"],
+)
+
+# What was worked out is not thrown away for an outage of the bus shorter than this.
+FINISHED_TIMEOUT_SECONDS = 60.0
+
+JobDelivery = Delivery[events_pb2.JobSubmitted]
+
+# What may go well the next time.
+_TEMPORARY = (Unavailable, ResourceExhausted, DeadlineExceeded, Cancelled)
+
+
+class JobRunner:
+    """Runs jobs; a job's message is done when the bus has its `JobFinished`.
+
+    A job may run twice, where a worker died late. The jobs service takes the first outcome and
+    ignores the second.
+    """
+
+    def __init__(
+        self, *, execution: Execution, records: JobRecords, publisher: Publisher, clock: Clock
+    ) -> None:
+        self._execution = execution
+        self._records = records
+        self._publisher = publisher
+        self._clock = clock
+
+    async def handle(self, delivery: JobDelivery) -> None:
+        """Runs one job.
+
+        Raises:
+            HeadraceError: it may go well later; the bus delivers it again.
+            PoisonMessage: it names no job.
+        """
+        job = delivery.message
+        if not job.job_id:
+            raise PoisonMessage("job_id must be given")
+        if await self._records.has_ended(job, attempt=delivery.attempt):
+            _ATTEMPTS.labels("needless").inc()
+            return
+        await self._tell_started(delivery)
+        try:
+            result = await self._execution.run(job)
+        except HeadraceError as error:
+            if isinstance(error, _TEMPORARY) and not isinstance(error, ResultTooLarge):
+                _ATTEMPTS.labels("postponed").inc()
+                raise
+            await self._tell_failed(delivery, error)
+        else:
+            await self._tell_succeeded(delivery, result)
+
+    async def give_up(self, delivery: JobDelivery) -> None:
+        """Ends a job that was tried as often as may be."""
+        error = delivery.error
+        if not isinstance(error, HeadraceError):
+            why = "failed" if error else "died"
+            error = Internal(f"its worker {why} in every attempt", reason="INTERNAL")
+        await self._tell_failed(delivery, error)
+
+    async def _tell_started(self, delivery: JobDelivery) -> None:
+        job_id, attempt = delivery.message.job_id, delivery.attempt
+        await self._publisher.publish(
+            JOB_STARTED,
+            events_pb2.JobStarted(job_id=job_id, attempt=attempt, event_time=self._now()),
+            message_id=f"{delivery.message_id}.started.{attempt}",
+        )
+
+    async def _tell_succeeded(self, delivery: JobDelivery, result: jobs_pb2.JobResult) -> None:
+        event = self._finished(delivery)
+        event.result.CopyFrom(result)
+        try:
+            await self._tell_finished(delivery, event)
+        except InvalidArgument as error:  # larger than the bus takes
+            await self._tell_failed(delivery, error)
+        else:
+            _ATTEMPTS.labels("succeeded").inc()
+
+    async def _tell_failed(self, delivery: JobDelivery, error: HeadraceError) -> None:
+        event = self._finished(delivery)
+        event.error.CopyFrom(
+            jobs_pb2.JobError(code=error.code, reason=error.reason, message=error.message)
+        )
+        await self._tell_finished(delivery, event)
+        _ATTEMPTS.labels("failed").inc()
+        _log.warning(
+            "job failed",
+            job_id=delivery.message.job_id,
+            tenant=delivery.message.identity.tenant,
+            code=error.code,
+            reason=error.reason,
+        )
+
+    def _finished(self, delivery: JobDelivery) -> events_pb2.JobFinished:
+        return events_pb2.JobFinished(
+            job_id=delivery.message.job_id, attempt=delivery.attempt, event_time=self._now()
+        )
+
+    async def _tell_finished(self, delivery: JobDelivery, event: events_pb2.JobFinished) -> None:
+        # Of a message that two workers have ended, the stream keeps the first outcome.
+        await self._publisher.publish(
+            JOB_FINISHED,
+            event,
+            message_id=f"{delivery.message_id}.finished",
+            timeout_seconds=FINISHED_TIMEOUT_SECONDS,
+        )
+
+    def _now(self) -> Timestamp:
+        stamp = Timestamp()
+        stamp.FromDatetime(self._clock.now())
+        return stamp
