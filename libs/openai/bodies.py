@@ -15,10 +15,12 @@ EVENT_STREAM_TYPE = "text/event-stream"
 
 Json = Mapping[str, object]
 
-# The same table is in the edge, for errors that come as a status.
+# The edge has the same table by HTTP status, for errors that come as a status.
 _ERROR_TYPES = {
     "INVALID_ARGUMENT": "invalid_request_error",
     "FAILED_PRECONDITION": "invalid_request_error",
+    "ALREADY_EXISTS": "invalid_request_error",
+    "ABORTED": "invalid_request_error",
     "UNAUTHENTICATED": "authentication_error",
     "PERMISSION_DENIED": "permission_error",
     "NOT_FOUND": "not_found_error",

@@ -131,7 +131,9 @@ class Embedder:
     async def _look_up(self, query: Query, choice: Choice) -> Lookup:
         digest = choice.target.artifact_digest
         keys = [text_key(digest, text) for text in query.texts]
-        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        first: dict[bytes, int] = {}
+        for index, key in enumerate(keys):
+            first.setdefault(key, index)
         cached = {key: vector for key in first if (vector := self._cache.get(key)) is not None}
         missing = {key: query.texts[first[key]] for key in first if key not in cached}
         # In one step with both lookups, the cache's and that of `fetch`: nothing lands in between.

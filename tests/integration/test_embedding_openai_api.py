@@ -1,0 +1,158 @@
+"""`POST /v1/embeddings` through a real Envoy, by the unmodified `openai` client."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import aiohttp
+import openai
+import pytest
+import pytest_asyncio
+
+from services.embedding_cache.domain import MAX_TEXTS
+from tests.support.edge import RunningEdge, running_edge
+from tests.support.embedding import (
+    DIGEST,
+    DIMENSIONS,
+    Peers,
+    running_embedding_cache,
+    serving_peers,
+    tokens_of,
+    vector_of,
+)
+from tests.support.nats import running_nats
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+
+@dataclass
+class _Mesh:
+    edge: RunningEdge
+    client: openai.AsyncOpenAI
+    http: aiohttp.ClientSession
+
+    async def post(self, body: bytes) -> tuple[int, bytes]:
+        """Posts a body as it is; returns status and body of the answer."""
+        headers = {**self.edge.bearer(), "content-type": "application/json"}
+        async with self.http.post("/v1/embeddings", data=body, headers=headers) as answer:
+            return answer.status, await answer.read()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory) -> AsyncIterator[_Mesh]:
+    home = tmp_path_factory.mktemp("embedding")
+    (home / "nats").mkdir()
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running_nats(home / "nats"))
+        address = await stack.enter_async_context(serving_peers(Peers()))
+        cache = await stack.enter_async_context(
+            running_embedding_cache(home, peers_address=address, nats_url=server.url)
+        )
+        edge = await stack.enter_async_context(
+            running_edge(home, {"embedding_cache": [cache.address]})
+        )
+        await edge.cluster_is_healthy("embedding_cache")
+        client = await stack.enter_async_context(
+            openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=edge.token(), max_retries=0)
+        )
+        http = await stack.enter_async_context(aiohttp.ClientSession(edge.url))
+        yield _Mesh(edge, client, http)
+
+
+def _float32(values: list[float]) -> list[float]:
+    """Returns what numbers are as float32: text has as many digits as that needs, and no more."""
+    floats = struct.Struct(f"<{len(values)}f")
+    return list(floats.unpack(floats.pack(*values)))
+
+
+async def test_the_openai_client_gets_its_vectors(mesh: _Mesh):
+    """One text or many, as the client asks by itself (base64) or as floats: the same numbers."""
+    texts = [f"{word} {uuid.uuid4()}" for word in ("a", "b b")]
+    one = await mesh.client.embeddings.create(model="minilm", input=texts[0])
+    assert [item.embedding for item in one.data] == [vector_of(texts[0])]
+    many = await mesh.client.embeddings.create(
+        model="minilm@1.0.0",
+        input=texts,
+        encoding_format="float",
+        dimensions=DIMENSIONS,
+        user="ann",
+    )
+    assert [_float32(item.embedding) for item in many.data] == [vector_of(text) for text in texts]
+    assert [item.index for item in many.data] == [0, 1]
+    assert many.model == "minilm@1.0.0"
+    assert many.usage.prompt_tokens == many.usage.total_tokens == sum(map(tokens_of, texts))
+    assert many.model_extra is not None
+    told = many.model_extra["headrace"]
+    assert (told["artifact_digest"], told["hit_count"]) == (DIGEST, 1)
+    assert told["cost_nano_usd"] > 0
+    assert len(told["trace_id"]) == 32
+
+
+async def test_the_largest_request_is_answered_in_both_formats(mesh: _Mesh):
+    """As many texts as a request may have pass the edge, there and back."""
+    texts = [f"{number} {uuid.uuid4()}" for number in range(MAX_TEXTS)]
+    for encoding in ("base64", "float"):
+        body = {"model": "minilm", "input": texts, "encoding_format": encoding}
+        status, answer = await mesh.post(json.dumps(body).encode())
+        assert status == 200
+        assert len(json.loads(answer)["data"]) == MAX_TEXTS
+
+
+async def test_base64_is_little_endian_float32(mesh: _Mesh):
+    """What the client decodes with numpy is what the format says."""
+    body = {"model": "minilm", "input": "a", "encoding_format": "base64"}
+    status, answer = await mesh.post(json.dumps(body).encode())
+    assert status == 200
+    encoded = json.loads(answer)["data"][0]["embedding"]
+    values = struct.unpack(f"<{DIMENSIONS}f", base64.b64decode(encoded))
+    assert list(values) == vector_of("a")
+
+
+async def test_an_unknown_model_is_openais_not_found(mesh: _Mesh):
+    """The client raises the class that its users catch, with the code that they know."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        await mesh.client.embeddings.create(model="gpt-9", input="a")
+    assert (caught.value.code, caught.value.type) == ("model_not_found", "not_found_error")
+    assert "gpt-9" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": "minilm", "input": [1, 2]}, "input"),
+        ({"model": "minilm", "input": ""}, "input[0]"),
+        ({"model": "minilm", "input": ["a", ""]}, "input[1]"),
+        ({"model": "minilm"}, "input"),
+        ({"input": "a"}, "model"),
+        ({"model": "minilm", "input": "a", "dimensions": 4}, "dimensions"),
+        ({"model": "smollm2", "input": "a"}, "model"),
+        ({"model": "minilm", "input": "a", "encoding_format": "int8"}, "encoding_format"),
+    ],
+)
+async def test_a_wrong_field_is_named_in_openais_shape(
+    mesh: _Mesh, body: dict[str, object], param: str
+):
+    """Status 400, with the field where OpenAI's clients look for it."""
+    status, answer = await mesh.post(json.dumps(body).encode())
+    error = json.loads(answer)["error"]
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert error["message"]
+
+
+async def test_a_body_that_is_no_json_is_the_callers_error(mesh: _Mesh):
+    """Bytes that are not JSON come back as 400, not as 500."""
+    status, answer = await mesh.post(b'{"model": "minilm", "input": "a')
+    assert status == 400
+    assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+
+
+async def test_without_a_token_nobody_is_served(mesh: _Mesh):
+    """A client with a wrong key raises what its users catch."""
+    with pytest.raises(openai.AuthenticationError):
+        await mesh.client.with_options(api_key="wrong").embeddings.create(model="minilm", input="a")

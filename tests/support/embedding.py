@@ -1,0 +1,251 @@
+"""The embedding cache as a process of its own, and small real services for it to talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from headrace.common.v1 import model_pb2
+from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.embedding.v1 import embedding_pb2_grpc
+from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.router.v1 import router_pb2, router_pb2_grpc
+from typing_extensions import override
+
+from libs.rpc.identity import Identity
+from tests.support.edge import serving
+
+DIMENSIONS = 384
+DIGEST = "sha256:" + "ab" * 32
+CHAT_DIGEST = "sha256:" + "cd" * 32
+PRICE = cost_pb2.Price(
+    name="prices/minilm",
+    model="minilm",
+    input_nano_usd_per_million_tokens=20_000_000,
+    cached_input_nano_usd_per_million_tokens=2_000_000,
+)
+ANN = Identity("acme", "ann")
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+_ROOT = Path(__file__).parents[2]
+
+
+def vector_of(text: str) -> list[float]:
+    """Returns the vector that the engine here gives a text: exact float32, from its digest."""
+    digest = hashlib.shake_256(text.encode()).digest(DIMENSIONS)
+    floats = struct.Struct(f"<{DIMENSIONS}f")
+    return list(floats.unpack(floats.pack(*((byte - 127.7) / 2999 for byte in digest))))
+
+
+def tokens_of(text: str) -> int:
+    """Returns how many tokens it counts."""
+    return len(text.split())
+
+
+class Inference(inference_pb2_grpc.InferenceServiceServicer):
+    """Computes vectors; a test can hold it, break it and see what it was asked.
+
+    Attributes:
+        batches: the model and texts of each call.
+        open: computing goes on only while set.
+        cancelled: calls that were cancelled while they were held.
+        error: raised in place of an answer.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, list[str]]] = []
+        self.metadata: dict[str, Any] = {}
+        self.open = asyncio.Event()
+        self.open.set()
+        self.cancelled = 0
+        self.error: Exception | None = None
+        self.digest = DIGEST
+
+    @override
+    async def Embed(self, request: Any, context: Any) -> inference_pb2.EmbedResponse:
+        self.batches.append((request.model, list(request.texts)))
+        self.metadata = dict(context.invocation_metadata())
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return inference_pb2.EmbedResponse(
+            embeddings=[
+                inference_pb2.Embedding(values=vector_of(text), token_count=tokens_of(text))
+                for text in request.texts
+            ],
+            artifact_digest=self.digest,
+        )
+
+
+class Router(router_pb2_grpc.RouterServiceServicer):
+    """Pushes one snapshot: `minilm` and `smollm2` are ready, `later` is not."""
+
+    @override
+    async def WatchRoutes(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield router_pb2.WatchRoutesResponse(
+            revision=1,
+            routes=[
+                _route("minilm", DIGEST, model_pb2.MODEL_KIND_EMBEDDING, ready=True),
+                _route("smollm2", CHAT_DIGEST, model_pb2.MODEL_KIND_CHAT, ready=True),
+                _route("later", DIGEST, model_pb2.MODEL_KIND_EMBEDDING, ready=False),
+            ],
+        )
+        await asyncio.Event().wait()
+
+
+class Cost(cost_pb2_grpc.CostServiceServicer):
+    """Pushes one price book."""
+
+    @override
+    async def WatchPrices(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield cost_pb2.WatchPricesResponse(prices=[PRICE])
+        await asyncio.Event().wait()
+
+
+def _route(model: str, digest: str, kind: Any, *, ready: bool) -> router_pb2.ModelRoute:
+    return router_pb2.ModelRoute(
+        model=model,
+        targets=[
+            router_pb2.RouteTarget(
+                deployment=f"deployments/{model}",
+                model_version=f"models/{model}/versions/1.0.0",
+                artifact_digest=digest,
+                schema=model_pb2.ModelSchema(kind=kind, dimensions=DIMENSIONS),
+                backends=[model_pb2.Backend(id="triton-0")] if ready else [],
+            )
+        ],
+    )
+
+
+class Peers:
+    """What the embedding cache talks to, in one server."""
+
+    def __init__(self) -> None:
+        # What a service does not define answers UNIMPLEMENTED.
+        self.inference = Inference()  # type: ignore[abstract]  # see above
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds all of them."""
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.inference, server)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
+        cost_pb2_grpc.add_CostServiceServicer_to_server(Cost(), server)  # type: ignore[abstract]  # see above
+
+
+@dataclass
+class EmbeddingCache:
+    """A running process.
+
+    Attributes:
+        address: where it serves.
+        lines: what it has logged so far.
+    """
+
+    process: asyncio.subprocess.Process
+    metrics_url: str
+    address: str = ""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    channel: grpc.aio.Channel = field(init=False)
+
+    @property
+    def stub(self) -> embedding_pb2_grpc.EmbeddingServiceAsyncStub:
+        return embedding_pb2_grpc.EmbeddingServiceStub(self.channel)
+
+    async def read_log(self, serving_now: asyncio.Event) -> None:
+        """Keeps the log until the process ends; sets the event when it says that it serves."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            entry = json.loads(line)
+            self.lines.append(entry)
+            if entry["event"] == "serving":
+                self.address = entry["address"]
+                serving_now.set()
+
+    async def stop(self) -> None:
+        """Ends it as the supervisor does, and by force if that takes too long."""
+        if self.process.returncode is None:
+            self.process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            raise
+
+
+@asynccontextmanager
+async def running_embedding_cache(
+    home: Path, *, peers_address: str, nats_url: str, **environment: str
+) -> AsyncIterator[EmbeddingCache]:
+    """Runs `python -m services.embedding_cache` on free ports, with its state in a folder."""
+    key_file = home / "input-hash.key"
+    key_file.write_bytes(secrets.token_bytes(32))
+    metrics_address = f"127.0.0.1:{free_port()}"
+    peers = ("ROUTER_ADDRESS", "COST_ADDRESS", "INFERENCE_ADDRESS")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.embedding_cache",
+        cwd=_ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        env={
+            **os.environ,
+            "PYTHONPATH": "libs/gen",
+            "HEADRACE_HOME": str(home),
+            "HEADRACE_LISTEN_ADDRESS": "127.0.0.1:0",
+            "HEADRACE_METRICS_ADDRESS": metrics_address,
+            "HEADRACE_INPUT_HASH_KEY_FILE": str(key_file),
+            "HEADRACE_NATS_URL": nats_url,
+            **{f"HEADRACE_{name}": peers_address for name in peers},
+            **environment,
+        },
+    )
+    cache = EmbeddingCache(process, f"http://{metrics_address}/metrics")
+    serving_now = asyncio.Event()
+    reading = asyncio.create_task(cache.read_log(serving_now))
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            await serving_now.wait()
+        async with grpc.aio.insecure_channel(cache.address) as cache.channel:
+            yield cache
+    finally:
+        await cache.stop()
+        await reading
+
+
+def free_port() -> int:
+    """Returns a port that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def serving_peers(peers: Peers, *, address: str = "127.0.0.1:0") -> Any:
+    """Runs the peers; yields their address."""
+    return serving(peers.register, address=address)
+
+
+async def eventually(holds: Callable[[], Awaitable[bool] | bool]) -> None:
+    """Returns when a condition holds."""
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            held = holds()
+            if held if isinstance(held, bool) else await held:
+                return
+            await asyncio.sleep(0.02)
