@@ -109,13 +109,20 @@ class Upload:
             reading.cancel()
             raise
         if not reading.done():
-            # Left alone: to cancel a read is to cancel the RPC, and the caller would not hear why.
+            # Left to end with the RPC: to cancel a read is to cancel the RPC, and the caller would
+            # not hear why.
+            reading.add_done_callback(_forget)
             raise DeadlineExceeded(
                 f"nothing came for {self._limits.idle_seconds:g} s",
                 reason="DEADLINE_EXCEEDED",
                 metadata={"waiting_for": "chunk"},
             )
         return reading.result()
+
+
+def _forget(reading: asyncio.Future[T]) -> None:
+    if not reading.cancelled():
+        reading.exception()  # looked at, so that asyncio does not log it
 
 
 def _too_large(field: str, what: str, limit_bytes: int) -> InvalidArgument:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 from headrace.common.v1 import model_pb2
 from headrace.registry.v1 import registry_pb2 as pb
-from headrace.registry.v1 import registry_pb2_grpc
 
-from libs.clock import SystemClock
-from libs.db import create_engine, migrate
 from libs.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -17,16 +14,9 @@ from libs.errors import (
     PermissionDenied,
     Unauthenticated,
 )
-from libs.rpc.channel import open_channel
 from libs.rpc.status import headrace_errors
-from services.registry.artifacts import open_store
-from services.registry.feed import DeploymentFeed
-from services.registry.servicer import RegistryServicer
-from services.registry.store import RegistryStore
-from services.registry.upload import UploadLimits
-from tests.support.edge import serving
 from tests.support.postgres import binaries, running_postgres
-from tests.support.registry import CHAT, EMBEDDING, USER, RegistryClient, artifact
+from tests.support.registry import CHAT, EMBEDDING, USER, artifact, serving_registry
 
 pytestmark = pytest.mark.integration
 
@@ -44,23 +34,8 @@ async def url(request, tmp_path):
 
 @pytest.fixture
 async def registry(url, tmp_path):
-    await migrate(url, "registry")
-    engine = create_engine(url)
-    store = RegistryStore(engine)
-    servicer = RegistryServicer(
-        store=store,
-        artifacts=open_store((tmp_path / "artifacts").as_uri()),
-        feed=DeploymentFeed(store),
-        limits=UploadLimits(),
-        clock=SystemClock(),
-    )
-
-    def register(server):
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
-
-    async with serving(register) as address, open_channel(address, traced=False) as channel:
-        yield RegistryClient(channel)
-    await engine.dispose()
+    async with serving_registry(url, tmp_path) as client:
+        yield client
 
 
 async def test_a_model_is_found_as_it_was_created(registry):

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
 import tarfile
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 from headrace.registry.v1 import registry_pb2 as pb
 from headrace.registry.v1 import registry_pb2_grpc
 
+from libs.clock import SystemClock
+from libs.db import create_engine, migrate
+from libs.rpc.channel import open_channel
 from libs.rpc.identity import Identity
+from services.registry.artifacts import open_store
+from services.registry.feed import DeploymentFeed
+from services.registry.servicer import RegistryServicer
+from services.registry.store import RegistryStore
+from services.registry.upload import UploadLimits
+from tests.support.edge import serving
 
 ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
 USER = Identity("acme", "ann", frozenset({"infer"})).metadata()
@@ -119,3 +131,34 @@ class RegistryClient:
         for version in versions:
             await self.create_version(f"models/{model}/versions/{version}", digest)
         return digest
+
+
+@asynccontextmanager
+async def serving_registry(
+    url: str, folder: Path, *, limits: UploadLimits | None = None
+) -> AsyncIterator[RegistryClient]:
+    """Runs a registry inside the test, on a real server and database, and yields its client."""
+    await migrate(url, "registry")
+    engine = create_engine(url)
+    store = RegistryStore(engine)
+    feed = DeploymentFeed(store)
+    servicer = RegistryServicer(
+        store=store,
+        artifacts=open_store((folder / "artifacts").as_uri()),
+        feed=feed,
+        limits=limits or UploadLimits(),
+        clock=SystemClock(),
+    )
+
+    def register(server: grpc.aio.Server) -> None:
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
+
+    pushing = asyncio.create_task(feed.run())
+    try:
+        async with serving(register) as address, open_channel(address, traced=False) as channel:
+            yield RegistryClient(channel)
+            feed.close()
+    finally:
+        pushing.cancel()
+        await asyncio.gather(pushing, return_exceptions=True)
+        await engine.dispose()
