@@ -1,7 +1,8 @@
-"""Starts Triton, alone and without a container.
+"""Runs Triton, alone and without a container.
 
-`command()` says how; `python -m services.cli.triton` becomes it. No launcher stays: the
-supervisor's own child is `tritonserver`, which dies with the supervisor.
+`command()` says how to start it. `python -m services.cli.triton` is what the supervisor starts: a
+parent of `tritonserver` that ends with it, ends it in time when asked to, and ends it when one of
+its models has crashed. Killed itself, it takes Triton with it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ import argparse
 import ctypes
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+
+from services.cli.triton_stubs import Stubs
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"
-EXIT_TIMEOUT_SECONDS = 3
+# Triton itself waits so long for running requests, and one or two seconds more; then it is killed.
+EXIT_TIMEOUT_SECONDS = 2
+STOP_SECONDS = 4.0
+WATCH_SECONDS = 0.5
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where the Python backend keeps its regions
 
 _PR_SET_PDEATHSIG = 1
@@ -31,6 +40,13 @@ print(json.dumps({
     "library_folder": sysconfig.get_config_var("LIBDIR"),
     "library": sysconfig.get_config_var("INSTSONAME"),
 }))
+"""
+
+_CALL_GUARD = """
+
+import stub_guard
+
+stub_guard.end_with_server()
 """
 
 
@@ -91,7 +107,7 @@ def command(*, home: Path, backend_id: str, ports: TritonPorts, root: Path = ROO
         "metrics-address": LOOPBACK,
         "metrics-port": ports.metrics,
         "exit-timeout-secs": EXIT_TIMEOUT_SECONDS,
-        "backend-config": f"python,shm-region-prefix-name={_region_prefix(folder)}",
+        "backend-config": f"python,shm-region-prefix-name={region_prefix(folder)}",
     }
     argv = [
         str(server / "bin" / "tritonserver"),
@@ -103,13 +119,19 @@ def command(*, home: Path, backend_id: str, ports: TritonPorts, root: Path = ROO
 
 def remove_shared_memory(*, home: Path, backend_id: str) -> None:
     """Removes the regions that a Triton of this folder left when it was killed."""
-    prefix = _region_prefix(home.absolute() / "triton" / backend_id)
+    prefix = region_prefix(home.absolute() / "triton" / backend_id)
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
 
 
+def region_prefix(folder: Path) -> str:
+    """Returns how the names begin of the shared memory that a Triton of this folder takes."""
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    return f"headrace_{digest}_"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Becomes `tritonserver`."""
+    """Runs `tritonserver` in the foreground and exits as it does."""
     parser = argparse.ArgumentParser(description="Start Triton in the foreground.")
     parser.add_argument("--home", type=Path, default=os.environ.get("HEADRACE_HOME", ".headrace"))
     parser.add_argument("--backend-id", default="triton-0")
@@ -122,8 +144,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TritonUnavailable as error:
         sys.exit(str(error))
     remove_shared_memory(home=given.home, backend_id=given.backend_id)
-    _die_with_parent()
-    os.execve(found.argv[0], list(found.argv), dict(found.env))  # noqa: S606  # no shell wanted
+    _die_with(os.getppid())
+    sys.exit(run(found, http_port=ports.http))
+
+
+def run(started: TritonCommand, *, http_port: int) -> int:
+    """Runs Triton until it ends and returns its exit code.
+
+    Call it in the main thread: the kernel ends Triton with the thread that started it.
+    """
+    parent = os.getpid()
+    server = subprocess.Popen(  # noqa: S603  # our own command
+        started.argv,
+        env=started.env,
+        preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509  # there are no other threads yet
+    )
+    kill_at_seconds = math.inf
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal kill_at_seconds
+        server.terminate()
+        kill_at_seconds = min(kill_at_seconds, time.monotonic() + STOP_SECONDS)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    stubs = Stubs(server_pid=server.pid, http_port=http_port)
+    while server.poll() is None:
+        crashed = stubs.crashed(wait_seconds=WATCH_SECONDS)
+        if crashed:
+            print(f"the process of {crashed} has crashed; Triton starts again", flush=True)
+        if crashed or time.monotonic() > kill_at_seconds:
+            server.kill()
+            server.wait()
+    return server.returncode
 
 
 def _server_folder(root: Path) -> Path:
@@ -157,12 +210,11 @@ def _link_backend(folder: Path, server: Path, interpreter: _Interpreter) -> None
     if not stub.is_file():
         raise TritonUnavailable(f"this Triton has no stub for Python {interpreter.version}")
     backend = server / "backends" / "python"
-    for target in (
-        stub,
-        backend / "libtriton_python.so",
-        backend / "triton_python_backend_utils.py",
-    ):
+    guard = ROOT / "deploy" / "triton" / "stub_guard.py"
+    for target in (stub, backend / "libtriton_python.so", guard):
         _link(folder / target.name, target)
+    utils = "triton_python_backend_utils.py"
+    (folder / utils).write_text(f"{(backend / utils).read_text()}{_CALL_GUARD}")
 
 
 def _link(link: Path, target: Path) -> None:
@@ -186,17 +238,11 @@ def _environment(interpreter: _Interpreter) -> dict[str, str]:
     }
 
 
-def _region_prefix(folder: Path) -> str:
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-    return f"headrace_{digest}_"
-
-
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """Has the kernel kill this process, whatever it executes, when its parent ends."""
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the kernel knew
-        sys.exit(1)
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """SmolLM2 on Triton: requests wait in a bounded queue for one of the engine's slots.
 
-The contract of inputs, outputs and errors is in this model's README.
+Its contract is in `deploy/triton/README.md`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # Triton's own
-from contract import ModelError, parse_request
+from contract import ModelError, Request, parse_request
 from engine import Engine
 from generation import Cancelled, Generation
 from stops import Piece
@@ -43,51 +43,47 @@ class TritonPythonModel:
             for key, value in json.loads(args["model_config"])["parameters"].items()
         }
         self._engine = Engine(Path(__file__).parent / "weights.gguf", parameters)
-        self._max_waiting = int(parameters["max_waiting"])
-        self._waiting: queue.Queue[Any] = queue.Queue(self._max_waiting)
         self._stopping = threading.Event()
+        self._slots = _Queue(int(parameters["max_waiting"]))
+        self._counting = _Queue(int(parameters["max_waiting"]))
+        # Counting needs no slot; it shall not wait behind answers that do.
         self._workers = [
-            threading.Thread(target=self._work, name=f"slot-{number}", daemon=True)
-            for number in range(int(parameters["n_parallel"]))
+            threading.Thread(target=self._work, args=(waiting,), daemon=True)
+            for waiting in (*[self._slots] * int(parameters["n_parallel"]), self._counting)
         ]
         for worker in self._workers:
             worker.start()
 
     def execute(self, requests: list[Any]) -> None:
         """Takes requests over; their answers come later, from the workers."""
-        for request in requests:
-            sender = request.get_response_sender()
-            raw = pb_utils.get_input_tensor_by_name(request, "request").as_numpy()[0]
+        for each in requests:
+            sender = each.get_response_sender()
+            raw = pb_utils.get_input_tensor_by_name(each, "request").as_numpy()[0]
             try:
-                self._waiting.put_nowait((raw, sender))
-            except queue.Full:
-                error = ModelError(
-                    "QUEUE_FULL",
-                    f"{self._max_waiting} requests wait already",
-                    queue="engine",
-                    limit=self._max_waiting,
-                )
+                request = parse_request(raw)
+                counts = request.operation == "count_tokens"
+                (self._counting if counts else self._slots).put((request, sender))
+            except ModelError as error:
                 _send_error(sender, error)
 
     def finalize(self) -> None:
         """Ends what runs and what waits, so that Triton need not wait for it."""
         self._stopping.set()
         deadline = time.monotonic() + _STOP_SECONDS
-        for _ in self._workers:
-            self._waiting.put(None, timeout=_STOP_SECONDS)
+        for waiting in (self._slots, self._counting):
+            waiting.close()
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
 
-    def _work(self) -> None:
-        while (taken := self._waiting.get()) is not None:
+    def _work(self, waiting: _Queue) -> None:
+        while (taken := waiting.get()) is not None:
             self._answer(*taken)
 
-    def _answer(self, raw: bytes, sender: Any) -> None:
+    def _answer(self, request: Request, sender: Any) -> None:
         is_cancelled = _CancelCheck(sender, self._stopping)
         try:
             if is_cancelled():
                 raise Cancelled  # noqa: TRY301  # one place says goodbye
-            request = parse_request(raw)
             if request.operation == "count_tokens":
                 count = len(self._engine.tokenize_conversation(request.messages))
                 _send(sender, Piece(""), final={"prompt_tokens": count})
@@ -107,6 +103,40 @@ class TritonPythonModel:
         except Exception as error:  # noqa: BLE001  # a request must end, whatever happens
             pb_utils.Logger.log_error(f"unexpected: {error!r}")
             _send_error(sender, ModelError("INTERNAL", f"unexpected {type(error).__name__}"))
+
+
+class _Queue:
+    """Requests that wait, at most so many, in their order."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: queue.SimpleQueue[tuple[Request, Any] | None] = queue.SimpleQueue()
+
+    def put(self, request: tuple[Request, Any]) -> None:
+        """Lets a request wait.
+
+        Raises:
+            ModelError: QUEUE_FULL.
+        """
+        if self._waiting.qsize() >= self._limit:
+            raise ModelError(
+                "QUEUE_FULL",
+                f"{self._limit} requests wait already",
+                queue="engine",
+                limit=self._limit,
+            )
+        self._waiting.put(request)
+
+    def get(self) -> tuple[Request, Any] | None:
+        """Returns the next request, or None when there will be no more."""
+        taken = self._waiting.get()
+        if taken is None:
+            self._waiting.put(None)  # for the next worker
+        return taken
+
+    def close(self) -> None:
+        """Lets `get` return None behind the last request."""
+        self._waiting.put(None)
 
 
 class _CancelCheck:

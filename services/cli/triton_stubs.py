@@ -1,0 +1,97 @@
+"""Watches the processes in which Triton's Python backend runs the models.
+
+When such a stub crashes, Triton goes on to call its model ready, answers new requests with an error
+and never ends the streams that the stub had begun. Only a new Triton ends those.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+_STUB = "triton_python_backend_stub"
+_ASK_TIMEOUT_SECONDS = 0.5
+_BURIAL_SECONDS = 0.1  # for Triton to notice by itself
+_STATE, _EXIT_CODE = 0, 49  # fields of /proc/PID/stat, counted from behind the name
+
+
+@dataclass(frozen=True)
+class _Stub:
+    pid: int
+    process: int  # a pidfd
+    model: str
+
+
+class Stubs:
+    """The stubs of one server. To be asked again and again; asking waits for a stub to end."""
+
+    def __init__(self, *, server_pid: int, http_port: int) -> None:
+        self._server_pid = server_pid
+        self._http_port = http_port
+        self._known: dict[int, _Stub] = {}
+
+    def crashed(self, *, wait_seconds: float) -> str:
+        """Returns the model whose stub has crashed; empty after so long without one.
+
+        Triton buries a stub that it unloads, or that fails while it is loaded. The ones that it
+        leaves unburied while it calls their model ready are those that it has not missed.
+        """
+        self._find()
+        watched = select.poll()
+        for stub in self._known.values():
+            watched.register(stub.process, select.POLLIN)
+        ended = {process for process, _ in watched.poll(wait_seconds * 1000)}
+        for stub in [stub for stub in self._known.values() if stub.process in ended]:
+            if not _is_unburied(stub.pid):
+                os.close(stub.process)
+                del self._known[stub.pid]
+            elif self._is_called_ready(stub.model):
+                return stub.model
+            else:
+                time.sleep(_BURIAL_SECONDS)
+        return ""
+
+    def _find(self) -> None:
+        for task in Path(f"/proc/{self._server_pid}/task").glob("*/children"):
+            try:
+                pids = [int(pid) for pid in task.read_text().split()]
+            except OSError:  # the thread has ended
+                continue
+            for pid in pids:
+                if pid not in self._known:
+                    self._know(pid)
+
+    def _know(self, pid: int) -> None:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if Path(words[0]).name == _STUB:
+                # .../MODEL/VERSION/model.py
+                self._known[pid] = _Stub(pid, os.pidfd_open(pid), Path(words[1]).parts[-3])
+        except OSError:  # it has ended
+            return
+
+    def _is_called_ready(self, model: str) -> bool:
+        request = f"GET /v2/models/{quote(model, safe='')}/ready HTTP/1.0\r\n\r\n"
+        try:
+            with socket.create_connection(
+                ("127.0.0.1", self._http_port), timeout=_ASK_TIMEOUT_SECONDS
+            ) as connection:
+                connection.sendall(request.encode())
+                return connection.recv(64).split(b" ")[1:2] == [b"200"]
+        except OSError:
+            return False
+
+
+def _is_unburied(pid: int) -> bool:
+    """Tells whether a process has failed and its parent has not asked for its exit code."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    fields = text[text.rindex(")") + 2 :].split()
+    return fields[_STATE] == "Z" and fields[_EXIT_CODE] != "0"
