@@ -24,10 +24,11 @@ def check_uuid(value: str, *, field: str) -> str:
     Raises:
         InvalidArgument: it is not.
     """
+    canonical: str | None
     try:
         canonical = str(uuid.UUID(value))
     except ValueError:
-        canonical = ""
+        canonical = None
     if canonical != value:
         raise InvalidArgument.of_field(field, "must be a UUID in its canonical form")
     return value
