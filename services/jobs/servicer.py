@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from typing_extensions import override
@@ -43,8 +44,10 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self, request: jobs_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
         job_id, tenant = job_id_of_name(request.name), identity_of(context).tenant
-        async for job in self._watchers.watch(job_id, lambda: self._job(job_id, tenant)):
-            yield jobs_pb2.WatchJobResponse(job=job_to_proto(job))
+        changes = self._watchers.watch(job_id, lambda: self._job(job_id, tenant))
+        async with aclosing(changes):
+            async for job in changes:
+                yield jobs_pb2.WatchJobResponse(job=job_to_proto(job))
 
     async def _job(self, job_id: str, tenant: str) -> Job:
         job = await self._store.get(job_id, tenant=tenant)

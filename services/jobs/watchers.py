@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import Gauge
@@ -41,7 +41,9 @@ class JobWatchers:
                 changes.get_nowait()
             changes.put_nowait(job)
 
-    async def watch(self, job_id: str, read: Callable[[], Awaitable[Job]]) -> AsyncIterator[Job]:
+    async def watch(
+        self, job_id: str, read: Callable[[], Awaitable[Job]]
+    ) -> AsyncGenerator[Job, None]:
         """Yields a job as it is and whenever it has changed; returns when it has ended.
 
         Args:

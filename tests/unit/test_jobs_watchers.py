@@ -1,0 +1,106 @@
+"""Who watches a job sees it go forward and end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from libs.errors import ResourceExhausted
+from services.jobs.domain import Finished, Job, Started, State, advance
+from services.jobs.watchers import MAX_CHANGES_BEHIND, JobWatchers
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+QUEUED = Job(
+    job_id="j", tenant="acme", user="ann", payload=b"p", create_time=START, update_time=START
+)
+
+
+def after(job: Job, outcome: Started | Finished) -> Job:
+    changed = advance(job, outcome, START)
+    assert changed is not None
+    return changed
+
+
+RUNNING = after(QUEUED, Started(1))
+ENDED = after(RUNNING, Finished(1, result=b"r"))
+
+
+def reading(read: Callable[[], Job]) -> Callable[[], Awaitable[Job]]:
+    async def read_record() -> Job:
+        return read()
+
+    return read_record
+
+
+async def states(stream: AsyncIterator[Job]) -> list[State]:
+    return [job.state async for job in stream]
+
+
+async def test_changes_come_at_once_and_in_order() -> None:
+    """Even those that follow each other faster than the watcher reads."""
+    watchers = JobWatchers(limit=1, poll_seconds=60)
+    stream = watchers.watch("j", reading(lambda: QUEUED))
+    seen = [(await anext(stream)).state]
+    watchers.tell(RUNNING)
+    watchers.tell(ENDED)
+    seen += await states(stream)
+    assert seen == [State.QUEUED, State.RUNNING, State.SUCCEEDED]
+
+
+async def test_a_change_between_subscribing_and_reading_is_seen_once() -> None:
+    """The record may be newer than what the watcher is told."""
+    watchers = JobWatchers(limit=1, poll_seconds=60)
+
+    def read() -> Job:
+        watchers.tell(RUNNING)
+        return RUNNING
+
+    stream = watchers.watch("j", reading(read))
+    assert (await anext(stream)).state is State.RUNNING
+    watchers.tell(ENDED)
+    assert await states(stream) == [State.SUCCEEDED]
+
+
+async def test_changes_of_another_replica_are_found() -> None:
+    """By reading the record again."""
+    records = iter([QUEUED, QUEUED, RUNNING, ENDED])
+    watchers = JobWatchers(limit=1, poll_seconds=0.001)
+    seen = await states(watchers.watch("j", reading(lambda: next(records))))
+    assert seen == [State.QUEUED, State.RUNNING, State.SUCCEEDED]
+
+
+async def test_a_job_that_has_ended_ends_the_stream() -> None:
+    """One message, then the end."""
+    watchers = JobWatchers(limit=1, poll_seconds=60)
+    assert await states(watchers.watch("j", reading(lambda: ENDED))) == [State.SUCCEEDED]
+
+
+async def test_a_slow_watcher_misses_changes_but_not_the_last() -> None:
+    """What waits for a watcher is limited."""
+    watchers = JobWatchers(limit=1, poll_seconds=60)
+    stream = watchers.watch("j", reading(lambda: QUEUED))
+    await anext(stream)
+    for attempt in range(1, 3 * MAX_CHANGES_BEHIND):
+        watchers.tell(replace(RUNNING, attempt_count=attempt))
+    watchers.tell(replace(ENDED, attempt_count=1000))
+    seen = [job async for job in stream]
+    assert len(seen) == MAX_CHANGES_BEHIND
+    assert seen[-1].attempt_count == 1000
+
+
+async def test_one_watcher_too_many_is_turned_away_until_another_leaves() -> None:
+    """The limit counts who watches now."""
+    watchers = JobWatchers(limit=1, poll_seconds=60)
+    first = watchers.watch("j", reading(lambda: QUEUED))
+    await anext(first)
+    with pytest.raises(ResourceExhausted) as caught:
+        await anext(watchers.watch("k", reading(lambda: QUEUED)))
+    assert caught.value.metadata == {"queue": "watchers", "limit": "1"}
+    assert caught.value.retry_after_seconds is not None
+    await first.aclose()
+    async with asyncio.timeout(1):
+        assert (await anext(watchers.watch("k", reading(lambda: QUEUED)))).state is State.QUEUED
