@@ -91,11 +91,11 @@ def local_replies() -> list[dict[str, Any]]:
 
 def _replies() -> Iterator[_Reply]:
     yield _Reply(
-        _details_contain("Jwt_is_missing"),
+        _code_details(".contains('Jwt_is_missing')"),
         Unauthenticated("the call carries no token", reason="TOKEN_INVALID"),
     )
     yield _Reply(
-        _details_contain("Jwt_is_expired"),
+        _code_details(".contains('Jwt_is_expired')"),
         Unauthenticated("the token has expired", reason="TOKEN_INVALID"),
     )
     yield _Reply(
@@ -111,7 +111,7 @@ def _replies() -> Iterator[_Reply]:
     yield _Reply(_statuses(413, 413), _too_large("body", MAX_JSON_BODY_BYTES))
     yield _Reply(_statuses(431, 431), _too_large("headers", MAX_HEADERS_BYTES))
     yield _Reply(
-        {"response_flag_filter": {"flags": ["DT", "UT", "SI"]}},
+        _code_details(" in ['max_duration_timeout', 'response_timeout', 'stream_idle_timeout']"),
         DeadlineExceeded(
             "the deadline passed",
             reason="DEADLINE_EXCEEDED",
@@ -182,14 +182,15 @@ def _statuses(lowest: int, highest: int) -> _Filter:
     return {"and_filter": {"filters": [compare("GE", lowest), compare("LE", highest)]}}
 
 
-def _details_contain(text: str) -> _Filter:
+def _code_details(condition: str) -> _Filter:
+    """Returns the filter of a condition on Envoy's own word for what happened, in CEL."""
     return {
         "extension_filter": {
             "name": "envoy.access_loggers.extension_filters.cel",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3"
                 ".ExpressionFilter",
-                "expression": f"response.code_details.contains('{text}')",
+                "expression": f"response.code_details{condition}",
             },
         }
     }

@@ -81,10 +81,9 @@ class RecordedMesh:
     channel: grpc.aio.Channel
     seen: list[tuple[str, str, dict[str, Any]]]
 
-    async def call(self, path: str, **metadata: str) -> None:
-        method = self.channel.stream_stream(path, bytes, bytes)
-        spoofed = tuple((key.replace("_", "-"), value) for key, value in metadata.items())
-        call = method(iter([b""]), metadata=(*self.edge.metadata(), *spoofed))
+    async def call(self, path: str) -> None:
+        """Sends one empty message, which suits methods of all four kinds."""
+        call = self.channel.unary_stream(path, bytes, bytes)(b"", metadata=self.edge.metadata())
         _ = [message async for message in call]
 
 

@@ -1,0 +1,60 @@
+"""An inference process that stalls after its first message, so that a test can kill it there."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from google.api.httpbody_pb2 import HttpBody
+from headrace.inference.v1 import inference_pb2
+
+from tests.support.edge import serving
+from tests.support.scripted import ScriptedMesh
+
+_ADDRESS = "address: "
+
+
+@asynccontextmanager
+async def stalling_service() -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Runs this module and yields the process and its `host:port`."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.stalling_service", stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        address = ""
+        while not address:
+            assert process.stdout is not None
+            line = (await process.stdout.readline()).decode()
+            assert line, "the service ended before it listened"
+            address = line.strip().removeprefix(_ADDRESS) if line.startswith(_ADDRESS) else ""
+        yield process, address
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
+    yield inference_pb2.GenerateResponse(delta=inference_pb2.Delta(text="a"))
+    await asyncio.Event().wait()
+
+
+async def _chat(_request: Any, _context: Any) -> AsyncIterator[HttpBody]:
+    yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
+    await asyncio.Event().wait()
+
+
+async def _main() -> None:
+    mesh = ScriptedMesh()
+    mesh.inference.generate = _generate
+    mesh.chat.answer = _chat
+    async with serving(mesh.add_inference) as address:
+        print(f"{_ADDRESS}{address}", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
