@@ -19,6 +19,8 @@ from services.cli.readiness import wait_until_ready
 
 # Edge, services, backends, each with its `STOP_WAIT_SECONDS`, one after the other.
 SHUTDOWN_SECONDS = 3 * supervision.STOP_WAIT_SECONDS + 5
+# What the ended processes started and left behind ends by itself soon, or is killed.
+LINGER_SECONDS = 1.0
 
 
 class Progress(Protocol):
@@ -65,13 +67,13 @@ def start(layout: Layout, progress: Progress) -> list[ProcessSpec]:
 
 def stop(layout: Layout) -> Ended:
     """Ends every process of the mesh, also those whose supervisor was killed."""
-    supervised = supervision.is_running(layout)
-    if supervised:
-        supervision.record(layout)
+    supervisor_pid = supervision.record(layout) if supervision.is_running(layout) else None
     members = mesh_members(layout)
-    if supervised:
+    if supervisor_pid is not None:
         supervision.request_shutdown(layout)
-        psutil.wait_procs(members, timeout=SHUTDOWN_SECONDS)
+        supervisor = [process for process in members if process.pid == supervisor_pid]
+        psutil.wait_procs(supervisor, timeout=SHUTDOWN_SECONDS)
+        psutil.wait_procs(members, timeout=LINGER_SECONDS)
     killed_count = end_members(layout)
     triton.remove_shared_memory(home=layout.home, backend_id=BACKEND)
     return Ended(process_count=len(members), killed_count=killed_count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ LOG_BACKUPS = 2
 # The order in which they end: supervisord takes the highest priority first.
 _GROUP_PRIORITIES = {"backends": 1, "services": 2, "edge": 3}
 _RUNNING_SUPERVISOR_STATE = 1
+_CUT_SHORT = re.compile(r"\n|\s[;#]")  # where it begins a comment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +90,17 @@ def start(layout: Layout, config: str) -> None:
     record(layout)
 
 
-def record(layout: Layout) -> None:
-    """Writes down which session the supervisor leads, so that its processes can be found."""
-    record_session(layout, int(_Connection(layout).call("getPID")))
+def record(layout: Layout) -> int:
+    """Writes down the session that the supervisor leads and returns its process id."""
+    pid = int(_call(layout, "getPID"))
+    record_session(layout, pid)
+    return pid
 
 
 def is_running(layout: Layout) -> bool:
     """Tells whether the mesh's supervisor answers."""
     try:
-        state = _Connection(layout).call("getState")
+        state = _call(layout, "getState")
     except (OSError, xmlrpc.client.Error):
         return False
     return bool(state["statecode"] == _RUNNING_SUPERVISOR_STATE)
@@ -105,7 +109,7 @@ def is_running(layout: Layout) -> bool:
 def process_states(layout: Layout) -> Mapping[str, ProcessState]:
     """Returns the states of the processes by name; empty where no supervisor answers."""
     try:
-        infos = _Connection(layout).call("getAllProcessInfo")
+        infos = _call(layout, "getAllProcessInfo")
     except (OSError, xmlrpc.client.Error):
         return {}
     return {
@@ -116,28 +120,23 @@ def process_states(layout: Layout) -> Mapping[str, ProcessState]:
 
 def start_stopped(layout: Layout) -> None:
     """Starts the processes that the supervisor has given up or somebody has stopped."""
-    connection = _Connection(layout)
-    infos = connection.call("getAllProcessInfo")
+    infos = _call(layout, "getAllProcessInfo")
     for info in infos:
         if info["statename"] in ("STOPPED", "EXITED", "FATAL"):
-            connection.call("startProcess", f"{info['group']}:{info['name']}", False)
+            _call(layout, "startProcess", f"{info['group']}:{info['name']}", False)
 
 
 def request_shutdown(layout: Layout) -> None:
     """Has the supervisor end all processes, group by group, and then itself."""
-    _Connection(layout).call("shutdown")
+    _call(layout, "shutdown")
 
 
-class _Connection:
+def _call(layout: Layout, method: str, *arguments: Any) -> Any:
     """Calls supervisord's XML-RPC interface."""
-
-    def __init__(self, layout: Layout) -> None:
-        transport = SupervisorTransport(serverurl=f"unix://{layout.socket}")
-        # The address is not used: the transport has the socket's.
-        self._proxy = xmlrpc.client.ServerProxy("http://localhost", transport=transport)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._proxy.supervisor, method)(*arguments)
+    transport = SupervisorTransport(serverurl=f"unix://{layout.socket}")
+    # The address is not used: the transport has the socket's.
+    with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as proxy:
+        return getattr(proxy.supervisor, method)(*arguments)
 
 
 def _program(layout: Layout, process: ProcessSpec) -> Mapping[str, object]:
@@ -170,11 +169,17 @@ def _groups(processes: Sequence[ProcessSpec]) -> Iterable[tuple[str, Mapping[str
 
 
 def _lines(values: Mapping[str, object]) -> str:
+    lines = [f"{key}={value}" for key, value in values.items()]
+    for line in lines:
+        if _CUT_SHORT.search(line):
+            raise CannotRun(
+                f"supervisord cannot read a line break, or ; or # after a space: {line!r}"
+            )
     # supervisord expands what follows a percent sign.
-    return "".join(f"{key}={value}\n".replace("%", "%%") for key, value in values.items())
+    return "".join(f"{line}\n".replace("%", "%%") for line in lines)
 
 
 def _quoted(value: str) -> str:
-    if '"' in value or "\n" in value:
-        raise CannotRun(f"a setting has a quote or a line break in it: {value!r}")
+    if '"' in value:
+        raise CannotRun(f"supervisord cannot read a quote in a variable: {value!r}")
     return f'"{value}"'

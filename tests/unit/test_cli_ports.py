@@ -1,0 +1,64 @@
+"""The ports of a mesh."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from services.cli.layout import CannotRun, Layout
+from services.cli.ports import EDGE, NAMES, is_free, keep_ports, read_ports
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        edge_port = free.getsockname()[1]
+    layout = Layout(home=tmp_path, edge_port=edge_port)
+    layout.make_folders()
+    return layout
+
+
+def test_every_port_is_free_and_its_own(layout: Layout):
+    """No two listeners meet, and none is among the ports that outgoing connections take."""
+    ports = keep_ports(layout)
+
+    assert set(ports) == set(NAMES)
+    assert len(set(ports.values())) == len(NAMES)
+    assert all(is_free(port) for port in ports.values())
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(port < ephemeral for name, port in ports.items() if name != EDGE)
+
+
+def test_ports_stay_the_same_until_somebody_takes_one(layout: Layout):
+    """Dashboards and scripts keep working; only a port that was lost is replaced."""
+    before = keep_ports(layout)
+
+    with socket.socket() as thief:
+        thief.bind(("127.0.0.1", before["registry.grpc"]))
+        thief.listen()
+        after = keep_ports(layout)
+
+    assert after["registry.grpc"] != before["registry.grpc"]
+    assert {name for name in NAMES if after[name] != before[name]} == {"registry.grpc"}
+    assert read_ports(layout) == after
+
+
+def test_a_taken_edge_port_is_named(layout: Layout):
+    """The edge's port is the user's choice: it is not replaced behind their back."""
+    with socket.socket() as thief:
+        thief.bind(("127.0.0.1", layout.edge_port))
+        thief.listen()
+
+        with pytest.raises(CannotRun, match=f"port {layout.edge_port} is taken"):
+            keep_ports(layout)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]"])
+def test_a_broken_port_file_is_made_anew(layout: Layout, text: str):
+    """A crash while it was written costs the old ports, not the mesh."""
+    layout.ports_file.write_text(text)
+
+    assert set(keep_ports(layout)) == set(NAMES)
