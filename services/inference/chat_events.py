@@ -159,17 +159,25 @@ def whole_answer(body: bytes) -> WholeAnswer:
     return WholeAnswer(text, usage, Ending(finish_reason, *(usage or Usage(0, 1, 0))))
 
 
-def told_error(body: bytes) -> tuple[str, str]:
-    """Returns the message and the code of an error's body, cut; empty where it has none."""
+class ToldError(NamedTuple):
+    """What an error's body tells; empty where it does not. Cut, since it may be anything."""
+
+    message: str = ""
+    code: str = ""
+    param: str = ""
+
+
+def told_error(body: bytes) -> ToldError:
+    """Reads an error's body: OpenAI's shape, or the flatter ones of others."""
     try:
         told = json.loads(body)
         error = told.get("error", told)
         if isinstance(error, str):
-            error = {"message": error}
-        message, code = error.get("message"), error.get("code")
+            return ToldError(error[:MAX_TOLD_LENGTH])
+        values = (error.get(field) for field in ToldError._fields)
+        return ToldError(*(str(value or "")[:MAX_TOLD_LENGTH] for value in values))
     except (ValueError, RecursionError, AttributeError):
-        return "", ""
-    return str(message or "")[:MAX_TOLD_LENGTH], str(code or "")[:MAX_TOLD_LENGTH]
+        return ToldError()
 
 
 def _string(raw: bytes) -> str | None:
@@ -191,8 +199,8 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BackendFailedError("the provider sends JSON that is no object")
     if value.get("error"):
-        message, code = told_error(data)
-        raise BackendFailedError(f"the provider sends an error: {code} {message}")
+        told = told_error(data)
+        raise BackendFailedError(f"the provider sends an error: {told.code} {told.message}")
     return value
 
 

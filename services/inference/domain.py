@@ -25,7 +25,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class ChatCall:
-    """One request for an answer; `check()` has passed."""
+    """One request for an answer; `check()` has passed.
+
+    Attributes:
+        streamed: False: the caller takes the answer whole, so that nothing is gained by parts.
+    """
 
     request_id: str
     model: str
@@ -35,6 +39,7 @@ class ChatCall:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    streamed: bool = True
 
     def check(self) -> None:
         """Returns if every field is in range.

@@ -14,3 +14,8 @@ LIVE_STREAMS = Gauge("headrace_inference_live_streams", "Answers that are being 
 TOKENS = Counter(
     "headrace_inference_tokens", "Tokens by kind: prompt, cached, completion.", ["model", "kind"]
 )
+PROVIDER_ANSWERS_WITHOUT_USAGE = Counter(
+    "headrace_inference_provider_answers_without_usage",
+    "Answers whose tokens were counted as chunks, since the provider told no usage.",
+    ["provider"],
+)

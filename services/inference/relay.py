@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from services.inference.domain import Piece
 
 # An engine that is so far ahead of its reader is not read further: HTTP/2 slows it down.
 MAX_WAITING_PIECES = 256
+
+
+class Sink(Protocol):
+    """Where a backend puts the pieces of an answer."""
+
+    @property
+    def full(self) -> bool:
+        """Whether to wait for `room` before the next piece."""
+
+    def put(self, piece: Piece) -> None:
+        """Adds a piece."""
+
+    async def room(self) -> None:
+        """Returns when another piece may be added."""
 
 
 class Relay:
@@ -23,6 +38,11 @@ class Relay:
         self._taken = asyncio.Event()
         self._closed = False
 
+    @property
+    def full(self) -> bool:
+        """Whether to wait for `room` before the next piece."""
+        return len(self._waiting) >= MAX_WAITING_PIECES
+
     def put(self, piece: Piece) -> None:
         """Adds a piece. Ask `room()` between two of them."""
         self._waiting.append(piece)
@@ -30,7 +50,7 @@ class Relay:
 
     async def room(self) -> None:
         """Returns when another piece may be added: mostly at once."""
-        while len(self._waiting) >= MAX_WAITING_PIECES:
+        while self.full:
             self._taken.clear()
             await self._taken.wait()
 

@@ -158,8 +158,8 @@ def test_what_is_no_whole_answer_is_the_backends_fault(body):
 
 def test_the_error_of_a_body_is_told():
     """OpenAI's shape, the flat one of others, or none."""
-    assert told_error(b'{"error": {"message": "m", "code": "c"}}') == ("m", "c")
-    assert told_error(b'{"message": "m", "code": 400}') == ("m", "400")
-    assert told_error(b"<html>") == ("", "")
-    assert told_error(b'{"error": "m"}') == ("m", "")
-    assert told_error(b"[1]") == ("", "")
+    assert told_error(b'{"error": {"message": "m", "code": "c"}}') == ("m", "c", "")
+    assert told_error(b'{"message": "m", "code": 400, "param": "p"}') == ("m", "400", "p")
+    assert told_error(b"<html>") == ("", "", "")
+    assert told_error(b'{"error": "m"}') == ("m", "", "")
+    assert told_error(b"[1]") == ("", "", "")

@@ -1,0 +1,211 @@
+"""An external provider with OpenAI's API as a backend: HTTP/1.1, server-sent events in, pieces out.
+
+Each stream has a connection of its own, so that a cancelled call closes it and the provider stops.
+Connections whose answer was read to its end are kept for the next request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http import HTTPStatus
+
+import aiohttp
+import structlog
+from multidict import CIMultiDict
+from yarl import URL
+
+from libs.clock import Clock
+from libs.errors import FailedPrecondition, ResourceExhausted
+from services.inference import metrics
+from services.inference.api_keys import ApiKeys
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending
+from services.inference.provider_answer import ProviderAnswer, read_body
+from services.inference.provider_errors import failed, misconfigured, refusal
+from services.inference.relay import Sink
+from services.inference.stall import StallGuard, StallLimits
+
+_log = structlog.get_logger()
+
+# Requests to one provider at once, from this process; each has a connection.
+MAX_CONNECTIONS = 1024
+CONNECT_SECONDS = 5.0
+# Shorter than what servers keep: a connection must not be closed while a request is on its way.
+KEEP_ALIVE_SECONDS = 15.0
+# After its last event a stream has this long to end, else its connection is not used again.
+LINGER_SECONDS = 1.0
+MAX_ERROR_BYTES = 64 * 1024
+# An answer that is not streamed shows no token until it is complete.
+WHOLE_ANSWER_SECONDS = 300.0
+
+_HEADERS = {
+    "Content-Type": "application/json",
+    "Accept": "text/event-stream, application/json",
+    # Tokens are small and come one by one: compression would hold them back.
+    "Accept-Encoding": "identity",
+    "User-Agent": "headrace",
+}
+
+
+class Provider:
+    """One provider, under one API key."""
+
+    def __init__(
+        self, base_url: str, *, api_key_name: str, keys: ApiKeys, stall: StallLimits, clock: Clock
+    ) -> None:
+        self._url = URL(base_url.rstrip("/") + "/chat/completions")
+        self._api_key_name = api_key_name
+        self._keys = keys
+        self._stall = stall
+        self._stall_of_whole = replace(stall, first_token_seconds=WHOLE_ANSWER_SECONDS)
+        self._clock = clock
+        self._running = 0
+        self._lingering: set[aiohttp.ClientResponse] = set()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        )
+
+    async def generate(
+        self,
+        backend_model: str,
+        call: ChatCall,
+        *,
+        max_tokens: int,
+        delivered: Delivered,
+        relay: Sink,
+    ) -> Ending:
+        """Puts the pieces of an answer into the relay; it cannot go on with one that has begun.
+
+        Raises:
+            BackendFailedError: the provider failed, or is set up wrongly.
+            HeadraceError: the provider refuses the request.
+        """
+        if self._running >= MAX_CONNECTIONS:
+            raise ResourceExhausted(
+                "too many requests run at the provider",
+                reason="QUEUE_FULL",
+                metadata={"queue": "provider", "limit": str(MAX_CONNECTIONS)},
+                retry_after_seconds=1.0,
+            )
+        self._running += 1
+        try:
+            if delivered.token_count:
+                raise failed("a provider cannot go on with an answer")
+            return await self._answer(
+                _chat_request(backend_model, call, max_tokens=max_tokens),
+                stall=self._stall if call.streamed else self._stall_of_whole,
+                delivered=delivered,
+                relay=relay,
+            )
+        except BackendFailedError as error:
+            raise _explained(error, delivered) from error
+        finally:
+            self._running -= 1
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        for response in self._lingering:
+            response.close()
+        await self._session.close()
+
+    async def _answer(
+        self, request: bytes, *, stall: StallLimits, delivered: Delivered, relay: Sink
+    ) -> Ending:
+        headers = self._headers()
+        with StallGuard(stall) as guard, _failures_of_http():
+            response = await self._session.post(
+                self._url, data=request, headers=headers, allow_redirects=False
+            )
+            answer = ProviderAnswer(delivered=delivered, relay=relay, guard=guard)
+            try:
+                await self._check_status(response)
+                ending = await answer.read(response)
+            except BaseException:
+                response.close()  # what was not read to its end cannot be used again
+                raise
+            self._linger(response)
+        if not answer.has_usage:
+            metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels(self._url.host).inc()
+            _log.warning("provider told no usage: chunks are counted", provider=self._url.host)
+        return ending
+
+    def _linger(self, response: aiohttp.ClientResponse) -> None:
+        """Lets HTTP end after the answer: that puts the connection back into the pool.
+
+        Mostly it has by now. A provider that keeps it open longer gets a new connection next time.
+        """
+        if response.closed:
+            return
+
+        def ended() -> None:
+            timer.cancel()
+            self._lingering.discard(response)
+
+        def cut() -> None:
+            self._lingering.discard(response)
+            response.close()
+
+        self._lingering.add(response)
+        timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, cut)
+        response.content.on_eof(ended)
+
+    def _headers(self) -> CIMultiDict[str]:
+        headers = CIMultiDict(_HEADERS)
+        if self._api_key_name:
+            headers["Authorization"] = f"Bearer {self._key()}"
+        return headers
+
+    def _key(self) -> str:
+        try:
+            return self._keys.get(self._api_key_name)
+        except FailedPrecondition as error:
+            raise misconfigured(error.message) from error
+
+    async def _check_status(self, response: aiohttp.ClientResponse) -> None:
+        if response.status == HTTPStatus.OK:
+            return
+        body = await read_body(response, MAX_ERROR_BYTES)
+        if self._api_key_name:  # whoever quotes it must not spread it
+            body = body.replace(self._key().encode(), b"[API key]")
+        raise refusal(response.status, response.headers, body, self._clock)
+
+
+def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> bytes:
+    body: dict[str, object] = {
+        "model": backend_model,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in call.turns],
+        "max_tokens": max_tokens,
+        "temperature": call.temperature,
+        "top_p": call.top_p,
+    }
+    if call.seed is not None:
+        body["seed"] = call.seed
+    if call.stop:
+        body["stop"] = list(call.stop)
+    if call.streamed:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+@contextmanager
+def _failures_of_http() -> Iterator[None]:
+    try:
+        yield
+    except (aiohttp.ClientError, OSError) as error:  # timeouts are among the latter
+        raise failed(f"{type(error).__name__}: {error}") from error
+
+
+def _explained(error: BackendFailedError, delivered: Delivered) -> BackendFailedError:
+    """Adds what holds for every failure of a provider."""
+    usual = failed("")
+    if error.told is None or delivered.token_count:
+        error.told, error.attempts = usual.told, usual.attempts
+    # Without token ids another backend would have to guess where the text stopped.
+    error.resumable = not delivered.token_count
+    return error
