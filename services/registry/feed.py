@@ -27,6 +27,7 @@ class DeploymentFeed:
         self._store = store
         self._latest = Latest[Snapshot]()
         self._changed = asyncio.Event()
+        self._refreshing = asyncio.Lock()
 
     def changed(self) -> None:
         """Says that this process changed something: it is pushed now, not at the next poll."""
@@ -36,10 +37,7 @@ class DeploymentFeed:
         """Looks for changes until it is cancelled; while the database is away there are none."""
         while True:
             self._changed.clear()
-            try:
-                await self.refresh()
-            except Unavailable as error:
-                _log.warning("deployments cannot be read", error=error.message)
+            await self._try_refresh()
             try:
                 await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
             except TimeoutError:
@@ -51,12 +49,18 @@ class DeploymentFeed:
         Raises:
             Unavailable: the database does not answer.
         """
-        known = self._latest.value
-        if known is None or await self._store.revision() != known.revision:
-            self._latest.publish(await self._store.deployments_snapshot())
+        async with self._refreshing:  # in turn, so that no older state follows a newer one
+            known = self._latest.value
+            if known is None or await self._store.revision() != known.revision:
+                self._latest.publish(await self._store.deployments_snapshot())
 
     async def watch(self, pool: str) -> AsyncIterator[registry_pb2.WatchDeploymentsResponse]:
-        """Yields the deployments of a pool at once, and again when one of them changed."""
+        """Yields the deployments of a pool at once, and again when one of them changed.
+
+        Begins with what holds now, so that who changed something and then watches sees it; while
+        the database is away, with what was known last.
+        """
+        await self._try_refresh()
         sent = None
         async for snapshot in self._latest.follow():
             deployments = snapshot.of_pool(pool)
@@ -67,3 +71,9 @@ class DeploymentFeed:
     def close(self) -> None:
         """Ends all watches."""
         self._latest.close()
+
+    async def _try_refresh(self) -> None:
+        try:
+            await self.refresh()
+        except Unavailable as error:
+            _log.warning("deployments cannot be read", error=error.message)

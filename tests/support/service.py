@@ -15,8 +15,6 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from libs.rpc.channel import open_channel
-
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.02
@@ -100,7 +98,16 @@ class RunningService:
                     return
 
     def channel(self) -> grpc.aio.Channel:
-        return open_channel(self.address, traced=False)
+        """Opens a channel that knows nothing of what other channels found at this address."""
+        return grpc.aio.insecure_channel(
+            self.address,
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 200),
+            ],
+        )
 
     def _events(self, event: str, begin: int) -> list[dict[str, Any]]:
         lines = self.log.read_bytes()[begin:].splitlines()

@@ -1,0 +1,188 @@
+"""The registry as a process that may be killed at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from headrace.common.v1 import model_pb2
+from headrace.registry.v1 import registry_pb2 as pb
+
+from libs.clock import SystemClock
+from libs.errors import Unavailable
+from libs.rpc.status import headrace_errors
+from libs.rpc.watch import SnapshotWatch
+from tests.support.registry import (
+    ADMIN,
+    RegistryClient,
+    artifact,
+    digest_of,
+    parts,
+    serving_registry,
+)
+from tests.support.service import running_service
+
+pytestmark = pytest.mark.integration
+
+MIB = 1024 * 1024
+VERSION = "models/smollm2/versions/1.0.0"
+
+
+def files(home: Path) -> list[Path]:
+    found = (home / "artifacts").rglob("*")
+    return [path for path in found if path.is_file()]
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(15):
+        while not holds():  # noqa: ASYNC110  # neither files nor snapshots announce themselves here
+            await asyncio.sleep(0.01)
+
+
+async def half_of(content: bytes) -> AsyncIterator[pb.UploadArtifactRequest]:
+    requests = parts(content)
+    for _ in range(3):
+        yield await anext(requests)
+    await asyncio.Event().wait()
+
+
+async def test_nothing_is_left_of_an_upload_that_a_kill_cut_off(tmp_path):
+    """The next start removes it; the same upload then succeeds."""
+    content = artifact(payload=b"w" * 4 * MIB)
+    async with running_service("registry", tmp_path) as service:
+        async with service.channel() as channel:
+            call = RegistryClient(channel).stub.UploadArtifact(half_of(content), metadata=ADMIN)
+            await until(lambda: sum(path.stat().st_size for path in files(tmp_path)) >= 2 * MIB)
+            await service.kill()
+            assert await call.code() == grpc.StatusCode.UNAVAILABLE
+        assert len(files(tmp_path)) == 1
+        await service.start()
+        assert files(tmp_path) == []
+        async with service.channel() as channel:
+            registry = RegistryClient(channel)
+            digest = await registry.upload(content)
+            assert await registry.download(digest) == content
+
+
+async def test_an_upload_that_runs_survives_the_start_of_another_replica(tmp_path):
+    """Only what nobody writes any more is removed."""
+    content = artifact(payload=b"w" * 4 * MIB)
+    go_on = asyncio.Event()
+
+    async def requests() -> AsyncIterator[pb.UploadArtifactRequest]:
+        async for part in parts(content):
+            yield part
+            if part.WhichOneof("part") == "chunk":
+                await go_on.wait()
+
+    async with running_service("registry", tmp_path) as service, service.channel() as channel:
+        registry = RegistryClient(channel)
+        uploading = registry.stub.UploadArtifact(requests(), metadata=ADMIN)
+        await until(lambda: files(tmp_path))
+        async with serving_registry(f"sqlite+aiosqlite:///{tmp_path}/other.db", tmp_path):
+            go_on.set()
+            await uploading
+        assert await registry.download(digest_of(content)) == content
+
+
+async def test_what_was_acknowledged_survives_a_kill(tmp_path):
+    """Killed while it writes as fast as it can: each answer that was given still holds."""
+    async with running_service("registry", tmp_path) as service:
+        async with service.channel() as channel:
+            registry = RegistryClient(channel)
+            digest = await registry.register("smollm2", "1.0.0")
+            acknowledged: list[str] = []
+
+            async def write() -> None:
+                for number in range(100_000):
+                    name = f"deployments/d{number}"
+                    await registry.deploy(name, VERSION)
+                    failed = model_pb2.Backend(id="t", state=model_pb2.BACKEND_STATE_FAILED)
+                    await registry.report(name, failed)
+                    acknowledged.append(name)
+
+            writing = asyncio.ensure_future(write())
+            await until(lambda: len(acknowledged) >= 20)
+            await service.kill()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await writing
+        await service.start()
+        async with service.channel() as channel:
+            registry = RegistryClient(channel)
+            listed = await registry.stub.ListDeployments(pb.ListDeploymentsRequest(page_size=1000))
+            found = {one.name: one.backends for one in listed.deployments}
+            assert all(len(found[name]) == 1 for name in acknowledged)
+            assert await registry.download(digest) == artifact()
+
+
+async def test_a_watch_goes_on_over_restarts_with_growing_revisions(tmp_path):
+    """A watcher misses nothing that holds, whether the registry was killed or ended."""
+    told: list[pb.WatchDeploymentsResponse] = []
+    async with running_service("registry", tmp_path) as service, service.channel() as channel:
+        registry = RegistryClient(channel)
+        watch = SnapshotWatch(
+            "registry",
+            open_stream=lambda: registry.stub.WatchDeployments(pb.WatchDeploymentsRequest()),
+            on_snapshot=told.append,
+            clock=SystemClock(),
+        )
+        watching = asyncio.create_task(watch.run())
+        await registry.register("smollm2", "1.0.0")
+        await registry.deploy("deployments/a", VERSION)
+        await until(lambda: told and len(told[-1].deployments) == 1)
+        await service.kill()
+        await service.start()
+        await channel.channel_ready()
+        await registry.deploy("deployments/b", VERSION)
+        await until(lambda: len(told[-1].deployments) == 2)
+        assert await service.terminate() == 0
+        await service.start()
+        await channel.channel_ready()
+        await registry.undeploy("deployments/a")
+        await until(lambda: [one.name for one in told[-1].deployments] == ["deployments/b"])
+        watching.cancel()
+    revisions = [snapshot.revision for snapshot in told]
+    assert revisions == sorted(revisions)
+    by_revision: dict[int, Any] = {}
+    for snapshot in told:
+        content = by_revision.setdefault(snapshot.revision, snapshot.deployments)
+        assert content == snapshot.deployments
+
+
+async def test_open_watches_do_not_hold_up_the_end(tmp_path):
+    """SIGTERM ends the watches; else each restart would take the whole drain time."""
+    async with (
+        running_service("registry", tmp_path, HEADRACE_DRAIN_SECONDS="12") as service,
+        service.channel() as channel,
+    ):
+        watch = RegistryClient(channel).stub.WatchDeployments(pb.WatchDeploymentsRequest())
+        await watch.read()
+        began = time.monotonic()
+        assert await service.terminate() == 0
+        assert time.monotonic() - began < 10
+
+
+async def test_a_full_disk_is_told_and_nothing_is_kept(tmp_path):
+    """The registry goes on; what fits is still taken."""
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, 3 * MIB))
+
+    async with (
+        running_service("registry", tmp_path, preexec=limit_files) as service,
+        service.channel() as channel,
+    ):
+        registry = RegistryClient(channel)
+        with pytest.raises(Unavailable) as raised, headrace_errors():
+            await registry.upload(artifact(payload=b"w" * 4 * MIB))
+        assert raised.value.reason == "DEPENDENCY_UNAVAILABLE"
+        assert raised.value.metadata == {"dependency": "artifact store"}
+        assert raised.value.retry_after_seconds == 60.0
+        assert files(tmp_path) == []
+        assert await registry.upload(artifact())
