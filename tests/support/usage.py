@@ -1,0 +1,115 @@
+"""Usage as inference records it, and readers of the ledger."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from headrace.common.v1 import model_pb2
+from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.events.v1 import events_pb2
+
+from libs.bus.connection import connect, ensure_streams
+from libs.bus.publisher import Publisher
+from libs.bus.subjects import USAGE_RECORDED
+from libs.clock import SystemClock
+from libs.ids import uuid7
+from libs.metering.pricing import bill, total_nano_usd
+from libs.rpc.identity import Identity
+
+ANN = Identity("acme", "ann")
+ADMIN = Identity("acme", "root", frozenset({"admin"}))
+EVE = Identity("evil", "eve")
+PRICE = cost_pb2.Price(
+    name="prices/smollm2-1",
+    model="smollm2",
+    input_nano_usd_per_million_tokens=123_456_789,
+    cached_input_nano_usd_per_million_tokens=12_345_678,
+    output_nano_usd_per_million_tokens=987_654_321,
+)
+
+
+def usage_event(
+    *,
+    prompt_tokens: int = 17,
+    completion_tokens: int = 33,
+    cached_tokens: int = 5,
+    who: Identity = ANN,
+    **fields: Any,
+) -> events_pb2.UsageRecorded:
+    """Makes an event with the cost that the price makes of it, unless `fields` say otherwise."""
+    usage = model_pb2.TokenUsage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached_tokens=cached_tokens,
+    )
+    now = Timestamp()
+    now.FromDatetime(SystemClock().now())
+    values: dict[str, Any] = {
+        "usage_id": uuid7(SystemClock()),
+        "request_id": str(uuid.uuid4()),
+        "identity": who.to_proto(),
+        "model_version": "models/smollm2/versions/1.0.0",
+        "model": "smollm2",
+        "usage": usage,
+        "price": PRICE.name,
+        "cost_nano_usd": total_nano_usd(bill(usage, PRICE)),
+        "event_time": now,
+        "operation": "generate",
+    }
+    return events_pb2.UsageRecorded(**{**values, **fields})
+
+
+class CostClient:
+    """Calls a cost service, as Ann of acme where nobody else is named."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub: cost_pb2_grpc.CostServiceAsyncStub = cost_pb2_grpc.CostServiceStub(channel)
+
+    async def create_price(
+        self, price: cost_pb2.Price = PRICE, *, who: Identity = ADMIN
+    ) -> cost_pb2.Price:
+        answer = await self.stub.CreatePrice(
+            cost_pb2.CreatePriceRequest(price=price), metadata=who.metadata()
+        )
+        return answer.price
+
+    async def request_cost(
+        self, request_id: str, *, who: Identity = ANN
+    ) -> cost_pb2.GetRequestCostResponse:
+        return await self.stub.GetRequestCost(
+            cost_pb2.GetRequestCostRequest(request_id=request_id), metadata=who.metadata()
+        )
+
+    async def usage(self, *, who: Identity = ANN, **fields: Any) -> cost_pb2.QueryUsageResponse:
+        return await self.stub.QueryUsage(
+            cost_pb2.QueryUsageRequest(**fields), metadata=who.metadata()
+        )
+
+
+class UsageSource:
+    """Publishes usage events as services do."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    async def record(self, event: events_pb2.UsageRecorded, *, message_id: str = "") -> None:
+        """Returns when the bus has it; with a message id of its own it is stored once more."""
+        await self._publisher.publish(
+            USAGE_RECORDED, event, message_id=message_id or event.usage_id, timeout_seconds=20
+        )
+
+
+@asynccontextmanager
+async def usage_source(nats_url: str) -> AsyncIterator[UsageSource]:
+    """Connects a source to the bus."""
+    client = await connect(nats_url, name="test")
+    await ensure_streams(client.jetstream())
+    try:
+        yield UsageSource(Publisher(client.jetstream()))
+    finally:
+        await client.drain()
