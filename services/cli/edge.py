@@ -80,7 +80,6 @@ def render(edge: Edge) -> Path:
         "descriptors_file": str(descriptors_file.absolute()),
         "transcoded_services": edge_routes.service_names(),
         "max_json_body_bytes": edge_replies.MAX_JSON_BODY_BYTES,
-        "counted_services": edge_routes.method_names(),
         "cors_origin_regex": edge.cors_origin_regex,
         "routes": edge_routes.routes(),
         "otlp": _endpoints(

@@ -51,14 +51,10 @@ _REFLECTION = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
-_OPENAI_ERRORS = MappingProxyType(
-    {
-        "envoy.filters.http.lua": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute",
-            "filter_context": {},
-        }
-    }
-)
+_FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
+# These filters are off but where a route turns them on.
+_COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
+_OPENAI_ERRORS = MappingProxyType({"envoy.filters.http.lua": {"@type": _FILTER, "config": {}}})
 # Nothing of these has reached a service, so that any call may be sent again.
 _RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 _RETRY_READ = f"{_RETRY_UNSENT},unavailable"
@@ -74,8 +70,7 @@ def routes() -> list[dict[str, Any]]:
                 continue
             found.append(_route({"path": f"/{service.full_name}/{method.name}"}, cluster, method))
             found.extend(
-                _route(match, cluster, method) | {"typed_per_filter_config": dict(_OPENAI_ERRORS)}
-                for match in _http_matches(method)
+                _route(match, cluster, method, **_OPENAI_ERRORS) for match in _http_matches(method)
             )
     found.extend(_open_route(path, "inference") for path in _HEALTH)
     found.extend(_open_route(path, "reflection") for path in _REFLECTION)
@@ -92,17 +87,6 @@ def routes() -> list[dict[str, Any]]:
 def service_names() -> list[str]:
     """Returns the full names of the services that can be called in JSON."""
     return [service.full_name for service, _ in _services()]
-
-
-def method_names() -> list[dict[str, Any]]:
-    """Returns the methods that are counted, in the shape that the statistics filter reads."""
-    return [
-        {
-            "name": service.full_name,
-            "method_names": [m.name for m in service.methods if m.full_name not in _INTERNAL],
-        }
-        for service, _ in _services()
-    ]
 
 
 def descriptors() -> bytes:
@@ -140,7 +124,9 @@ def _http_matches(method: MethodDescriptor) -> Iterator[Mapping[str, str]]:
         yield {"path_separated_prefix": fixed} if variable else {"path": fixed}
 
 
-def _route(match: Mapping[str, str], cluster: str, method: MethodDescriptor) -> dict[str, Any]:
+def _route(
+    match: Mapping[str, str], cluster: str, method: MethodDescriptor, **filters: Any
+) -> dict[str, Any]:
     streams = method.server_streaming or method.client_streaming
     tokens = cluster in {"inference", "embedding_cache"}
     seconds = MAX_WATCH_SECONDS if streams and not tokens else MAX_CALL_SECONDS
@@ -163,7 +149,12 @@ def _route(match: Mapping[str, str], cluster: str, method: MethodDescriptor) -> 
             ],
         }
     operation = method.full_name.replace(f".{method.name}", f"/{method.name}")
-    return {"match": dict(match), "route": action, "decorator": {"operation": operation}}
+    return {
+        "match": dict(match),
+        "route": action,
+        "decorator": {"operation": operation},
+        "typed_per_filter_config": {**_COUNTED, **filters},
+    }
 
 
 def _open_route(path: str, cluster: str) -> dict[str, Any]:
