@@ -1,9 +1,9 @@
 """Ends a stub of Triton's Python backend with its server.
 
 A stub whose server was killed would wait for it for ever, with its model in memory. Every stub
-imports `triton_python_backend_utils`; where a Triton is laid out, that module gets a line that calls
-this one, so that models need to know nothing of it. The kernel's death signal would not do: it comes
-when the *thread* that started the stub ends, not its process.
+imports `triton_python_backend_utils`; where a Triton is laid out, that module gets a line that
+calls this one, so that models need to know nothing of it. The kernel's death signal would not do:
+it comes when the *thread* that started the stub ends, not its process.
 """
 
 from __future__ import annotations

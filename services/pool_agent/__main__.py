@@ -2,44 +2,81 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
 from libs.process import process, run
 from libs.rpc.channel import open_channel
 from libs.rpc.watch import SnapshotWatch
-from services.pool_agent.agent import PoolAgent
 from services.pool_agent.config import Settings
+from services.pool_agent.domain import Report
+from services.pool_agent.download import Downloads
+from services.pool_agent.keeper import Pace, Parts
+from services.pool_agent.pool import Pool
+from services.pool_agent.reporter import Reporter
 from services.pool_agent.repository import ModelRepository
-from services.pool_agent.triton import TritonControl
+from services.pool_agent.triton import Triton
+from services.pool_agent.wire import report_to_proto, reports_from_proto, wanted_from_proto
+
+REPORT_SECONDS = 5.0
 
 
 async def main() -> None:
-    """Runs the agent until it is told to end. What Triton has loaded goes on serving."""
+    """Runs the agent until it is told to end; it is ready once the registry has been heard."""
     settings = Settings()
     async with process("pool_agent", settings) as running:
         registry = registry_pb2_grpc.RegistryServiceStub(
             open_channel(settings.registry_address, traced=False)
         )
-        agent = PoolAgent(
-            registry=registry,
-            triton=TritonControl(
-                open_channel(settings.triton_address, traced=False, retries=False)
+        limit_bytes = settings.artifact_limit_bytes
+        repository = ModelRepository(settings.model_repository, limit_bytes=limit_bytes)
+        await asyncio.to_thread(repository.open)
+
+        async def send(deployment: str, report: Report) -> None:
+            backend = report_to_proto(
+                report, backend_id=settings.backend_id, address=settings.triton_address
+            )
+            request = registry_pb2.ReportBackendRequest(deployment=deployment, backend=backend)
+            await registry.ReportBackend(request, timeout=REPORT_SECONDS)
+
+        reporter = Reporter(send, running.clock)
+        parts = Parts(
+            repository=repository,
+            downloads=Downloads(
+                lambda digest: registry.DownloadArtifact(
+                    registry_pb2.DownloadArtifactRequest(digest=digest)
+                ),
+                limit_bytes=limit_bytes,
             ),
-            repository=ModelRepository(settings.model_repository),
-            backend_id=settings.backend_id,
-            triton_address=settings.triton_address,
+            triton=Triton(open_channel(settings.triton_address, traced=False, retries=False)),
             clock=running.clock,
+            pace=Pace(),
         )
-        request = registry_pb2.WatchDeploymentsRequest(pool=settings.pool)
+        pool = Pool(parts, reporter)
+
+        def take(snapshot: registry_pb2.WatchDeploymentsResponse) -> None:
+            reporter.heard(reports_from_proto(snapshot.deployments, settings.backend_id))
+            pool.want(wanted_from_proto(snapshot.deployments))
+
         deployments = SnapshotWatch(
             "registry",
-            open_stream=lambda: registry.WatchDeployments(request),
-            on_snapshot=agent.take,
+            open_stream=lambda: registry.WatchDeployments(
+                registry_pb2.WatchDeploymentsRequest(pool=settings.pool)
+            ),
+            on_snapshot=take,
             clock=running.clock,
         )
+
+        async def become_ready() -> None:
+            await deployments.wait_first()
+            await running.server.set_ready(True)
+
         running.spawn(deployments.run())
-        running.spawn(agent.run())
-        await running.serve()
+        running.spawn(reporter.run())
+        running.spawn(pool.run())
+        running.spawn(become_ready())
+        await running.serve(ready=False)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Unpacks artifacts. They come from the registry, but who packed them is not known: nothing in one
-can reach out of its folder or be anything but a plain file.
+"""Unpacks artifacts.
+
+They come from the registry, but who packed them is not known: nothing in one can reach out of its
+folder or be anything but a plain file.
 """
 
 from __future__ import annotations

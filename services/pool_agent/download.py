@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 
 from headrace.registry.v1 import registry_pb2
@@ -15,13 +15,15 @@ from services.pool_agent.archive import ArtifactRefused
 STALL_SECONDS = 30.0
 _BYTES = Counter("headrace_pool_agent_fetched_bytes", "Bytes of artifacts fetched.")
 
-OpenDownload = Callable[[str], AsyncIterator[registry_pb2.DownloadArtifactResponse]]
+OpenDownload = Callable[[str], AsyncIterable[registry_pb2.DownloadArtifactResponse]]
 
 
 class Downloads:
     """Fetches at most so many artifacts at once."""
 
-    def __init__(self, open_stream: OpenDownload, *, limit_bytes: int, concurrency: int = 2) -> None:
+    def __init__(
+        self, open_stream: OpenDownload, *, limit_bytes: int, concurrency: int = 2
+    ) -> None:
         self._open_stream = open_stream
         self._limit_bytes = limit_bytes
         self._slots = asyncio.Semaphore(concurrency)
@@ -37,14 +39,14 @@ class Downloads:
         async with self._slots:
             actual = await self._write(digest, path)
         if actual != digest:
-            path.unlink(missing_ok=True)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
             raise ArtifactRefused(f"has the digest {actual} and should have {digest}")
 
     async def _write(self, digest: str, path: Path) -> str:
         hasher = hashlib.sha256()
         size_bytes = 0
         messages = aiter(self._open_stream(digest))
-        with path.open("wb") as stream:  # noqa: ASYNC230  # a small wait; the writes are in threads
+        with path.open("wb") as stream:
             while True:
                 async with asyncio.timeout(STALL_SECONDS):
                     message = await anext(messages, None)

@@ -1,102 +1,150 @@
-"""Model control of one Triton, over gRPC."""
+"""Controls one Triton: loads, warms, probes and unloads models."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from headrace.common.v1 import model_pb2
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from services.pool_agent.domain import Wanted
+from services.pool_agent.domain import Kind
 
-LOAD_TIMEOUT_SECONDS = 600.0
-CALL_TIMEOUT_SECONDS = 5.0
-WARM_TIMEOUT_SECONDS = 60.0
+# Weights of many gigabytes are read from the disk.
+LOAD_SECONDS = 600.0
+UNLOAD_SECONDS = 60.0
+WARM_SECONDS = 120.0
+ANSWER_SECONDS = 2.0
+
+_LENGTH = struct.Struct("<I")
+_HELLO = [{"role": "user", "content": "Hello"}]
+# What the Python backend answers when the process of a model has died.
+_CRASHED = "is not healthy"
 
 
-class TritonError(Exception):
-    """Triton refused, failed, or is not there."""
+class TritonAway(Exception):  # noqa: N818  # says what happened
+    """Triton cannot be reached: it has died, or has not started yet."""
 
 
-class TritonControl:
-    """Loads, warms, unloads."""
+class ModelFailed(Exception):  # noqa: N818  # says what happened
+    """Triton has refused to load or to run a model; the message says why."""
+
+
+class Triton:
+    """One Triton, over one channel that does not retry."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
-    async def ready_models(self) -> frozenset[str] | None:
-        """Returns the models that serve; None while Triton is away."""
-        try:
-            index = await self._stub.RepositoryIndex(
-                service_pb2.RepositoryIndexRequest(ready=True), timeout=CALL_TIMEOUT_SECONDS
-            )
-        except grpc.aio.AioRpcError:
-            return None
-        return frozenset(model.name for model in index.models if model.state == "READY")
-
-    async def load(self, name: str) -> None:
-        """Loads a model from the repository; returns when it serves.
+    async def is_ready(self, backend_model: str) -> bool:
+        """Tells whether Triton has the model loaded.
 
         Raises:
-            TritonError: it cannot be loaded; the message is Triton's.
+            TritonAway: there is no Triton to ask.
+            TimeoutError: it is too busy to say.
         """
-        try:
-            await self._stub.RepositoryModelLoad(
-                service_pb2.RepositoryModelLoadRequest(model_name=name),
-                timeout=LOAD_TIMEOUT_SECONDS,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise TritonError(f"load: {error.details()}") from error
+        request = service_pb2.ModelReadyRequest(name=backend_model)
+        answer = await self._call("ModelReady", request, ANSWER_SECONDS)
+        return bool(answer.ready)
 
-    async def warm(self, wanted: Wanted) -> None:
-        """Runs one small request through a model, so that the first user's is not its first.
+    async def loaded(self) -> frozenset[str]:
+        """Returns the models that Triton has loaded.
 
         Raises:
-            TritonError: the model does not answer.
+            TritonAway, TimeoutError: as `is_ready`.
         """
-        request = _warming_request(wanted)
-        stream = self._stub.ModelStreamInfer(iter_once(request), timeout=WARM_TIMEOUT_SECONDS)
-        try:
-            async for response in stream:
-                if response.error_message:
-                    raise TritonError(f"warm: {response.error_message}")
-        except grpc.aio.AioRpcError as error:
-            raise TritonError(f"warm: {error.details()}") from error
+        request = service_pb2.RepositoryIndexRequest(ready=True)
+        answer = await self._call("RepositoryIndex", request, ANSWER_SECONDS)
+        return frozenset(model.name for model in answer.models)
 
-    async def unload(self, name: str) -> None:
-        """Unloads a model; one that is not loaded is fine.
+    async def load(self, backend_model: str) -> None:
+        """Loads a model from its folder.
 
         Raises:
-            TritonError: Triton is away.
+            ModelFailed: Triton says why.
+            TritonAway, TimeoutError: as `is_ready`.
+        """
+        request = service_pb2.RepositoryModelLoadRequest(model_name=backend_model)
+        await self._call("RepositoryModelLoad", request, LOAD_SECONDS)
+
+    async def unload(self, backend_model: str) -> None:
+        """Unloads a model; requests that it has begun may end first.
+
+        Raises:
+            ModelFailed, TritonAway, TimeoutError: as `load`.
+        """
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=backend_model)
+        await self._call("RepositoryModelUnload", request, UNLOAD_SECONDS)
+
+    async def warm(self, backend_model: str, kind: Kind) -> None:
+        """Runs a model once, so that the first user does not wait for what is made on first use.
+
+        Raises:
+            ModelFailed: it gave an error.
+            TritonAway, TimeoutError: as `is_ready`.
+        """
+        if kind is Kind.CHAT:
+            await self._chat(backend_model, {"messages": _HELLO, "max_tokens": 1}, WARM_SECONDS)
+        else:
+            await self._embed(backend_model, WARM_SECONDS)
+
+    async def probe(self, backend_model: str, kind: Kind) -> None:
+        """Has a model do a little work.
+
+        Raises:
+            ModelFailed: its process has died; Triton itself goes on to call it ready.
+            TritonAway, TimeoutError: as `is_ready`.
         """
         try:
-            await self._stub.RepositoryModelUnload(
-                service_pb2.RepositoryModelUnloadRequest(model_name=name),
-                timeout=CALL_TIMEOUT_SECONDS,
-            )
+            if kind is Kind.CHAT:
+                body = {"operation": "count_tokens", "messages": _HELLO}
+                await self._chat(backend_model, body, ANSWER_SECONDS)
+            else:
+                await self._embed(backend_model, ANSWER_SECONDS)
+        except ModelFailed as error:
+            if _CRASHED in str(error):
+                raise
+            # Any other answer, a full queue too, comes from a living process.
+
+    async def _chat(self, backend_model: str, body: dict[str, Any], seconds: float) -> None:
+        request = _request(backend_model, "request", json.dumps(body).encode(), [1])
+        stream = self._stub.ModelStreamInfer(iter([request]), timeout=seconds)
+        try:
+            async for message in stream:
+                if message.error_message:
+                    raise ModelFailed(message.error_message)
         except grpc.aio.AioRpcError as error:
-            raise TritonError(f"unload: {error.details()}") from error
+            raise _failure(error) from error
+
+    async def _embed(self, backend_model: str, seconds: float) -> None:
+        await self._call("ModelInfer", _request(backend_model, "text", b"Hello", [1, 1]), seconds)
+
+    async def _call(self, method: str, request: Any, seconds: float) -> Any:
+        try:
+            return await getattr(self._stub, method)(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
 
 
-async def iter_once(request: Any) -> AsyncIterator[Any]:
-    """Yields one request."""
-    yield request
+def _failure(error: grpc.aio.AioRpcError) -> Exception:
+    details = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TimeoutError(details)
+    # Triton itself says UNAVAILABLE too, of a model; then it speaks of it.
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return TritonAway(details)
+    return ModelFailed(details)
 
 
-def _warming_request(wanted: Wanted) -> Any:
-    if wanted.kind == model_pb2.MODEL_KIND_EMBEDDING:
-        name, shape, text = "text", [1, 1], "warm"
-    else:
-        body = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1, "temperature": 0}
-        name, shape, text = "request", [1], json.dumps(body)
+def _request(
+    backend_model: str, name: str, value: bytes, shape: list[int]
+) -> service_pb2.ModelInferRequest:
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name=name, datatype="BYTES", shape=shape
+    )
     return service_pb2.ModelInferRequest(
-        model_name=wanted.backend_model,
-        inputs=[
-            service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=shape)
-        ],
-        raw_input_contents=[struct.pack("<I", len(text)) + text.encode()],
+        model_name=backend_model,
+        inputs=[tensor],
+        raw_input_contents=[_LENGTH.pack(len(value)) + value],
     )

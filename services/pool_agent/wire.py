@@ -23,8 +23,15 @@ _STATES_FROM_PROTO = {proto: state for state, proto in _STATES.items()}
 
 
 def wanted_from_proto(deployments: Sequence[registry_pb2.Deployment]) -> Mapping[str, Wanted]:
-    """Returns what each deployment asks for, by the deployment's name."""
-    return {deployment.name: _wanted(deployment) for deployment in deployments}
+    """Returns what each deployment asks this Triton for, by the deployment's name.
+
+    Models of external providers run elsewhere; kinds that this agent does not know are for newer ones.
+    """
+    return {
+        deployment.name: _wanted(deployment)
+        for deployment in deployments
+        if not deployment.HasField("provider") and deployment.schema.kind in _KINDS
+    }
 
 
 def reports_from_proto(
@@ -53,11 +60,10 @@ def report_to_proto(report: Report, *, backend_id: str, address: str) -> model_p
         state=_STATES[report.state],
         artifact_digest=report.artifact_digest,
         message=report.message,
+        kind=model_pb2.BACKEND_KIND_TRITON,
     )
 
 
 def _wanted(deployment: registry_pb2.Deployment) -> Wanted:
     model, version = parse_version_name(deployment.model_version, field="model_version")
-    return Wanted(
-        model, str(version), deployment.artifact_digest, _KINDS[deployment.schema.kind]
-    )
+    return Wanted(model, str(version), deployment.artifact_digest, _KINDS[deployment.schema.kind])
