@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,54 @@ async def test_a_worker_ends_while_the_server_is_away(tmp_path: Path) -> None:
             await worker.drain(1.0)
             await booking
             await client.drain()
+
+
+DYING_WORKER = """
+import asyncio, sys
+from dataclasses import replace
+from libs.bus.connection import connect
+from libs.bus.subjects import COST
+from libs.bus.worker import PullWorker
+
+async def main(url):
+    async def hang(delivery):
+        print("begun", flush=True)
+        await asyncio.sleep(60)
+
+    client = await connect(url, name="dying")
+    consumer = replace(COST, ack_wait_seconds=1.0)
+    await PullWorker(client.jetstream(), consumer, concurrency=1).run(hang)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_the_work_of_a_killed_worker_goes_to_another(tmp_path: Path) -> None:
+    """A process that is gone says nothing: the message comes back when `ack_wait` is over."""
+    async with running_nats(tmp_path) as server:
+        client = await connect(server.url, name="test")
+        js = client.jetstream()
+        await ensure_streams(js)
+        event = events_pb2.UsageRecorded(usage_id="a")
+        await Publisher(js).publish(USAGE_RECORDED, event, message_id="a")
+        dying = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", DYING_WORKER, server.url, stdout=asyncio.subprocess.PIPE
+        )
+        assert dying.stdout is not None
+        while b"begun" not in await dying.stdout.readline():
+            pass
+        dying.kill()
+        await dying.wait()
+        attempts: asyncio.Queue[int] = asyncio.Queue()
+
+        async def book(delivery: Delivery[events_pb2.UsageRecorded]) -> None:
+            attempts.put_nowait(delivery.attempt)
+
+        consumer = replace(COST, ack_wait_seconds=1.0)
+        worker: PullWorker[events_pb2.UsageRecorded] = PullWorker(js, consumer, concurrency=1)
+        booking = asyncio.create_task(worker.run(book))
+        async with asyncio.timeout(10):
+            assert await attempts.get() == 2
+        await worker.drain()
+        await booking
+        await client.drain()
