@@ -26,7 +26,7 @@ _PEERS: Mapping[str, Sequence[str]] = {
     "embedding_cache": ("router", "cost", "inference", "nats"),
     "cost": ("nats",),
     "jobs": ("nats",),
-    "worker": ("inference", "embedding_cache", "nats"),
+    "worker": ("inference", "embedding_cache", "jobs", "nats"),
     "pool_agent": ("registry",),
 }
 
