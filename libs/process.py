@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -29,6 +30,8 @@ class Process:
         self.clock = clock
         self.server = RpcServer(settings.listen_address, clock=clock, reuse_port=False)
         self._drain_seconds = settings.drain_seconds
+        self._main = asyncio.current_task()
+        self._serving = False
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._on_drain: list[Callable[[], None]] = []
@@ -46,6 +49,7 @@ class Process:
 
     async def serve(self, *, ready: bool = True) -> None:
         """Serves until SIGTERM or SIGINT, then drains."""
+        self._serving = True
         await self.server.start(ready=ready)
         _log.info("serving", address=self.server.address)
         await self._stop.wait()
@@ -55,8 +59,10 @@ class Process:
         await self.server.stop(self._drain_seconds)
 
     def stop(self) -> None:
-        """Begins the end."""
+        """Begins the end. What is still being put together, waiting for others, is cancelled."""
         self._stop.set()
+        if not self._serving and self._main is not None:
+            self._main.cancel()
 
     async def close(self) -> None:
         """Ends the background work."""
@@ -95,4 +101,5 @@ async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Runs a process's `main` on uvloop."""
-    uvloop.run(main)
+    with contextlib.suppress(asyncio.CancelledError):  # ended before it served
+        uvloop.run(main)

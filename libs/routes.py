@@ -86,6 +86,13 @@ class RouteTable:
         return choice if choice is not None else self._refuse(model, kind)
 
     def _refuse(self, model: str, kind: Kind | None) -> Choice:
+        if self is EMPTY:
+            raise Unavailable(
+                "no routes are known yet",
+                reason="DEPENDENCY_UNAVAILABLE",
+                metadata={"dependency": "router"},
+                retry_after_seconds=NOT_READY_RETRY_SECONDS,
+            )
         told = model[:MAX_NAME_TOLD_LENGTH]
         targets = self._targets.get(model)
         if targets is None:
@@ -110,6 +117,7 @@ class RouteTable:
         )
 
 
+# What is held before the first snapshot; it chooses nothing.
 EMPTY = RouteTable(revision=0, routes=())
 
 

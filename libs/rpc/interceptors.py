@@ -14,7 +14,6 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 from opentelemetry import trace
-from opentelemetry.instrumentation.grpc import filters
 from opentelemetry.instrumentation.grpc._aio_server import (
     OpenTelemetryAioServerInterceptor,
     _OpenTelemetryAioServicerContext,
@@ -40,6 +39,10 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 _PLUMBING = ("/grpc.health.", "/grpc.reflection.")
 
 
+def _is_traced(details: grpc.HandlerCallDetails) -> bool:
+    return not details.method.startswith(_PLUMBING) and "/Watch" not in details.method
+
+
 class TracedCalls(OpenTelemetryAioServerInterceptor):
     """Makes a server span of each call but health, reflection and `Watch…`, which last for days.
 
@@ -50,13 +53,7 @@ class TracedCalls(OpenTelemetryAioServerInterceptor):
     def __init__(self) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # ships no types
             trace.get_tracer("headrace.rpc"),
-            filter_=filters.negate(
-                filters.any_of(
-                    filters.service_prefix("grpc.health."),
-                    filters.service_prefix("grpc.reflection."),
-                    filters.method_prefix("Watch"),
-                )
-            ),
+            filter_=_is_traced,
         )
 
     @override

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.embedding.v1 import embedding_pb2_grpc
 from headrace.inference.v1 import inference_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
-from headrace.router.v1 import router_pb2, router_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
@@ -15,7 +13,7 @@ from libs.metering.usage import UsageRecorder
 from libs.process import process, run
 from libs.routes import RouteTable
 from libs.rpc.channel import open_channel
-from libs.rpc.watch import SnapshotWatch
+from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.embedding_cache.computation import Computation
 from services.embedding_cache.config import Settings
@@ -43,12 +41,7 @@ async def main() -> None:
             timeout_seconds=settings.embedding_timeout_seconds,
         )
 
-        def require_snapshots() -> None:
-            routes.require()
-            prices.require()
-
         embedder = Embedder(
-            require_snapshots=require_snapshots,
             cache=cache,
             flights=flights,
             computation=computation,
@@ -57,30 +50,20 @@ async def main() -> None:
             clock=clock,
         )
 
-        def take_routes(snapshot: router_pb2.WatchRoutesResponse) -> None:
-            embedder.routes = RouteTable.of(snapshot)
+        def take_routes(routes: RouteTable) -> None:
+            embedder.routes = routes
 
-        def take_prices(snapshot: cost_pb2.WatchPricesResponse) -> None:
-            usage.prices = PriceBook(snapshot.prices)
+        def take_prices(prices: PriceBook) -> None:
+            usage.prices = prices
 
-        router = router_pb2_grpc.RouterServiceStub(
-            open_channel(settings.router_address, traced=False)
+        snapshots = Snapshots(
+            router_address=settings.router_address,
+            cost_address=settings.cost_address,
+            on_routes=take_routes,
+            on_prices=take_prices,
+            running=running,
         )
-        cost = cost_pb2_grpc.CostServiceStub(open_channel(settings.cost_address, traced=False))
-        routes = SnapshotWatch(
-            "router",
-            open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
-            on_snapshot=take_routes,
-            clock=clock,
-        )
-        prices = SnapshotWatch(
-            "cost",
-            open_stream=lambda: cost.WatchPrices(cost_pb2.WatchPricesRequest()),
-            on_snapshot=take_prices,
-            clock=clock,
-        )
-        running.spawn(routes.run())
-        running.spawn(prices.run())
+        snapshots.start()
 
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
             EmbeddingServicer(embedder), running.server.grpc
@@ -89,12 +72,8 @@ async def main() -> None:
             OpenAIEmbeddingServicer(embedder), running.server.grpc
         )
 
-        async def become_ready() -> None:
-            await routes.wait_first()
-            await prices.wait_first()
-            await running.server.set_ready(True)
+        await running.server.set_ready(True)
 
-        running.spawn(become_ready())
         await running.serve(ready=False)
         await bus.drain()
 

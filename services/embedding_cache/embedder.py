@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -51,7 +51,6 @@ class Embedder:
     def __init__(
         self,
         *,
-        require_snapshots: Callable[[], None],
         cache: VectorCache,
         flights: Flights,
         computation: Computes,
@@ -62,7 +61,6 @@ class Embedder:
         """Puts the parts together.
 
         Args:
-            require_snapshots: raises as long as routes or prices are not known.
             cache: the vectors in hand.
             flights: those that are being computed; what lands must go to `cache`.
             computation: makes the others.
@@ -71,7 +69,6 @@ class Embedder:
             clock: the time.
         """
         self.routes = EMPTY
-        self._require_snapshots = require_snapshots
         self._cache = cache
         self._flights = flights
         self._computation = computation
@@ -90,7 +87,6 @@ class Embedder:
         if query.request_id:
             check_uuid(query.request_id, field="request_id")
         check_texts(query.texts, field=query.texts_field)
-        self._require_snapshots()
         choice = self.routes.choose(query.model, kind=model_pb2.ModelKind.MODEL_KIND_EMBEDDING)
         check_dimensions(query.dimensions, choice.target.schema.dimensions)
         model_metrics = self._metrics_of(choice)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
-from headrace.router.v1 import router_pb2, router_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
@@ -13,16 +11,18 @@ from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
 from libs.process import process, run
 from libs.routes import RouteTable
-from libs.rpc.channel import open_channel
-from libs.rpc.watch import SnapshotWatch
+from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
+from services.inference.api_keys import ApiKeys
 from services.inference.backends import Backends
 from services.inference.config import Settings
 from services.inference.embedding import Embedder
 from services.inference.generation import Generator
+from services.inference.hedge import HedgeLimits
 from services.inference.openai import ChatCompletionServicer, ModelServicer
 from services.inference.record import Recorder
 from services.inference.servicer import InferenceServicer
+from services.inference.stall import StallLimits
 
 
 async def main() -> None:
@@ -36,34 +36,34 @@ async def main() -> None:
         usage = UsageRecorder(Publisher(jetstream), clock)
         hasher = InputHasher.from_file(settings.input_hash_key_file)
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
-        backends = Backends()
-        generator = Generator(backends=backends, recorder=recorder, clock=clock)
+        backends = Backends(
+            clock=clock,
+            keys=ApiKeys(settings.home / "secrets"),
+            stall=StallLimits(
+                first_token_seconds=settings.stall_first_token_seconds,
+                between_tokens_seconds=settings.stall_between_tokens_seconds,
+            ),
+        )
+        hedge = HedgeLimits(
+            after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
+        )
+        generator = Generator(backends=backends, recorder=recorder, hedge=hedge, clock=clock)
         embedder = Embedder(backends=backends)
 
-        def take_routes(snapshot: router_pb2.WatchRoutesResponse) -> None:
-            generator.routes = embedder.routes = RouteTable.of(snapshot)
+        def take_routes(routes: RouteTable) -> None:
+            generator.routes = embedder.routes = routes
 
-        def take_prices(snapshot: cost_pb2.WatchPricesResponse) -> None:
-            usage.prices = PriceBook(snapshot.prices)
+        def take_prices(prices: PriceBook) -> None:
+            usage.prices = prices
 
-        router = router_pb2_grpc.RouterServiceStub(
-            open_channel(settings.router_address, traced=False)
+        snapshots = Snapshots(
+            router_address=settings.router_address,
+            cost_address=settings.cost_address,
+            on_routes=take_routes,
+            on_prices=take_prices,
+            running=running,
         )
-        cost = cost_pb2_grpc.CostServiceStub(open_channel(settings.cost_address, traced=False))
-        routes = SnapshotWatch(
-            "router",
-            open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
-            on_snapshot=take_routes,
-            clock=clock,
-        )
-        prices = SnapshotWatch(
-            "cost",
-            open_stream=lambda: cost.WatchPrices(cost_pb2.WatchPricesRequest()),
-            on_snapshot=take_prices,
-            clock=clock,
-        )
-        running.spawn(routes.run())
-        running.spawn(prices.run())
+        snapshots.start()
 
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
@@ -74,9 +74,7 @@ async def main() -> None:
         )
         openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(generator), server)
 
-        await routes.wait_first()
-        await prices.wait_first()
-        await running.serve()
+        await running.serve(ready=False)
         await recorder.drain()
         await backends.close()
         await bus.drain()

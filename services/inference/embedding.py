@@ -34,11 +34,14 @@ class Embedder:
         if not 1 <= len(texts) <= MAX_TEXTS:
             raise InvalidArgument.of_field("texts", f"must have 1 to {MAX_TEXTS} texts")
         choice = self.routes.choose(model, kind=model_pb2.MODEL_KIND_EMBEDDING)
-        async with asyncio.TaskGroup() as group:
-            batches = [
-                group.create_task(self._batch(choice, texts[start : start + BATCH_TEXTS]))
-                for start in range(0, len(texts), BATCH_TEXTS)
-            ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                batches = [
+                    group.create_task(self._batch(choice, texts[start : start + BATCH_TEXTS]))
+                    for start in range(0, len(texts), BATCH_TEXTS)
+                ]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # one reason is enough, and has a status
         target = choice.target
         return inference_pb2.EmbedResponse(
             embeddings=[
@@ -54,11 +57,11 @@ class Embedder:
     async def _batch(self, choice: Choice, texts: Sequence[str]) -> list[tuple[bytes, int]]:
         failed: frozenset[str] = frozenset()
         for _ in range(MAX_ATTEMPTS):
-            with self._backends.lease(choice.target.backends, avoid=failed) as lease:
-                try:
+            try:
+                with self._backends.lease(choice.target.backends, avoid=failed) as lease:
                     return await lease.triton.embed(lease.backend.backend_model, texts)
-                except BackendFailedError:
-                    failed |= {lease.backend.id}
+            except BackendFailedError as error:
+                failed |= error.backends
         raise Unavailable(
             f"the backends of {choice.target.model_version} failed",
             reason="BACKEND_FAILED",
