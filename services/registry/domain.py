@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 
@@ -28,6 +28,13 @@ class Kind(Enum):
 
     CHAT = "chat"
     EMBEDDING = "embedding"
+
+
+class BackendKind(Enum):
+    """What a backend speaks."""
+
+    TRITON = "triton"
+    OPENAI = "openai"
 
 
 class State(Enum):
@@ -73,6 +80,29 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Provider:
+    """An external provider that runs a version in place of a pool.
+
+    Attributes:
+        base_url: what `/chat/completions` follows.
+        model: the provider's own name of the model.
+        api_key_name: the file that holds the key; empty where none is needed.
+    """
+
+    base_url: str
+    model: str
+    api_key_name: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself."""
+
+    schema: Schema
+    provider: Provider | None = None
+
+
+@dataclass(frozen=True)
 class ModelVersion:
     """One version of a model; never changes."""
 
@@ -82,6 +112,7 @@ class ModelVersion:
     schema: Schema
     lineage: Lineage
     create_time: datetime
+    provider: Provider | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +127,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Backend:
-    """A version on one Triton, as that Triton's pool agent reported it."""
+    """A version on one Triton, as that Triton's pool agent reported it, or at its provider."""
 
     id: str
     address: str
@@ -104,17 +135,31 @@ class Backend:
     state: State
     artifact_digest: str
     message: str
+    kind: BackendKind = BackendKind.TRITON
+    api_key_name: str = ""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A version that a pool serves; the backends by id."""
+    """A version that a pool serves, or its provider.
+
+    Attributes:
+        reported: the backends of the pool, by id.
+    """
 
     id: str
     model_version: ModelVersion
     pool: str
     create_time: datetime
-    backends: tuple[Backend, ...] = ()
+    reported: tuple[Backend, ...] = ()
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The backends of the pool; where a provider runs the version, that one, always ready."""
+        provider = self.model_version.provider
+        if provider is None:
+            return self.reported
+        return (_at_provider(provider, self.model_version.artifact_digest),)
 
     @property
     def name(self) -> str:
@@ -175,6 +220,8 @@ def check_backend(backend: Backend) -> Backend:
         InvalidArgument: a field is wrong, or a ready backend does not say how to reach it.
     """
     wrong = []
+    if backend.kind is not BackendKind.TRITON:
+        wrong.append(("backend.kind", "must be TRITON: providers are in the artifact"))
     if not _BACKEND_ID.fullmatch(backend.id):
         wrong.append(("backend.id", "must be of letters, digits, ., _ and -, up to 63"))
     if backend.state is State.READY:
@@ -185,28 +232,28 @@ def check_backend(backend: Backend) -> Backend:
         ]
     if wrong:
         raise InvalidArgument.of_fields(wrong)
-    return Backend(
-        backend.id,
-        backend.address,
-        backend.backend_model,
-        backend.state,
-        backend.artifact_digest,
-        backend.message[:MAX_MESSAGE_LENGTH],
-    )
+    return replace(backend, message=backend.message[:MAX_MESSAGE_LENGTH])
 
 
-def check_same_artifact(backend: Backend, deployment: Deployment) -> None:
-    """Returns unless a ready backend has another artifact than its deployment's version.
+def check_report(backend: Backend, deployment: Deployment) -> None:
+    """Returns if a deployment takes this report of a backend.
 
     Raises:
-        FailedPrecondition: it has; nothing is served under a version's name but that version.
+        InvalidArgument: a provider runs the deployment.
+        FailedPrecondition: the backend is ready with another artifact than the version's; nothing
+            is served under a version's name but that version.
     """
-    expected = deployment.model_version.artifact_digest
-    if backend.state is State.READY and backend.artifact_digest != expected:
+    version = deployment.model_version
+    if version.provider is not None:
+        raise InvalidArgument.of_field("deployment", "is run by a provider, not by a pool")
+    if backend.state is State.READY and backend.artifact_digest != version.artifact_digest:
         raise FailedPrecondition(
-            f"{backend.id} has another artifact than {deployment.model_version.name}",
+            f"{backend.id} has another artifact than {version.name}",
             reason="DIGEST_MISMATCH",
-            metadata={"expected_digest": expected, "actual_digest": backend.artifact_digest},
+            metadata={
+                "expected_digest": version.artifact_digest,
+                "actual_digest": backend.artifact_digest,
+            },
         )
 
 
@@ -243,3 +290,16 @@ def _sortable_number(number: int) -> str:
 def _check_length(field: str, value: str, limit: int) -> None:
     if len(value) > limit:
         raise InvalidArgument.of_field(field, f"has {len(value)} characters, more than {limit}")
+
+
+def _at_provider(provider: Provider, artifact_digest: str) -> Backend:
+    return Backend(
+        id="provider",
+        address=provider.base_url,
+        backend_model=provider.model,
+        state=State.READY,
+        artifact_digest=artifact_digest,
+        message="",
+        kind=BackendKind.OPENAI,
+        api_key_name=provider.api_key_name,
+    )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from libs.errors import FailedPrecondition, InvalidArgument
 from services.registry.artifacts import ArtifactStore
-from services.registry.domain import Kind, Schema
+from services.registry.domain import Kind, Manifest, Provider, Schema
 
 MANIFEST_NAME = "headrace.json"
 MAX_MANIFEST_BYTES = 256 * 1024
 # An artifact is a folder of weights and a few files beside them; more is a mistake.
 MAX_MEMBERS = 10_000
+MAX_URL_LENGTH = 2048
+MAX_PROVIDER_MODEL_LENGTH = 256
+_API_KEY_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _FIELD = "model_version.artifact_digest"
 _MAX_INT32 = 2**31 - 1
 
@@ -24,8 +29,8 @@ _LIMITS = {
 }
 
 
-def schema_of_artifact(artifacts: ArtifactStore, digest: str) -> Schema:
-    """Reads the schema of a version out of its artifact. Blocks.
+def manifest_of_artifact(artifacts: ArtifactStore, digest: str) -> Manifest:
+    """Reads the manifest of a version out of its artifact. Blocks.
 
     Raises:
         FailedPrecondition: there is no such artifact.
@@ -39,24 +44,24 @@ def schema_of_artifact(artifacts: ArtifactStore, digest: str) -> Schema:
             metadata={"digest": digest},
         )
     with artifact:
-        return read_schema(artifact)
+        return read_manifest(artifact)
 
 
-def read_schema(artifact: BinaryIO) -> Schema:
-    """Reads the schema of a version out of its artifact, an uncompressed tar that can be sought.
+def read_manifest(artifact: BinaryIO) -> Manifest:
+    """Reads the manifest of a version out of its artifact, an uncompressed tar that can be sought.
 
     Raises:
         InvalidArgument: the artifact is no such tar, or has no sound `headrace.json`.
     """
     try:
         with tarfile.open(fileobj=artifact, mode="r:") as tar:
-            return parse_schema(_manifest_bytes(tar))
+            return parse_manifest(_manifest_bytes(tar))
     except tarfile.TarError as error:
         raise _refused("is not an uncompressed tar") from error
 
 
-def parse_schema(manifest: bytes) -> Schema:
-    """Reads the schema out of the bytes of `headrace.json`; keys that it does not need may follow.
+def parse_manifest(manifest: bytes) -> Manifest:
+    """Reads the bytes of `headrace.json`; keys that it does not need may follow.
 
     Raises:
         InvalidArgument: it is not sound.
@@ -72,7 +77,8 @@ def parse_schema(manifest: bytes) -> Schema:
     except ValueError:
         kinds = ", ".join(f'"{kind.value}"' for kind in Kind)
         raise _refused(f'{MANIFEST_NAME}: "kind" must be one of {kinds}') from None
-    return Schema(kind, **{field: _positive(values, field) for field in _LIMITS[kind]})
+    schema = Schema(kind, **{field: _positive(values, field) for field in _LIMITS[kind]})
+    return Manifest(schema, _provider(values, kind))
 
 
 def _manifest_bytes(tar: tarfile.TarFile) -> bytes:
@@ -94,6 +100,36 @@ def _positive(values: Mapping[str, Any], field: str) -> int:
     if type(value) is not int or not 0 < value <= _MAX_INT32:
         raise _refused(f'{MANIFEST_NAME}: "{field}" must be a positive number')
     return value
+
+
+def _provider(values: Mapping[str, Any], kind: Kind) -> Provider | None:
+    found = values.get("provider")
+    if found is None:
+        return None
+    if kind is not Kind.CHAT or not isinstance(found, dict):
+        raise _refused(f'{MANIFEST_NAME}: "provider" must be an object, of a chat model')
+    base_url, model, api_key_name = (
+        found.get(field, "") for field in ("base_url", "model", "api_key_name")
+    )
+    if not isinstance(base_url, str) or not _is_base_url(base_url):
+        raise _refused(f'{MANIFEST_NAME}: "base_url" must be http(s)://HOST/PATH, and no more')
+    if not isinstance(model, str) or not 0 < len(model) <= MAX_PROVIDER_MODEL_LENGTH:
+        raise _refused(f'{MANIFEST_NAME}: "model" must be the name that the provider has')
+    if not isinstance(api_key_name, str) or not _API_KEY_NAME.fullmatch(api_key_name):
+        raise _refused(f'{MANIFEST_NAME}: "api_key_name" must be a file\'s name, not a key')
+    return Provider(base_url, model, api_key_name)
+
+
+def _is_base_url(text: str) -> bool:
+    """Tells a URL without user, password, query and fragment: secrets do not belong here."""
+    if len(text) > MAX_URL_LENGTH or not text.isascii() or not text.isprintable() or " " in text:
+        return False
+    try:
+        parts = urlsplit(text)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and parts.scheme in ("http", "https") and not any(c in text for c in "@?#")
 
 
 def _refused(description: str) -> InvalidArgument:

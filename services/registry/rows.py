@@ -13,6 +13,7 @@ from services.registry.domain import (
     Kind,
     Lineage,
     ModelVersion,
+    Provider,
     Schema,
     State,
     precedence_key,
@@ -31,8 +32,22 @@ def backend_of(row: sa.Row[Any]) -> Backend:
     )
 
 
+def backend_row(backend: Backend, *, deployment: str) -> dict[str, Any]:
+    """Returns the row of `backends` that keeps a report; only those of Triton are kept."""
+    return {
+        "deployment": deployment,
+        "id": backend.id,
+        "address": backend.address,
+        "backend_model": backend.backend_model,
+        "state": backend.state.value,
+        "artifact_digest": backend.artifact_digest,
+        "message": backend.message,
+    }
+
+
 def version_row(version: ModelVersion) -> dict[str, Any]:
     """Returns the row of `model_versions` that keeps a version."""
+    provider = version.provider
     return {
         **asdict(version.schema),
         **asdict(version.lineage),
@@ -42,6 +57,9 @@ def version_row(version: ModelVersion) -> dict[str, Any]:
         "precedence": precedence_key(version.version),
         "artifact_digest": version.artifact_digest,
         "create_time": version.create_time,
+        "provider_base_url": provider and provider.base_url,
+        "provider_model": provider and provider.model,
+        "provider_api_key_name": provider and provider.api_key_name,
     }
 
 
@@ -64,4 +82,11 @@ def version_of(row: sa.Row[Any]) -> ModelVersion:
             source_revision=row.source_revision,
         ),
         create_time=row.create_time,
+        provider=_provider(row),
     )
+
+
+def _provider(row: sa.Row[Any]) -> Provider | None:
+    if row.provider_base_url is None:
+        return None
+    return Provider(row.provider_base_url, row.provider_model, row.provider_api_key_name)

@@ -27,7 +27,7 @@ from services.registry.domain import (
     new_model,
 )
 from services.registry.feed import DeploymentFeed
-from services.registry.manifest import schema_of_artifact
+from services.registry.manifest import manifest_of_artifact
 from services.registry.store import RegistryStore
 from services.registry.upload import Upload, UploadLimits, UploadSlots
 from services.registry.wire import (
@@ -123,8 +123,16 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         digest = check_digest(asked.artifact_digest, field="model_version.artifact_digest")
         lineage = check_lineage(lineage_from_proto(asked.lineage))
         await self._store.get_model(model)
-        schema = await asyncio.to_thread(schema_of_artifact, self._artifacts, digest)
-        created = ModelVersion(model, version, digest, schema, lineage, self._clock.now())
+        manifest = await asyncio.to_thread(manifest_of_artifact, self._artifacts, digest)
+        created = ModelVersion(
+            model=model,
+            version=version,
+            artifact_digest=digest,
+            schema=manifest.schema,
+            lineage=lineage,
+            create_time=self._clock.now(),
+            provider=manifest.provider,
+        )
         await self._store.insert_version(created)
         return pb.CreateModelVersionResponse(model_version=version_to_proto(created))
 

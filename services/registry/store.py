@@ -23,10 +23,10 @@ from services.registry.domain import (
     Model,
     ModelVersion,
     Snapshot,
-    check_same_artifact,
+    check_report,
     precedence_key,
 )
-from services.registry.rows import backend_of, version_of, version_row
+from services.registry.rows import backend_of, backend_row, version_of, version_row
 from services.registry.tables import (
     backends,
     deployments,
@@ -188,14 +188,14 @@ class RegistryStore:
             # First, for its lock: no other writer comes between what is read here and kept.
             await _next_revision(connection)
             deployment = await _deployment(connection, identifier)
-            check_same_artifact(backend, deployment)
-            if backend in deployment.backends:
+            check_report(backend, deployment)
+            if backend in deployment.reported:
                 await connection.rollback()
                 return False
             key = {"deployment": identifier, "id": backend.id}
             await connection.execute(sa.delete(backends).filter_by(**key))
             await connection.execute(
-                sa.insert(backends).values(**key | asdict(backend) | {"state": backend.state.value})
+                sa.insert(backends).values(**backend_row(backend, deployment=identifier))
             )
             return True
 
@@ -261,7 +261,7 @@ async def _with_backends(
             model_version=version_of(row),
             pool=row.pool,
             create_time=row.deployment_create_time,
-            backends=tuple(reported[row.id]),
+            reported=tuple(reported[row.id]),
         )
         for row in rows
     ]

@@ -36,6 +36,10 @@ model_versions = sa.Table(
     sa.Column("dataset", sa.Text, nullable=False),
     sa.Column("source_revision", sa.Text, nullable=False),
     sa.Column("create_time", UtcDateTime, nullable=False),
+    # All three, or none.
+    sa.Column("provider_base_url", sa.Text),
+    sa.Column("provider_model", sa.Text),
+    sa.Column("provider_api_key_name", sa.Text),
     sa.Index("model_versions_by_precedence", "model", "precedence", unique=True),
 )
 

@@ -11,11 +11,13 @@ from headrace.registry.v1 import registry_pb2
 from libs.errors import InvalidArgument
 from services.registry.domain import (
     Backend,
+    BackendKind,
     Deployment,
     Kind,
     Lineage,
     Model,
     ModelVersion,
+    Provider,
     Schema,
     Snapshot,
     State,
@@ -25,6 +27,11 @@ _KINDS = {
     Kind.CHAT: model_pb2.MODEL_KIND_CHAT,
     Kind.EMBEDDING: model_pb2.MODEL_KIND_EMBEDDING,
 }
+_BACKEND_KINDS = {
+    BackendKind.TRITON: model_pb2.BACKEND_KIND_TRITON,
+    BackendKind.OPENAI: model_pb2.BACKEND_KIND_OPENAI,
+}
+_BACKEND_KINDS_FROM_PROTO = {proto: kind for kind, proto in _BACKEND_KINDS.items()}
 _STATES = {
     State.LOADING: model_pb2.BACKEND_STATE_LOADING,
     State.READY: model_pb2.BACKEND_STATE_READY,
@@ -71,6 +78,15 @@ def lineage_from_proto(proto: registry_pb2.Lineage) -> Lineage:
     )
 
 
+def provider_to_proto(provider: Provider | None) -> model_pb2.Provider | None:
+    """Returns a provider as it travels; None, which leaves a field unset, where there is none."""
+    if provider is None:
+        return None
+    return model_pb2.Provider(
+        base_url=provider.base_url, model=provider.model, api_key_name=provider.api_key_name
+    )
+
+
 def version_to_proto(version: ModelVersion) -> registry_pb2.ModelVersion:
     """Returns a version as it travels."""
     return registry_pb2.ModelVersion(
@@ -80,6 +96,7 @@ def version_to_proto(version: ModelVersion) -> registry_pb2.ModelVersion:
         schema=schema_to_proto(version.schema),
         lineage=lineage_to_proto(version.lineage),
         create_time=_timestamp(version.create_time),
+        provider=provider_to_proto(version.provider),
     )
 
 
@@ -92,6 +109,8 @@ def backend_to_proto(backend: Backend) -> model_pb2.Backend:
         state=_STATES[backend.state],
         artifact_digest=backend.artifact_digest,
         message=backend.message,
+        kind=_BACKEND_KINDS[backend.kind],
+        api_key_name=backend.api_key_name,
     )
 
 
@@ -111,6 +130,7 @@ def backend_from_proto(proto: model_pb2.Backend) -> Backend:
         state=state,
         artifact_digest=proto.artifact_digest,
         message=proto.message,
+        kind=_BACKEND_KINDS_FROM_PROTO.get(proto.kind, BackendKind.TRITON),
     )
 
 
@@ -125,6 +145,7 @@ def deployment_to_proto(deployment: Deployment) -> registry_pb2.Deployment:
         schema=schema_to_proto(version.schema),
         backends=map(backend_to_proto, deployment.backends),
         create_time=_timestamp(deployment.create_time),
+        provider=provider_to_proto(version.provider),
     )
 
 

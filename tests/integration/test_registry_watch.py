@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
 import pytest
 from headrace.common.v1 import model_pb2
 from headrace.registry.v1 import registry_pb2 as pb
 
 from services.registry import feed
-from tests.support.registry import serving_registry
+from tests.support.registry import RegistryClient, serving_registry
 
 pytestmark = pytest.mark.integration
 
@@ -32,6 +33,10 @@ async def registry(url, tmp_path, monkeypatch):
 
 def names(snapshot: pb.WatchDeploymentsResponse) -> list[str]:
     return [one.name for one in snapshot.deployments]
+
+
+def failed(message: str) -> model_pb2.Backend:
+    return model_pb2.Backend(id="triton-0", state=model_pb2.BACKEND_STATE_FAILED, message=message)
 
 
 async def following(call: Any) -> pb.WatchDeploymentsResponse:
@@ -68,6 +73,7 @@ async def test_a_watch_tells_what_there_is_and_then_each_change(registry):
         backend_model="m",
         state=model_pb2.BACKEND_STATE_READY,
         artifact_digest=digest,
+        kind=model_pb2.BACKEND_KIND_TRITON,
     )
     await registry.report("deployments/a", ready)
     told.append(await following(watch))
@@ -107,22 +113,25 @@ async def test_a_watch_of_a_pool_tells_that_pool_only(registry):
 
 
 async def test_a_reader_that_stands_still_is_told_the_newest(registry):
-    """It costs no queue: what was replaced before it was sent is never sent."""
+    """It costs no queue: what was replaced before it could be sent is never sent."""
     await registry.register("smollm2", "1.0.0")
-    await registry.deploy("deployments/a", VERSION)
-    watch = registry.stub.WatchDeployments(pb.WatchDeploymentsRequest())
-    await following(watch)
-    message = "x" * 2048
-    for number in range(300):
-        failed = model_pb2.Backend(
-            id="triton-0", state=model_pb2.BACKEND_STATE_FAILED, message=f"{number} {message}"
-        )
-        await registry.report("deployments/a", failed)
-    told = [await following(watch)]
-    while not told[-1].deployments[0].backends[0].message.startswith("299 "):
-        told.append(await following(watch))
-    assert len(told) < 300
-    await nothing_follows(watch)
+    message = "x" * 2000
+    for number in range(50):
+        await registry.deploy(f"deployments/d{number}", VERSION)
+        await registry.report(f"deployments/d{number}", failed(message))
+    small_window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with grpc.aio.insecure_channel(registry.address, options=small_window) as channel:
+        watch = RegistryClient(channel).stub.WatchDeployments(pb.WatchDeploymentsRequest())
+        first = await following(watch)
+        # Each state has 100 kB, more than gRPC sends ahead to this reader, which does not read.
+        for number in range(50):
+            await registry.report("deployments/d0", failed(f"{number} {message}"))
+        told = [first]
+        while not told[-1].deployments[0].backends[0].message.startswith("49 "):
+            told.append(await following(watch))
+        assert told[-1].revision == first.revision + 50
+        assert len(told) < 25
+        await nothing_follows(watch)
 
 
 async def test_a_change_by_another_replica_is_told_too(url, tmp_path):

@@ -76,9 +76,14 @@ async def parts(
 
 
 class RegistryClient:
-    """Calls a registry as an admin, or as whom `metadata` says."""
+    """Calls a registry as an admin, or as whom `metadata` says.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    Attributes:
+        address: where it listens, if the test runs it.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, address: str = "") -> None:
+        self.address = address
         self.stub = registry_pb2_grpc.RegistryServiceStub(channel)
 
     async def upload(self, content: bytes, **announced: Any) -> str:
@@ -156,7 +161,7 @@ async def serving_registry(
     pushing = asyncio.create_task(feed.run())
     try:
         async with serving(register) as address, open_channel(address, traced=False) as channel:
-            yield RegistryClient(channel)
+            yield RegistryClient(channel, address)
             feed.close()
     finally:
         pushing.cancel()

@@ -17,10 +17,12 @@ from services.registry.domain import (
     MAX_LINEAGE_LENGTH,
     MAX_MESSAGE_LENGTH,
     Backend,
+    BackendKind,
     Deployment,
     Kind,
     Lineage,
     ModelVersion,
+    Provider,
     Schema,
     Snapshot,
     State,
@@ -28,7 +30,7 @@ from services.registry.domain import (
     check_digest,
     check_lineage,
     check_pool,
-    check_same_artifact,
+    check_report,
     new_model,
     precedence_key,
 )
@@ -168,11 +170,26 @@ def test_a_backend_with_another_artifact_is_never_ready():
     """Nothing is served under a version's name but that version."""
     other = "sha256:" + "b" * 64
     with pytest.raises(FailedPrecondition) as raised:
-        check_same_artifact(backend(artifact_digest=other), deployment())
+        check_report(backend(artifact_digest=other), deployment())
     assert raised.value.reason == "DIGEST_MISMATCH"
     assert raised.value.metadata == {"expected_digest": DIGEST, "actual_digest": other}
-    check_same_artifact(backend(artifact_digest=other, state=State.LOADING), deployment())
-    check_same_artifact(backend(), deployment())
+    check_report(backend(artifact_digest=other, state=State.LOADING), deployment())
+    check_report(backend(), deployment())
+
+
+def test_a_version_at_a_provider_is_ready_without_any_report():
+    """No agent loads it, so none reports it; and none may."""
+    provider = Provider("https://api.example.com/v1", "gpt-9", "example")
+    deployed = replace(deployment(), model_version=replace(version(), provider=provider))
+    (ready,) = deployed.backends
+    assert (ready.id, ready.kind, ready.state) == ("provider", BackendKind.OPENAI, State.READY)
+    assert (ready.address, ready.backend_model) == ("https://api.example.com/v1", "gpt-9")
+    assert (ready.api_key_name, ready.artifact_digest) == ("example", DIGEST)
+    with pytest.raises(InvalidArgument) as raised:
+        check_report(backend(), deployed)
+    assert raised.value.field_violations[0][0] == "deployment"
+    with pytest.raises(InvalidArgument):
+        check_backend(backend(kind=BackendKind.OPENAI))
 
 
 def test_a_pool_sees_its_own_deployments():

@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument
-from services.registry.domain import Kind, Schema
-from services.registry.manifest import MAX_MANIFEST_BYTES, parse_schema, read_schema
+from services.registry.domain import Kind, Manifest, Provider, Schema
+from services.registry.manifest import MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from tests.support.registry import CHAT, EMBEDDING, artifact
 
 
 def test_the_schema_is_read_from_the_artifact():
     """What a version takes and gives is fixed with its bytes."""
-    assert read_schema(io.BytesIO(artifact(CHAT))) == Schema(
-        Kind.CHAT, context_tokens=1024, max_output_tokens=256
+    assert read_manifest(io.BytesIO(artifact(CHAT))) == Manifest(
+        Schema(Kind.CHAT, context_tokens=1024, max_output_tokens=256)
     )
-    assert read_schema(io.BytesIO(artifact(EMBEDDING))) == Schema(
-        Kind.EMBEDDING, dimensions=384, max_input_tokens=256
+    assert read_manifest(io.BytesIO(artifact(EMBEDDING))) == Manifest(
+        Schema(Kind.EMBEDDING, dimensions=384, max_input_tokens=256)
     )
 
 
@@ -30,14 +30,54 @@ def test_the_manifest_may_say_more_and_be_written_with_a_dot():
     """`tar -c .` writes `./headrace.json`; preprocessing and the like are not for the registry."""
     more = CHAT | {"preprocessing": {"tokenizer": "1/t.json"}, "dimensions": "none"}
     packed = artifact(more, manifest_name="./headrace.json")
-    assert read_schema(io.BytesIO(packed)).context_tokens == CHAT["context_tokens"]
-    assert parse_schema(json.dumps(more).encode()).dimensions == 0
+    assert read_manifest(io.BytesIO(packed)).schema.context_tokens == CHAT["context_tokens"]
+    assert parse_manifest(json.dumps(more).encode()).schema.dimensions == 0
+
+
+PROVIDER = {"base_url": "https://api.example.com/v1", "model": "gpt-9", "api_key_name": "example"}
+
+
+def test_a_manifest_may_name_a_provider():
+    """Then no pool loads the version; the key itself is never in an artifact."""
+    packed = artifact(CHAT | {"provider": PROVIDER})
+    assert read_manifest(io.BytesIO(packed)).provider == Provider(
+        "https://api.example.com/v1", "gpt-9", "example"
+    )
+    local = {"base_url": "http://127.0.0.1:9000", "model": "m"}
+    assert parse_manifest(json.dumps(CHAT | {"provider": local}).encode()).provider == Provider(
+        "http://127.0.0.1:9000", "m", ""
+    )
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        EMBEDDING | {"provider": PROVIDER},
+        CHAT | {"provider": "example"},
+        CHAT | {"provider": {}},
+        CHAT | {"provider": PROVIDER | {"model": ""}},
+        CHAT | {"provider": PROVIDER | {"model": 7}},
+        CHAT | {"provider": PROVIDER | {"api_key_name": "../keys/edge.pem"}},
+        CHAT | {"provider": PROVIDER | {"api_key_name": None}},
+        *(
+            CHAT | {"provider": PROVIDER | {"base_url": url}}
+            for url in [
+                "", "api.example.com", "file:///etc/passwd", "https://", "https://u:p@host/v1",
+                "https://host/v1?key=1", "https://host:99999/", "https://ho st/", "https://[::1/",
+            ]
+        ),
+    ],
+)  # fmt: skip
+def test_a_provider_that_cannot_be_called_is_refused(manifest):
+    """Before it is deployed, not when the first request fails."""
+    with pytest.raises(InvalidArgument):
+        parse_manifest(json.dumps(manifest).encode())
 
 
 def test_only_the_manifest_at_the_top_counts():
     """A file of the same name deeper in the folder is somebody else's."""
     with pytest.raises(InvalidArgument):
-        read_schema(io.BytesIO(artifact(CHAT, manifest_name="1/headrace.json")))
+        read_manifest(io.BytesIO(artifact(CHAT, manifest_name="1/headrace.json")))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +106,7 @@ def test_only_the_manifest_at_the_top_counts():
 def test_an_artifact_without_a_sound_manifest_is_refused(packed, text):
     """The error names the field and says what is missing."""
     with pytest.raises(InvalidArgument) as raised:
-        read_schema(io.BytesIO(packed))
+        read_manifest(io.BytesIO(packed))
     ((field, description),) = raised.value.field_violations
     assert field == "model_version.artifact_digest"
     assert text in description
@@ -80,7 +120,7 @@ def test_a_damaged_artifact_is_refused_and_never_an_internal_error(data):
         packed[data.draw(st.integers(0, 2048))] = data.draw(st.integers(0, 255))
     size = data.draw(st.integers(0, len(packed)))
     try:
-        schema = read_schema(io.BytesIO(bytes(packed[:size])))
+        manifest = read_manifest(io.BytesIO(bytes(packed[:size])))
     except InvalidArgument:
         return
-    assert schema.kind in Kind
+    assert manifest.schema.kind in Kind
