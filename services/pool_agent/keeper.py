@@ -62,6 +62,7 @@ class Keeper:
         self._lock = lock
         self._tell = tell
         self._verified = False
+        self._away = False
         self._log = _log.bind(backend_model=self._name)
 
     async def run(self) -> None:
@@ -73,7 +74,9 @@ class Keeper:
                 failures = 0
                 await self._watch()
             except TritonAway as error:
-                self._log.warning("triton is away", error=str(error))
+                if not self._away:
+                    self._log.warning("triton is away", error=str(error))
+                self._away = True
                 self._report(State.LOADING, "Triton is away; it is waited for")
                 await self._parts.clock.sleep(self._parts.pace.poll_away_seconds)
             except _FAILURES as error:
@@ -88,6 +91,7 @@ class Keeper:
         async with self._lock:
             installed = await self._is_installed()
             if installed and await self._parts.triton.is_ready(self._name):
+                self._away = False
                 self._report(State.READY)  # it served all the time while the agent was away
                 return
             if first_try:
@@ -98,6 +102,7 @@ class Keeper:
             await self._load()
         seconds = self._parts.clock.monotonic_seconds() - started
         _LOAD_SECONDS.labels(self._wanted.model).observe(seconds)
+        self._away = False
         self._log.info("ready", seconds=round(seconds, 3))
         self._report(State.READY)
 

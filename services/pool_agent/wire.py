@@ -25,7 +25,7 @@ _STATES_FROM_PROTO = {proto: state for state, proto in _STATES.items()}
 def wanted_from_proto(deployments: Sequence[registry_pb2.Deployment]) -> Mapping[str, Wanted]:
     """Returns what each deployment asks this Triton for, by the deployment's name.
 
-    Models of external providers run elsewhere; kinds that this agent does not know are for newer ones.
+    Models of external providers run elsewhere; kinds that are not known here are for newer agents.
     """
     return {
         deployment.name: _wanted(deployment)

@@ -1,0 +1,143 @@
+"""A pool of one Triton: registry and pool agent as processes, and models that load fast."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.common.v1 import model_pb2
+from headrace.registry.v1 import registry_pb2
+
+from services.cli.artifact import write_artifact
+from tests.support.registry import EMBEDDING, RegistryClient
+from tests.support.service import RunningService, running_service
+from tests.support.triton import BACKEND_ID, RunningTriton
+
+WAIT_SECONDS = 30.0
+
+CONFIG = """
+backend: "python"
+max_batch_size: 8
+input [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [ { name: "embedding" data_type: TYPE_FP32 dims: [ 1 ] } ]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
+ECHO = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            rows = pb_utils.get_input_tensor_by_name(request, "text").as_numpy().shape[0]
+            tensor = pb_utils.Tensor("embedding", np.full((rows, 1), VALUE, np.float32))
+            responses.append(pb_utils.InferenceResponse([tensor]))
+        return responses
+"""
+
+
+def pack_model(folder: Path, *, code: str = ECHO, value: int = 1, weights: bytes = b"w") -> bytes:
+    """Packs a model that answers with one number, or one with code of the test's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "headrace.json": json.dumps(EMBEDDING).encode(),
+        "config.pbtxt": CONFIG.encode(),
+        "1/model.py": code.replace("VALUE", str(value)).encode(),
+        "1/weights": weights,
+    }
+    paths = {}
+    for number, (name, content) in enumerate(files.items()):
+        paths[name] = folder / f"{number}"
+        paths[name].write_bytes(content)
+    write_artifact(paths, folder / "artifact.tar")
+    return (folder / "artifact.tar").read_bytes()
+
+
+@dataclass
+class RunningPool:
+    """A registry and an agent; the agent's Triton belongs to the test module."""
+
+    registry: RunningService
+    client: RegistryClient
+    agent: RunningService
+    triton: RunningTriton
+
+    async def deploy(self, model: str, version: str, artifact: bytes) -> str:
+        """Registers a version and deploys it; returns the deployment's name."""
+        digest = await self.client.upload(artifact)
+        existing = await self.client.stub.ListModels(registry_pb2.ListModelsRequest())
+        if f"models/{model}" not in [each.name for each in existing.models]:
+            await self.client.create_model(model)
+        name = f"models/{model}/versions/{version}"
+        await self.client.create_version(name, digest)
+        deployment = f"deployments/{model}-{version.replace('.', '-')}"
+        await self.client.deploy(deployment, name)
+        return deployment
+
+    async def backend(
+        self, deployment: str, holds: Callable[[model_pb2.Backend], bool]
+    ) -> model_pb2.Backend:
+        """Waits until what the registry has heard of a deployment is as the test wants it."""
+        seen = []
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                async for backend in self._backends(deployment):
+                    seen.append(backend)
+                    if holds(backend):
+                        return backend
+        except TimeoutError as error:
+            raise AssertionError(f"{seen}\n{self.agent.log.read_text()[-3000:]}") from error
+        raise AssertionError("the watch has ended")
+
+    async def ready(self, deployment: str) -> model_pb2.Backend:
+        return await self.backend(deployment, is_ready)
+
+    async def gone_from_disk(self, backend_model: str) -> None:
+        """Waits for a version's folder to go."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (self.triton.repository / backend_model).exists():  # noqa: ASYNC110  # a file
+                await asyncio.sleep(0.05)
+
+    async def _backends(self, deployment: str) -> AsyncIterator[model_pb2.Backend]:
+        request = registry_pb2.WatchDeploymentsRequest()
+        async for snapshot in self.client.stub.WatchDeployments(request):
+            for each in snapshot.deployments:
+                if each.name == deployment:
+                    for backend in each.backends:
+                        yield backend
+
+
+def is_ready(backend: model_pb2.Backend) -> bool:
+    return backend.state == model_pb2.BACKEND_STATE_READY
+
+
+def has_failed(backend: model_pb2.Backend) -> bool:
+    return backend.state == model_pb2.BACKEND_STATE_FAILED
+
+
+def is_loading(backend: model_pb2.Backend) -> bool:
+    return backend.state == model_pb2.BACKEND_STATE_LOADING
+
+
+@asynccontextmanager
+async def running_pool(home: Path, triton: RunningTriton) -> AsyncIterator[RunningPool]:
+    """Runs a registry and the agent of a Triton."""
+    async with (
+        running_service("registry", home) as registry,
+        registry.channel() as channel,
+        running_service(
+            "pool_agent",
+            home,
+            HEADRACE_REGISTRY_ADDRESS=registry.address,
+            HEADRACE_TRITON_ADDRESS=triton.address,
+            HEADRACE_MODEL_REPOSITORY=str(triton.repository),
+            HEADRACE_BACKEND_ID=BACKEND_ID,
+        ) as agent,
+    ):
+        yield RunningPool(registry, RegistryClient(channel), agent, triton)
