@@ -13,3 +13,16 @@ class Settings(ServiceSettings):
     router_address: str = Field(description="Where routes come from.")
     cost_address: str = Field(description="Where prices come from.")
     nats_url: str = Field(description="Where usage events go.")
+    stall_first_token_seconds: float = Field(
+        default=60.0, description="A backend that is silent for longer at first has failed."
+    )
+    stall_between_tokens_seconds: float = Field(
+        default=15.0, description="One that falls silent for longer later has failed."
+    )
+    hedge_after_seconds: float = Field(
+        default=0.0,
+        description="A second backend is asked after so long without a token. 0: never.",
+    )
+    hedge_max_share: float = Field(
+        default=0.05, description="At most this share of all requests is asked twice."
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
-from libs.errors import HeadraceError, InvalidArgument
+from libs.errors import HeadraceError, InvalidArgument, Unavailable
 
 ROLES = frozenset({"system", "user", "assistant"})
 DEFAULT_MAX_TOKENS = 256
@@ -100,12 +101,38 @@ class ChatCall:
         return self.max_tokens
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the caller hears of a failure that no other backend made good."""
+
+    kind: type[HeadraceError]
+    message: str
+    reason: str
+    retry_after_seconds: float | None = None
+
+    def after(self, seconds: float) -> Told:
+        """Returns it for a backend that takes nothing for so long."""
+        return replace(self, retry_after_seconds=max(seconds, self.retry_after_seconds or 0.0))
+
+    def error(self, backends: Collection[str]) -> HeadraceError:
+        """Returns it as an error."""
+        return self.kind(
+            self.message,
+            reason=self.reason,
+            metadata={"backend": ",".join(sorted(backends))},
+            retry_after_seconds=self.retry_after_seconds,
+        )
+
+
+BACKENDS_FAILED = Told(Unavailable, "the backends failed", "BACKEND_FAILED", 1.0)
+
+
 class BackendFailedError(Exception):
     """The backend, not the request, is at fault: another one may go on where it stopped.
 
     Attributes:
         backends: the ids of those that failed; set by whoever leased them.
-        told: what the caller hears if no other backend takes over; None: that they failed.
+        told: what the caller hears if no other backend takes over.
         attempts: so many at the same backend are enough; None: as many as there is time for.
         retry_after_seconds: the backend asks to be left alone for so long.
         resumable: False: what it delivered cannot be continued by another backend.
@@ -115,7 +142,7 @@ class BackendFailedError(Exception):
         self,
         message: str,
         *,
-        told: HeadraceError | None = None,
+        told: Told = BACKENDS_FAILED,
         attempts: int | None = None,
         retry_after_seconds: float = 0.0,
         resumable: bool = True,

@@ -19,3 +19,13 @@ PROVIDER_ANSWERS_WITHOUT_USAGE = Counter(
     "Answers whose tokens were counted as chunks, since the provider told no usage.",
     ["provider"],
 )
+BREAKER_STATE = Gauge(
+    "headrace_inference_breaker_state",
+    "The circuit breaker of a model at an address: 0 closed, 1 half-open, 2 open.",
+    ["address", "model"],
+)
+HEDGED_REQUESTS = Counter(
+    "headrace_inference_hedged_requests",
+    "Requests that a second backend was asked for, by which of them was first.",
+    ["model", "first"],
+)

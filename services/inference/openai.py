@@ -115,6 +115,7 @@ def _chat_call(asked: ChatRequest, request_id: str) -> ChatCall:
         top_p=1.0 if asked.top_p is None else asked.top_p,
         seed=asked.seed,
         stop=asked.stop,
+        streamed=asked.stream,
     )
 
 

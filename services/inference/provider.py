@@ -22,9 +22,15 @@ from libs.clock import Clock
 from libs.errors import FailedPrecondition, ResourceExhausted
 from services.inference import metrics
 from services.inference.api_keys import ApiKeys
-from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending
+from services.inference.domain import (
+    BACKENDS_FAILED,
+    BackendFailedError,
+    ChatCall,
+    Delivered,
+    Ending,
+)
 from services.inference.provider_answer import ProviderAnswer, read_body
-from services.inference.provider_errors import failed, misconfigured, refusal
+from services.inference.provider_errors import MAX_ATTEMPTS, failed, misconfigured, refusal
 from services.inference.relay import Sink
 from services.inference.stall import StallGuard, StallLimits
 
@@ -203,9 +209,9 @@ def _failures_of_http() -> Iterator[None]:
 
 def _explained(error: BackendFailedError, delivered: Delivered) -> BackendFailedError:
     """Adds what holds for every failure of a provider."""
-    usual = failed("")
-    if error.told is None or delivered.token_count:
-        error.told, error.attempts = usual.told, usual.attempts
-    # Without token ids another backend would have to guess where the text stopped.
-    error.resumable = not delivered.token_count
+    error.attempts = error.attempts or MAX_ATTEMPTS
+    if delivered.token_count:
+        # Without token ids another backend would have to guess where the text stopped.
+        error.resumable = False
+        error.told = BACKENDS_FAILED
     return error

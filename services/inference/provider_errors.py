@@ -13,10 +13,9 @@ from libs.errors import (
     HeadraceError,
     InvalidArgument,
     ResourceExhausted,
-    Unavailable,
 )
 from services.inference.chat_events import ToldError, told_error
-from services.inference.domain import BackendFailedError
+from services.inference.domain import BackendFailedError, Told
 
 # A provider that fails is tried so often for one request; others of the version come first.
 MAX_ATTEMPTS = 3
@@ -35,15 +34,7 @@ _CONTEXT_CODES = frozenset({"context_length_exceeded", "exceed_context_size_erro
 
 def failed(message: str) -> BackendFailedError:
     """Returns the failure of a provider that answers badly or not at all."""
-    return BackendFailedError(
-        message,
-        attempts=MAX_ATTEMPTS,
-        told=Unavailable(
-            "the provider failed",
-            reason="BACKEND_FAILED",
-            retry_after_seconds=DEFAULT_RETRY_SECONDS,
-        ),
-    )
+    return BackendFailedError(message, attempts=MAX_ATTEMPTS)
 
 
 def refusal(
@@ -67,7 +58,7 @@ def refusal(
 
 def misconfigured(message: str) -> BackendFailedError:
     """Returns the failure of a provider that works, but not as it is set up here."""
-    told = FailedPrecondition(message, reason="BACKEND_MISCONFIGURED")
+    told = Told(FailedPrecondition, message, "BACKEND_MISCONFIGURED")
     return BackendFailedError(message, attempts=1, told=told)
 
 
@@ -105,9 +96,10 @@ def _rate_limited(seconds: float) -> BackendFailedError:
         "the provider answers 429",
         attempts=1,
         retry_after_seconds=seconds,
-        told=ResourceExhausted(
+        told=Told(
+            ResourceExhausted,
             "the provider limits how much it answers",
-            reason="BACKEND_RATE_LIMITED",
-            retry_after_seconds=seconds or DEFAULT_RETRY_SECONDS,
+            "BACKEND_RATE_LIMITED",
+            seconds or DEFAULT_RETRY_SECONDS,
         ),
     )

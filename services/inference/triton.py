@@ -18,7 +18,8 @@ from tritonclient.grpc import service_pb2
 
 from libs.errors import BY_CODE, HeadraceError
 from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Piece
-from services.inference.relay import Relay
+from services.inference.relay import Sink
+from services.inference.stall import StallGuard, StallLimits
 
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -33,7 +34,9 @@ _FIELD_OF_REASON = {"PROMPT_TOO_LONG": "messages"}
 class Triton:
     """One Triton, over one channel."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, *, stall: StallLimits) -> None:
+        self._channel = channel
+        self._stall_limits = stall
         self._stream = channel.unary_stream(
             _STREAM,
             request_serializer=None,  # bytes as they are
@@ -52,7 +55,7 @@ class Triton:
         *,
         max_tokens: int,
         delivered: Delivered,
-        relay: Relay,
+        relay: Sink,
     ) -> Ending:
         """Puts the pieces of an answer into the relay, from where it stopped.
 
@@ -61,19 +64,23 @@ class Triton:
             HeadraceError: the model refuses the request.
         """
         request = _chat_request(backend_model, call, max_tokens=max_tokens, delivered=delivered)
-        stream = self._stream(request, metadata=_trace_metadata())
-        try:
-            while message := cast(bytes, await stream.read()):  # EOF is falsy
-                piece = _piece(message)
-                delivered.add(piece)
-                relay.put(piece)
-                if piece.ending is not None:
-                    return piece.ending
-                await relay.room()
-        except grpc.aio.AioRpcError as error:
-            raise BackendFailedError(f"{error.code().name}: {error.details()}") from error
-        finally:
-            stream.cancel()
+        with StallGuard(self._stall_limits) as guard:
+            stream = self._stream(request, metadata=_trace_metadata())
+            try:
+                while message := cast(bytes, await stream.read()):  # EOF is falsy
+                    piece = _piece(message)
+                    delivered.add(piece)
+                    relay.put(piece)
+                    if piece.ending is not None:
+                        return piece.ending
+                    if relay.full:
+                        guard.wait()
+                        await relay.room()
+                    guard.progress()
+            except grpc.aio.AioRpcError as error:
+                raise BackendFailedError(f"{error.code().name}: {error.details()}") from error
+            finally:
+                stream.cancel()
         # Without an ending every end is a failure, also one with status OK.
         raise BackendFailedError("the stream ended without an ending")
 
@@ -90,7 +97,11 @@ class Triton:
             raw_input_contents=[b"".join(_bytes_element(text.encode()) for text in texts)],
         )
         try:
-            response = await self._infer(request, metadata=_trace_metadata())
+            response = await self._infer(
+                request,
+                metadata=_trace_metadata(),
+                timeout=self._stall_limits.first_token_seconds,
+            )
         except grpc.aio.AioRpcError as error:
             raise _error(error.details() or "") from error
         outputs = _outputs(response)
@@ -100,6 +111,10 @@ class Triton:
             (vectors[index * size : (index + 1) * size], count)
             for index, (count,) in enumerate(struct.iter_unpack("<i", counts))
         ]
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close(None)
 
 
 def _chat_request(
