@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from headrace.common.v1.model_pb2 import ModelKind, ModelSchema
+from headrace.common.v1.model_pb2 import Backend, ModelKind, ModelSchema
 from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget, WatchRoutesResponse
 
 from libs.errors import InvalidArgument, NotFound, Unavailable
@@ -69,6 +69,12 @@ class RouteTable:
     def models(self) -> list[str]:
         """Returns the public names of all models that have a deployment, ready or not, sorted."""
         return list(self._models)
+
+    def backends(self) -> Iterator[Backend]:
+        """Yields all ready backends, one that several models share several times."""
+        for targets in self._targets.values():
+            for target in targets:
+                yield from target.backends
 
     def choose(self, model: str, *, kind: Kind | None) -> Choice:
         """Returns where a request for this model goes.

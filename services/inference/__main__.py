@@ -52,6 +52,7 @@ async def main() -> None:
 
         def take_routes(routes: RouteTable) -> None:
             generator.routes = embedder.routes = routes
+            backends.retain(routes.backends())
 
         def take_prices(prices: PriceBook) -> None:
             usage.prices = prices
