@@ -31,6 +31,7 @@ async def main() -> None:
         price_book = PriceBook(store, running.clock, poll_seconds=settings.price_poll_seconds)
         await price_book.refresh()
         running.spawn(price_book.poll())
+        running.on_drain(price_book.close)
 
         bus = await connect(settings.nats_url, name="cost")
         jetstream = bus.jetstream()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 
 import structlog
 
 from libs.clock import Clock
 from libs.errors import Unavailable
+from libs.rpc.latest import Latest
 from services.cost.domain import Price, current_and_later
 from services.cost.store import CostStore
 
@@ -23,7 +23,7 @@ class PriceBook:
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._by_name: Mapping[str, Price] = {}
-        self._changed = asyncio.Event()
+        self._latest = Latest[Mapping[str, Price]]()
 
     async def create(self, price: Price) -> Price:
         """Adds a price and pushes the book; returns the one that has the name, old or new."""
@@ -41,10 +41,10 @@ class PriceBook:
     async def refresh(self) -> None:
         """Reads the book; wakes the watchers if it has grown."""
         by_name = {price.name: price for price in await self._store.all_prices()}
-        if by_name.keys() - self._by_name.keys():
+        # The book only grows: what was read before another and comes after it has less in it.
+        if by_name.keys() - self._by_name.keys() or self._latest.value is None:
             self._by_name = by_name
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._latest.publish(by_name)
 
     async def poll(self) -> None:
         """Looks regularly for prices that another replica created, until it is cancelled."""
@@ -57,7 +57,9 @@ class PriceBook:
 
     async def watch(self) -> AsyncIterator[list[Price]]:
         """Yields the prices that hold now or later: at once, and whenever the book has changed."""
-        while True:
-            changed = self._changed
-            yield current_and_later(self._by_name.values(), self._clock.now())
-            await changed.wait()
+        async for by_name in self._latest.follow():
+            yield current_and_later(by_name.values(), self._clock.now())
+
+    def close(self) -> None:
+        """Ends all watches."""
+        self._latest.close()

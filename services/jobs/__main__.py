@@ -34,6 +34,7 @@ async def main() -> None:
         watchers = JobWatchers(
             limit=settings.max_job_watchers, poll_seconds=settings.watch_poll_seconds
         )
+        running.on_drain(watchers.close)
         records = JobRecords(
             store=store,
             watchers=watchers,

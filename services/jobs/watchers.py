@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from prometheus_client import Gauge
 
-from libs.errors import ResourceExhausted
+from libs.errors import ResourceExhausted, Unavailable
 from services.jobs.domain import Job
 
 _WATCHERS = Gauge("headrace_jobs_watchers", "Open WatchJob streams.")
@@ -17,8 +17,10 @@ _WATCHERS = Gauge("headrace_jobs_watchers", "Open WatchJob streams.")
 # A watcher that is so many changes behind misses some between, never the last.
 MAX_CHANGES_BEHIND = 16
 FULL_RETRY_AFTER_SECONDS = 5.0
+RESTART_RETRY_AFTER_SECONDS = 1.0
 
-_Changes = asyncio.Queue[Job]
+# None: the process ends.
+_Changes = asyncio.Queue[Job | None]
 
 
 class JobWatchers:
@@ -32,14 +34,20 @@ class JobWatchers:
         self._limit = limit
         self._poll_seconds = poll_seconds
         self._count = 0
+        self._closed = False
         self._watching: defaultdict[str, set[_Changes]] = defaultdict(set)
 
     def tell(self, job: Job) -> None:
         """Tells a job's watchers that it changed."""
         for changes in self._watching.get(job.job_id, ()):
-            if changes.full():
-                changes.get_nowait()
-            changes.put_nowait(job)
+            _put(changes, job)
+
+    def close(self) -> None:
+        """Ends all watches, those of jobs that go on with an error: the process drains."""
+        self._closed = True
+        for watching in self._watching.values():
+            for changes in watching:
+                _put(changes, None)
 
     async def watch(
         self, job_id: str, read: Callable[[], Awaitable[Job]]
@@ -52,19 +60,31 @@ class JobWatchers:
 
         Raises:
             ResourceExhausted: too many watch.
+            Unavailable: the process ends; another one has the job, too.
         """
         with self._subscribed(job_id) as changes:
             job = await read()  # after subscribing: no change falls between
             yield job
             while not job.state.terminal:
-                try:
-                    async with asyncio.timeout(self._poll_seconds):
-                        newer = await changes.get()
-                except TimeoutError:
-                    newer = await read()
+                newer = await self._newer(changes, read)
                 if newer.progress > job.progress:
                     job = newer
                     yield job
+
+    async def _newer(self, changes: _Changes, read: Callable[[], Awaitable[Job]]) -> Job:
+        try:
+            async with asyncio.timeout(self._poll_seconds):
+                told = None if self._closed else await changes.get()
+        except TimeoutError:
+            return await read()
+        if told is None:
+            raise Unavailable(
+                "the service restarts; watch again",
+                reason="DEPENDENCY_UNAVAILABLE",
+                metadata={"dependency": "jobs"},
+                retry_after_seconds=RESTART_RETRY_AFTER_SECONDS,
+            )
+        return told
 
     @contextmanager
     def _subscribed(self, job_id: str) -> Iterator[_Changes]:
@@ -87,3 +107,9 @@ class JobWatchers:
             self._watching[job_id].discard(changes)
             if not self._watching[job_id]:
                 del self._watching[job_id]
+
+
+def _put(changes: _Changes, told: Job | None) -> None:
+    if changes.full():
+        changes.get_nowait()
+    changes.put_nowait(told)

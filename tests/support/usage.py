@@ -65,10 +65,15 @@ def usage_event(
 
 
 class CostClient:
-    """Calls a cost service, as Ann of acme where nobody else is named."""
+    """Calls a cost service.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    Attributes:
+        who: calls, where nobody else is named.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, *, who: Identity = ANN) -> None:
         self.stub: cost_pb2_grpc.CostServiceAsyncStub = cost_pb2_grpc.CostServiceStub(channel)
+        self.who = who
 
     async def create_price(
         self, price: cost_pb2.Price = PRICE, *, who: Identity = ADMIN
@@ -79,15 +84,18 @@ class CostClient:
         return answer.price
 
     async def request_cost(
-        self, request_id: str, *, who: Identity = ANN
+        self, request_id: str, *, who: Identity | None = None
     ) -> cost_pb2.GetRequestCostResponse:
         return await self.stub.GetRequestCost(
-            cost_pb2.GetRequestCostRequest(request_id=request_id), metadata=who.metadata()
+            cost_pb2.GetRequestCostRequest(request_id=request_id),
+            metadata=(who or self.who).metadata(),
         )
 
-    async def usage(self, *, who: Identity = ANN, **fields: Any) -> cost_pb2.QueryUsageResponse:
+    async def usage(
+        self, *, who: Identity | None = None, **fields: Any
+    ) -> cost_pb2.QueryUsageResponse:
         return await self.stub.QueryUsage(
-            cost_pb2.QueryUsageRequest(**fields), metadata=who.metadata()
+            cost_pb2.QueryUsageRequest(**fields), metadata=(who or self.who).metadata()
         )
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from libs.errors import ResourceExhausted
+from libs.errors import ResourceExhausted, Unavailable
 from services.jobs.domain import Finished, Job, Started, State, advance
 from services.jobs.watchers import MAX_CHANGES_BEHIND, JobWatchers
 
@@ -90,6 +90,18 @@ async def test_a_slow_watcher_misses_changes_but_not_the_last() -> None:
     seen = [job async for job in stream]
     assert len(seen) == MAX_CHANGES_BEHIND
     assert seen[-1].attempt_count == 1000
+
+
+async def test_a_process_that_ends_tells_its_watchers() -> None:
+    """Not by a good end, which only a job that has ended has."""
+    watchers = JobWatchers(limit=1, poll_seconds=60)
+    stream = watchers.watch("j", reading(lambda: QUEUED))
+    await anext(stream)
+    watchers.tell(RUNNING)
+    assert (await anext(stream)).state is State.RUNNING
+    watchers.close()
+    with pytest.raises(Unavailable):
+        await anext(stream)
 
 
 async def test_one_watcher_too_many_is_turned_away_until_another_leaves() -> None:
