@@ -1,0 +1,113 @@
+"""Artifacts: the same files, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from services.cli import artifact
+from services.cli.artifact import (
+    ArtifactUnavailable,
+    bundled_models,
+    digest_of,
+    model_files,
+    write_artifact,
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with small weights in place of the real ones."""
+    root = tmp_path / "root"
+    for model, weights in artifact._WEIGHTS.items():
+        folder = root / "deploy" / "triton" / "models" / model
+        (folder / "1" / "__pycache__").mkdir(parents=True)
+        kind = "chat" if model == "smollm2" else "embedding"
+        (folder / "headrace.json").write_text(json.dumps({"kind": kind}))
+        (folder / "config.pbtxt").write_text('backend: "python"')
+        (folder / "1" / "model.py").write_text("code")
+        (folder / "1" / "__pycache__" / "model.pyc").write_text("compiled")
+        for source in weights.values():
+            path = root / ".venv-models" / "lib" / "python3.11" / "site-packages" / source
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"weights")
+    return root
+
+
+def test_the_digest_depends_on_nothing_but_names_and_bytes(tmp_path):
+    """Not on times, modes, owners, or the order in which files are given."""
+    digests = []
+    for place, order in (("here", ["b", "a"]), ("there", ["a", "b"])):
+        folder = tmp_path / place
+        folder.mkdir()
+        for name in order:
+            (folder / name).write_text(f"content of {name}")
+            os.utime(folder / name, (len(place), len(place)))
+        (folder / "a").chmod(0o755 if place == "here" else 0o600)
+        files = {f"1/{name}": folder / name for name in order}
+        digests.append(write_artifact(files, folder / "artifact.tar"))
+    assert digests[0] == digests[1] == digest_of(tmp_path / "here" / "artifact.tar")
+
+
+def test_another_byte_gives_another_digest(tmp_path):
+    """A digest stands for its content."""
+    (tmp_path / "a").write_text("one")
+    first = write_artifact({"a": tmp_path / "a"}, tmp_path / "artifact.tar")
+    (tmp_path / "a").write_text("two")
+    assert write_artifact({"a": tmp_path / "a"}, tmp_path / "artifact.tar") != first
+
+
+def test_the_artifact_holds_the_folder_and_its_weights(tmp_path, root):
+    """Nothing that Python compiled on the way, nothing for people only."""
+    models = {model.model: model for model in bundled_models(tmp_path, root=root)}
+    assert {name: model.kind for name, model in models.items()} == {
+        "minilm": "embedding",
+        "smollm2": "chat",
+    }
+    with tarfile.open(models["smollm2"].artifact) as tar:
+        assert tar.getnames() == ["1/model.py", "1/weights.gguf", "config.pbtxt", "headrace.json"]
+        member = tar.getmember("1/weights.gguf")
+    assert (member.mtime, member.uid, member.uname, member.mode) == (0, 0, "", 0o644)
+
+
+def test_what_has_not_changed_is_not_packed_again(tmp_path, root):
+    """The second time is quick; a change of one file makes a new artifact."""
+    first = bundled_models(tmp_path, root=root)
+    inodes = [model.artifact.stat().st_ino for model in first]
+    again = bundled_models(tmp_path, root=root)
+    assert again == first
+    assert [model.artifact.stat().st_ino for model in again] == inodes
+    (root / "deploy/triton/models/smollm2/1/model.py").write_text("other code")
+    changed = {model.model: model.digest for model in bundled_models(tmp_path, root=root)}
+    before = {model.model: model.digest for model in first}
+    assert changed["minilm"] == before["minilm"]
+    assert changed["smollm2"] != before["smollm2"]
+
+
+def test_a_damaged_record_is_no_reason_to_fail(tmp_path, root):
+    """It is packed again."""
+    first = bundled_models(tmp_path, root=root)
+    first[0].artifact.with_suffix(".json").write_text("{")
+    assert bundled_models(tmp_path, root=root) == first
+
+
+def test_missing_weights_are_named(root):
+    """With what to do."""
+    path = next(root.rglob("*.gguf"))
+    path.unlink()
+    with pytest.raises(ArtifactUnavailable, match=r"SmolLM2.*make install"):
+        model_files("smollm2", root=root)
+
+
+def test_the_bundled_models_say_what_the_registry_reads():
+    """The real folders of this checkout; the registry's own test reads the schema."""
+    folder = Path(artifact.ROOT, "deploy", "triton", "models")
+    for model in artifact._WEIGHTS:
+        manifest = json.loads((folder / model / "headrace.json").read_text())
+        assert manifest["kind"] in ("chat", "embedding")
+        assert manifest["preprocessing"]
+        assert "name:" not in (folder / model / "config.pbtxt").read_text().split("input [")[0]
