@@ -26,7 +26,7 @@ async def main() -> None:
         process("worker", settings) as running,
         open_channel(settings.inference_address) as inference,
         open_channel(settings.embedding_cache_address) as embedding_cache,
-        open_channel(settings.jobs_address or "") as jobs,
+        open_channel(settings.jobs_address) as jobs,
     ):
         bus = await connect(settings.nats_url, name="worker")
         jetstream = bus.jetstream()
@@ -37,10 +37,9 @@ async def main() -> None:
             timeout_seconds=settings.job_timeout_seconds,
             max_result_bytes=settings.max_result_bytes,
         )
-        records = JobRecords(jobs_pb2_grpc.JobServiceStub(jobs) if settings.jobs_address else None)
         runner = JobRunner(
             execution=execution,
-            records=records,
+            records=JobRecords(jobs_pb2_grpc.JobServiceStub(jobs)),
             publisher=Publisher(jetstream),
             clock=running.clock,
         )

@@ -23,7 +23,7 @@ AGAIN_TIMEOUT_SECONDS = 10.0
 class JobRecords:
     """Asks the jobs service."""
 
-    def __init__(self, jobs: jobs_pb2_grpc.JobServiceAsyncStub | None) -> None:
+    def __init__(self, jobs: jobs_pb2_grpc.JobServiceAsyncStub) -> None:
         self._jobs = jobs
 
     async def has_ended(self, job: events_pb2.JobSubmitted, *, attempt: int) -> bool:
@@ -32,8 +32,6 @@ class JobRecords:
         Raises:
             HeadraceError: the jobs service answers with another error than that it is away.
         """
-        if self._jobs is None:
-            return False
         again = attempt > 1
         try:
             with headrace_errors():
