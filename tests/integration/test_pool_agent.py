@@ -22,7 +22,7 @@ from tests.support.pool import (
     running_pool,
 )
 from tests.support.registry import digest_of
-from tests.support.triton import RunningTriton, infer_request, running_triton
+from tests.support.triton_server import RunningTriton, infer_request, running_triton
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.support.triton import RunningTriton, infer_request, running_triton
+from tests.support.triton_server import RunningTriton, infer_request, running_triton
 
 pytestmark = pytest.mark.integration
 

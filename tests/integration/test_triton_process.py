@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from services.cli.triton import SHARED_MEMORY
-from tests.support.triton import (
+from tests.support.triton_server import (
     ROOT,
     Chunk,
     RunningTriton,

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.triton import (
+from tests.support.triton_server import (
     ModelError,
     RunningTriton,
     chat,

@@ -15,7 +15,7 @@ from headrace.registry.v1 import registry_pb2
 from services.cli.artifact import write_artifact
 from tests.support.registry import EMBEDDING, RegistryClient
 from tests.support.service import RunningService, running_service
-from tests.support.triton import BACKEND_ID, RunningTriton
+from tests.support.triton_server import BACKEND_ID, RunningTriton
 
 WAIT_SECONDS = 30.0
 

@@ -1,0 +1,287 @@
+"""A real Triton with the bundled models, on ports of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from services.cli.artifact import model_files
+from services.cli.triton import TritonPorts, region_prefix, remove_shared_memory
+
+ROOT = Path(__file__).parents[2]
+BACKEND_ID = "triton-test"
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+
+_POLL_SECONDS = 0.05
+_LENGTH = struct.Struct("<I")
+_CONFIG = """
+backend: "python"
+input [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
+_LOWEST_PORT, _HIGHEST_PORT = 20_000, 32_000  # outside of what the kernel gives to clients
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that nothing listens on, each process beginning somewhere else."""
+    found: list[int] = []
+    span = _HIGHEST_PORT - _LOWEST_PORT
+    offset = (os.getpid() * 131 + time.monotonic_ns() // 1_000_000) % span
+    while len(found) < count:
+        port = _LOWEST_PORT + offset % span
+        offset += 1
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+    return found
+
+
+@dataclass
+class RunningTriton:
+    """One Triton. `kill` and `start` it as often as a test needs."""
+
+    home: Path
+    ports: TritonPorts
+    process: subprocess.Popen[bytes] | None = None
+    log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = self.home / "triton.log"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def repository(self) -> Path:
+        return self.home / "triton" / BACKEND_ID / "models"
+
+    def argv(self) -> list[str]:
+        """Returns what the supervisor starts."""
+        argv = [sys.executable, "-m", "services.cli.triton", "--backend-id", BACKEND_ID]
+        argv += ["--home", str(self.home), "--grpc-port", str(self.ports.grpc)]
+        return [
+            *argv,
+            *("--http-port", str(self.ports.http), "--metrics-port", str(self.ports.metrics)),
+        ]
+
+    def start(self) -> None:
+        """Starts it and waits until it serves.
+
+        Call it in the main thread: the process ends with the thread that started it.
+        """
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.argv(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+        self.wait_serving()
+
+    def wait_serving(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        with grpc.insecure_channel(self.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            request = service_pb2.ServerReadyRequest()
+            while time.monotonic() < deadline:
+                try:
+                    if stub.ServerReady(request, timeout=1).ready:
+                        return
+                except grpc.RpcError:
+                    time.sleep(_POLL_SECONDS)
+        raise AssertionError(f"Triton is not ready: {self.log.read_text()[-2000:]}")
+
+    def stubs(self) -> list[psutil.Process]:
+        """Returns the processes of the models."""
+        return self.server().children()
+
+    def stub_of(self, model: str) -> psutil.Process:
+        """Returns the process of a model."""
+        [stub] = [stub for stub in self.stubs() if f"/{model}/" in stub.cmdline()[1]]
+        return stub
+
+    def server(self) -> psutil.Process:
+        """Returns `tritonserver`, the child of what the supervisor would start."""
+        assert self.process is not None
+        [server] = psutil.Process(self.process.pid).children()
+        return server
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal and waits for the end."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(STOP_SECONDS)
+
+    def link_model(self, model: str, *, name: str = "", **parameters: int) -> None:
+        """Puts a bundled model into the repository, without copying its weights.
+
+        Under another name and with other parameters than its own, if the test wants.
+        """
+        folder = self.repository / (name or model)
+        for inside, source in model_files(model).items():
+            link = folder / inside
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source)
+        config = (folder / "config.pbtxt").read_text()
+        for key, value in parameters.items():
+            pattern = rf'(key: "{key}" value {{ string_value: )"[^"]*"'
+            config, count = re.subn(pattern, rf'\1"{value}"', config)
+            assert count == 1, f"{model} has no parameter {key}"
+        (folder / "config.pbtxt").unlink()
+        (folder / "config.pbtxt").write_text(config)
+
+    def write_model(self, model: str, code: str) -> None:
+        """Puts a model of the test's own into the repository."""
+        version = self.repository / model / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        (version / "model.py").write_text(code)
+        (version.parent / "config.pbtxt").write_text(_CONFIG)
+
+    def load(self, *models: str) -> None:
+        with grpc.insecure_channel(self.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for model in models:
+                request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+                stub.RepositoryModelLoad(request, timeout=START_SECONDS)
+
+    def unload(self, model: str) -> None:
+        with grpc.insecure_channel(self.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name=model))
+
+    def region_prefix(self) -> str:
+        """Returns how the names of its regions of shared memory begin."""
+        return region_prefix(self.home / "triton" / BACKEND_ID)
+
+
+@contextmanager
+def running_triton(home: Path, models: Sequence[str] = ()) -> Iterator[RunningTriton]:
+    """Runs a Triton with some of the bundled models loaded."""
+    grpc_port, http, metrics = free_ports(3)
+    triton = RunningTriton(home, TritonPorts(grpc=grpc_port, http=http, metrics=metrics))
+    for model in models:
+        triton.link_model(model)
+    try:
+        triton.start()
+        triton.load(*models)
+        yield triton
+    finally:
+        if triton.process is not None and triton.process.poll() is None:
+            members = psutil.Process(triton.process.pid).children(recursive=True)
+            triton.kill()
+            psutil.wait_procs(members, timeout=STOP_SECONDS)
+        remove_shared_memory(home=home, backend_id=BACKEND_ID)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One response of a chat model."""
+
+    text: str
+    token_ids: list[int]
+    final: dict[str, Any] | None
+    at_seconds: float
+
+
+@dataclass
+class Answer:
+    """A whole answer, or what there is of one."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token_id for chunk in self.chunks for token_id in chunk.token_ids]
+
+    @property
+    def final(self) -> dict[str, Any]:
+        final = self.chunks[-1].final
+        assert final is not None
+        return final
+
+
+class ModelError(Exception):
+    """The JSON that a model gave as its error."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        super().__init__(told)
+        self.reason = told["reason"]
+        self.metadata = told["metadata"]
+
+
+async def stream_chat(
+    channel: grpc.aio.Channel, content: str, *, model: str = "smollm2", **settings: Any
+) -> AsyncGenerator[Chunk, None]:
+    """Yields the responses of a chat model as they come.
+
+    Raises:
+        ModelError: the model refused.
+    """
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 24, **settings}
+    call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
+        iter([infer_request(model, "request", [json.dumps(body).encode()], [1])])
+    )
+    try:
+        async for message in call:
+            if message.error_message:
+                raise _model_error(message.error_message)
+            raw = message.infer_response.raw_output_contents
+            ids = [token_id for (token_id,) in struct.iter_unpack("<i", raw[1])]
+            final = raw[2][_LENGTH.size :]
+            yield Chunk(
+                raw[0][_LENGTH.size :].decode(),
+                ids,
+                json.loads(final) if final else None,
+                time.monotonic(),
+            )
+    finally:
+        call.cancel()
+
+
+async def chat(channel: grpc.aio.Channel, content: str, **settings: Any) -> Answer:
+    """Returns a whole answer of a chat model."""
+    return Answer([chunk async for chunk in stream_chat(channel, content, **settings)])
+
+
+def infer_request(
+    model: str, name: str, values: Sequence[bytes], shape: Sequence[int]
+) -> service_pb2.ModelInferRequest:
+    """Makes the request of a model with one input of bytes."""
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name=name, datatype="BYTES", shape=shape
+    )
+    raw = b"".join(_LENGTH.pack(len(value)) + value for value in values)
+    return service_pb2.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=[raw]
+    )
+
+
+def _model_error(message: str) -> Exception:
+    try:
+        return ModelError(json.loads(message[message.index("{") :]))
+    except ValueError:
+        return AssertionError(message)
