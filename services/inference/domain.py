@@ -14,6 +14,7 @@ MAX_STOPS = 4
 MAX_STOP_BYTES = 256
 MAX_TEMPERATURE = 2.0
 MAX_TEXTS = 2048
+MAX_PRIORITY = 9
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class ChatCall:
 
     Attributes:
         streamed: False: the caller takes the answer whole, so that nothing is gained by parts.
+        priority: where requests wait, the highest goes first, of those with the same deadline.
+        resume_from: so many tokens of the same answer came before; they are not delivered again.
+        deadline_seconds: when the caller gives up, on the clock's monotonic time.
     """
 
     request_id: str
@@ -41,6 +45,9 @@ class ChatCall:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     streamed: bool = True
+    priority: int = 0
+    resume_from: int = 0
+    deadline_seconds: float | None = None
 
     def check(self) -> None:
         """Returns if every field is in range.
@@ -48,7 +55,12 @@ class ChatCall:
         Raises:
             InvalidArgument: some are not; it names all of them.
         """
-        wrong = [*self._wrong_turns(), *self._wrong_sampling(), *self._wrong_stops()]
+        wrong = [
+            *self._wrong_turns(),
+            *self._wrong_sampling(),
+            *self._wrong_stops(),
+            *self._wrong_order(),
+        ]
         if not self.model:
             wrong.insert(0, ("model", "must name a model"))
         if wrong:
@@ -85,6 +97,16 @@ class ChatCall:
             for index, text in enumerate(self.stop)
             if not 0 < len(text.encode()) <= MAX_STOP_BYTES
         ]
+
+    def _wrong_order(self) -> list[tuple[str, str]]:
+        wrong = []
+        if not 0 <= self.priority <= MAX_PRIORITY:
+            wrong.append(("priority", f"must be from 0 to {MAX_PRIORITY}"))
+        if self.resume_from < 0:
+            wrong.append(("resume_from", "must not be negative"))
+        if self.resume_from and self.temperature > 0 and self.seed is None:
+            wrong.append(("resume_from", "needs temperature 0 or a seed: else answers differ"))
+        return wrong
 
     def limited_to(self, max_output_tokens: int) -> int:
         """Returns how many tokens the answer may have on a model that gives at most so many.

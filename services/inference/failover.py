@@ -19,7 +19,7 @@ from services.inference import metrics
 from services.inference.backends import Backends
 from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending
 from services.inference.hedge import HedgeBudget, HedgeLimits, Lane, Race
-from services.inference.relay import Relay
+from services.inference.relay import Sink
 
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("headrace.inference")
@@ -42,6 +42,7 @@ class Run:
     first_seconds: float | None = None
     ending: Ending | None = None
     resumed_count: int = 0
+    recomputed_tokens: int = 0
 
 
 class Failover:
@@ -61,7 +62,7 @@ class Failover:
         self._hedges = HedgeBudget(hedge)
         self._clock = clock
 
-    async def run(self, run: Run, relay: Relay) -> None:
+    async def run(self, run: Run, relay: Sink) -> None:
         """Puts the whole answer into the relay.
 
         Raises:
@@ -84,9 +85,10 @@ class Failover:
             await self._next_choice(run, failures, give_up_seconds, failure)
             if run.delivered.token_count:
                 run.resumed_count += 1
+                run.recomputed_tokens += run.delivered.token_count
                 metrics.RESUMED_STREAMS.labels(run.choice.model).inc()
 
-    async def _attempt(self, run: Run, relay: Relay, failed: Collection[str]) -> Ending:
+    async def _attempt(self, run: Run, relay: Sink, failed: Collection[str]) -> Ending:
         def begin(lane: Lane) -> None:
             run.delivered = lane.delivered
 

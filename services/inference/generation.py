@@ -9,18 +9,22 @@ from headrace.common.v1 import model_pb2
 from headrace.inference.v1 import inference_pb2
 
 from libs.clock import Clock
-from libs.routes import EMPTY, RouteTable
+from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
+from services.inference.admission import Admission
 from services.inference.backends import Backends
 from services.inference.domain import ChatCall, Ending, Piece
 from services.inference.failover import Failover, Run
 from services.inference.hedge import HedgeLimits
 from services.inference.record import Outcome, Recorder
-from services.inference.relay import Relay
+from services.inference.relay import Behind, Relay
 
 Deliver = Callable[[Piece], Awaitable[None]]
+
+# Of a backend whose version does not say.
+DEFAULT_CONCURRENT_REQUESTS = 256
 
 
 class Generator:
@@ -32,6 +36,7 @@ class Generator:
         self._recorder = recorder
         self._clock = clock
         self.routes: RouteTable = EMPTY
+        self._admission = Admission(clock)
         self._failover = Failover(
             backends=backends, routes=lambda: self.routes, hedge=hedge, clock=clock
         )
@@ -55,7 +60,12 @@ class Generator:
         )
         with metrics.LIVE_STREAMS.track_inprogress():
             try:
-                await self._relay(run, deliver)
+                async with self._admission.queue(choice.target.deployment).place(
+                    places=_places(choice),
+                    deadline_seconds=call.deadline_seconds,
+                    priority=call.priority,
+                ):
+                    await self._relay(run, deliver)
             except BaseException as error:
                 self._recorder.record_later(self._outcome(run, error))
                 raise
@@ -64,7 +74,9 @@ class Generator:
 
     async def _relay(self, run: Run, deliver: Deliver) -> None:
         relay = Relay()
-        source = asyncio.create_task(self._failover.run(run, relay))
+        skipped = run.call.resume_from
+        sink = Behind(relay, token_count=skipped) if skipped else relay
+        source = asyncio.create_task(self._failover.run(run, sink))
         source.add_done_callback(lambda _: relay.close())
         try:
             while (piece := await relay.take()) is not None:
@@ -93,12 +105,18 @@ class Generator:
         )
 
 
+def _places(choice: Choice) -> int:
+    """Returns how many requests the backends of a deployment work on at once."""
+    each = choice.target.schema.max_concurrent_requests or DEFAULT_CONCURRENT_REQUESTS
+    return each * len(choice.target.backends)
+
+
 def _usage(run: Run) -> model_pb2.TokenUsage:
     """Returns what the client pays: tokens that were computed again after a failure are ours."""
     ending = run.ending
     return model_pb2.TokenUsage(
         prompt_tokens=ending.prompt_tokens if ending else 0,
-        completion_tokens=run.delivered.token_count,
+        completion_tokens=max(0, run.delivered.token_count - run.call.resume_from),
         cached_tokens=ending.cached_tokens if ending else 0,
     )
 
@@ -117,4 +135,6 @@ def _final(run: Run, cost_nano_usd: int) -> inference_pb2.Final:
         request_id=run.call.request_id,
         trace_id=current_trace_id(),
         time_to_first_token_ms=round((first - run.started_seconds) * 1000),
+        resumed_count=run.resumed_count,
+        recomputed_tokens=run.recomputed_tokens + run.resumed_count * run.ending.prompt_tokens,
     )

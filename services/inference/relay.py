@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from libs.errors import InvalidArgument
 from services.inference.domain import Piece
 
 # An engine that is so far ahead of its reader is not read further: HTTP/2 slows it down.
@@ -69,6 +70,38 @@ class Relay:
         taken, self._waiting = self._waiting, []
         self._taken.set()
         return taken[0] if len(taken) == 1 else merged(taken)
+
+
+class Behind:
+    """Lets nothing through of the first tokens of an answer: the reader has them."""
+
+    def __init__(self, relay: Relay, *, token_count: int) -> None:
+        self._relay = relay
+        self._ahead = token_count
+
+    @property
+    def full(self) -> bool:
+        """Whether to wait for `room` before the next piece."""
+        return self._relay.full
+
+    def put(self, piece: Piece) -> None:
+        """Adds a piece, if it is behind those tokens.
+
+        Raises:
+            InvalidArgument: they end inside of a piece: no message of the answer ended there.
+        """
+        if self._ahead >= piece.token_count > 0:
+            self._ahead -= piece.token_count
+            piece = Piece("", ending=piece.ending)
+        elif self._ahead and (piece.token_count or piece.ending):
+            raise InvalidArgument.of_field(
+                "resume_from", "is not where a message of this answer ended"
+            )
+        self._relay.put(piece)
+
+    async def room(self) -> None:
+        """Returns when another piece may be added."""
+        await self._relay.room()
 
 
 def merged(pieces: list[Piece]) -> Piece:

@@ -24,7 +24,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> None:
         """Streams one answer."""
-        call = wire.chat_call(request, self._clock)
+        deadline_seconds = wire.deadline_seconds(context, self._clock)
+        call = wire.chat_call(request, self._clock, deadline_seconds=deadline_seconds)
 
         async def deliver(piece: Piece) -> None:
             await context.write(wire.delta(piece))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from headrace.inference.v1 import inference_pb2
 
 from libs.clock import Clock
 from libs.ids import check_uuid, uuid7
+from libs.rpc.identity import Context
 from services.inference.domain import ChatCall, Piece, Turn
 
 
-def chat_call(request: inference_pb2.GenerateRequest, clock: Clock) -> ChatCall:
+def chat_call(
+    request: inference_pb2.GenerateRequest, clock: Clock, *, deadline_seconds: float | None = None
+) -> ChatCall:
     """Returns the call of a request; its other fields are checked by `ChatCall.check`.
 
     Raises:
@@ -24,6 +29,9 @@ def chat_call(request: inference_pb2.GenerateRequest, clock: Clock) -> ChatCall:
         top_p=request.top_p if request.HasField("top_p") else 1.0,
         seed=request.seed if request.HasField("seed") else None,
         stop=tuple(request.stop),
+        priority=request.priority,
+        resume_from=request.resume_from,
+        deadline_seconds=deadline_seconds,
     )
 
 
@@ -41,3 +49,9 @@ def delta(piece: Piece) -> inference_pb2.GenerateResponse:
     return inference_pb2.GenerateResponse(
         delta=inference_pb2.Delta(text=piece.text, token_count=piece.token_count)
     )
+
+
+def deadline_seconds(context: Context, clock: Clock) -> float | None:
+    """Returns when the caller gives up, on the clock's monotonic time; None: never."""
+    remaining = cast("float | None", context.time_remaining())  # the stubs know no None
+    return None if remaining is None else clock.monotonic_seconds() + remaining

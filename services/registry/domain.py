@@ -54,6 +54,7 @@ class Schema:
     max_output_tokens: int = 0
     dimensions: int = 0
     max_input_tokens: int = 0
+    max_concurrent_requests: int = 0
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ _LIMITS = {
     Kind.CHAT: ("context_tokens", "max_output_tokens"),
     Kind.EMBEDDING: ("dimensions", "max_input_tokens"),
 }
+_CONCURRENCY = "max_concurrent_requests"
 
 
 def manifest_of_artifact(artifacts: ArtifactStore, digest: str) -> Manifest:
@@ -77,7 +78,10 @@ def parse_manifest(manifest: bytes) -> Manifest:
     except ValueError:
         kinds = ", ".join(f'"{kind.value}"' for kind in Kind)
         raise _refused(f'{MANIFEST_NAME}: "kind" must be one of {kinds}') from None
-    schema = Schema(kind, **{field: _positive(values, field) for field in _LIMITS[kind]})
+    limits = {field: _positive(values, field) for field in _LIMITS[kind]}
+    if _CONCURRENCY in values:
+        limits[_CONCURRENCY] = _positive(values, _CONCURRENCY)
+    schema = Schema(kind, **limits)
     return Manifest(schema, _provider(values, kind))
 
 

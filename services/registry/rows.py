@@ -75,6 +75,7 @@ def version_of(row: sa.Row[Any]) -> ModelVersion:
             max_output_tokens=row.max_output_tokens,
             dimensions=row.dimensions,
             max_input_tokens=row.max_input_tokens,
+            max_concurrent_requests=row.max_concurrent_requests,
         ),
         lineage=Lineage(
             training_run=row.training_run,

@@ -40,6 +40,7 @@ model_versions = sa.Table(
     sa.Column("provider_base_url", sa.Text),
     sa.Column("provider_model", sa.Text),
     sa.Column("provider_api_key_name", sa.Text),
+    sa.Column("max_concurrent_requests", sa.Integer, nullable=False, server_default="0"),
     sa.Index("model_versions_by_precedence", "model", "precedence", unique=True),
 )
 

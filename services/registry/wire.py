@@ -57,6 +57,7 @@ def schema_to_proto(schema: Schema) -> model_pb2.ModelSchema:
         max_output_tokens=schema.max_output_tokens,
         dimensions=schema.dimensions,
         max_input_tokens=schema.max_input_tokens,
+        max_concurrent_requests=schema.max_concurrent_requests,
     )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from libs.errors import InvalidArgument
 from services.inference.domain import Ending, Piece
-from services.inference.relay import MAX_WAITING_PIECES, Relay
+from services.inference.relay import MAX_WAITING_PIECES, Behind, Relay
 
 
 async def test_a_fast_reader_gets_every_piece_on_its_own():
@@ -47,3 +50,20 @@ async def test_pieces_put_before_the_close_are_not_lost():
     relay.close()
     assert (await relay.take()) is not None
     assert (await relay.take()) is None
+
+
+async def test_what_the_reader_has_is_not_sent_again():
+    """Tokens of before are counted away, piece by piece, wherever they are cut."""
+    relay = Relay()
+    behind = Behind(relay, token_count=3)
+    for piece in (Piece("a", (1,), 1), Piece("bc", (2, 3), 2), Piece("d", (4,), 1)):
+        behind.put(piece)
+    taken = await relay.take()
+    assert taken is not None
+    assert (taken.text, taken.token_count) == ("d", 1)
+
+
+async def test_a_count_that_no_message_ended_at_is_refused():
+    """Half a piece cannot be sent."""
+    with pytest.raises(InvalidArgument):
+        Behind(Relay(), token_count=1).put(Piece("bc", (2, 3), 2))

@@ -104,6 +104,7 @@ class ModelSchema(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     MAX_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
     kind: Global___ModelKind.ValueType
     """What the model does."""
     context_tokens: _builtins.int
@@ -114,6 +115,8 @@ class ModelSchema(_message.Message):
     """Length of each vector. Embedding models only."""
     max_input_tokens: _builtins.int
     """Texts of more tokens than this are cut. Embedding models only."""
+    max_concurrent_requests: _builtins.int
+    """A backend works on so many requests at once; more wait in front of it. 0: 256."""
     def __init__(
         self,
         *,
@@ -122,10 +125,11 @@ class ModelSchema(_message.Message):
         max_output_tokens: _builtins.int = ...,
         dimensions: _builtins.int = ...,
         max_input_tokens: _builtins.int = ...,
+        max_concurrent_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "dimensions", b"dimensions", "kind", b"kind", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "dimensions", b"dimensions", "kind", b"kind", "max_concurrent_requests", b"max_concurrent_requests", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

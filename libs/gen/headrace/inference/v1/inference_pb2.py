@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from headrace.common.v1 import model_pb2 as headrace_dot_common_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headrace/inference/v1/inference.proto\x12\x15headrace.inference.v1\x1a\x1eheadrace/common/v1/model.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x80\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x08messages\x18\x03 \x03(\x0b\x32\x1e.headrace.inference.v1.Message\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\tB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"y\n\x10GenerateResponse\x12-\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1c.headrace.inference.v1.DeltaH\x00\x12-\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1c.headrace.inference.v1.FinalH\x00\x42\x07\n\x05\x65vent\"*\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\"\x8f\x02\n\x05\x46inal\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12-\n\x05usage\x18\x02 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\x15\n\rcost_nano_usd\x18\x03 \x01(\x03\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x05 \x01(\t\x12\x33\n\x05route\x18\x06 \x01(\x0b\x32$.headrace.inference.v1.RouteDecision\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\x1e\n\x16time_to_first_token_ms\x18\t \x01(\x05\"3\n\rRouteDecision\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\xaa\x01\n\rEmbedResponse\x12\x34\n\nembeddings\x18\x01 \x03(\x0b\x32 .headrace.inference.v1.Embedding\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x03 \x01(\t\x12\x33\n\x05route\x18\x04 \x01(\x0b\x32$.headrace.inference.v1.RouteDecision\"0\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x32\xc5\x01\n\x10InferenceService\x12]\n\x08Generate\x12&.headrace.inference.v1.GenerateRequest\x1a\'.headrace.inference.v1.GenerateResponse0\x01\x12R\n\x05\x45mbed\x12#.headrace.inference.v1.EmbedRequest\x1a$.headrace.inference.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headrace/inference/v1/inference.proto\x12\x15headrace.inference.v1\x1a\x1eheadrace/common/v1/model.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xa7\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x08messages\x18\x03 \x03(\x0b\x32\x1e.headrace.inference.v1.Message\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x13\n\x0bresume_from\x18\n \x01(\x05\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"y\n\x10GenerateResponse\x12-\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1c.headrace.inference.v1.DeltaH\x00\x12-\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1c.headrace.inference.v1.FinalH\x00\x42\x07\n\x05\x65vent\"*\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\"\xc1\x02\n\x05\x46inal\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12-\n\x05usage\x18\x02 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\x15\n\rcost_nano_usd\x18\x03 \x01(\x03\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x05 \x01(\t\x12\x33\n\x05route\x18\x06 \x01(\x0b\x32$.headrace.inference.v1.RouteDecision\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\x1e\n\x16time_to_first_token_ms\x18\t \x01(\x05\x12\x15\n\rresumed_count\x18\n \x01(\x05\x12\x19\n\x11recomputed_tokens\x18\x0b \x01(\x05\"3\n\rRouteDecision\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\xaa\x01\n\rEmbedResponse\x12\x34\n\nembeddings\x18\x01 \x03(\x0b\x32 .headrace.inference.v1.Embedding\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x03 \x01(\t\x12\x33\n\x05route\x18\x04 \x01(\x0b\x32$.headrace.inference.v1.RouteDecision\"0\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x32\xc5\x01\n\x10InferenceService\x12]\n\x08Generate\x12&.headrace.inference.v1.GenerateRequest\x1a\'.headrace.inference.v1.GenerateResponse0\x01\x12R\n\x05\x45mbed\x12#.headrace.inference.v1.EmbedRequest\x1a$.headrace.inference.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGE']._serialized_start=96
   _globals['_MESSAGE']._serialized_end=136
   _globals['_GENERATEREQUEST']._serialized_start=139
-  _globals['_GENERATEREQUEST']._serialized_end=395
-  _globals['_GENERATERESPONSE']._serialized_start=397
-  _globals['_GENERATERESPONSE']._serialized_end=518
-  _globals['_DELTA']._serialized_start=520
-  _globals['_DELTA']._serialized_end=562
-  _globals['_FINAL']._serialized_start=565
-  _globals['_FINAL']._serialized_end=836
-  _globals['_ROUTEDECISION']._serialized_start=838
-  _globals['_ROUTEDECISION']._serialized_end=889
-  _globals['_EMBEDREQUEST']._serialized_start=891
-  _globals['_EMBEDREQUEST']._serialized_end=935
-  _globals['_EMBEDRESPONSE']._serialized_start=938
-  _globals['_EMBEDRESPONSE']._serialized_end=1108
-  _globals['_EMBEDDING']._serialized_start=1110
-  _globals['_EMBEDDING']._serialized_end=1158
-  _globals['_INFERENCESERVICE']._serialized_start=1161
-  _globals['_INFERENCESERVICE']._serialized_end=1358
+  _globals['_GENERATEREQUEST']._serialized_end=434
+  _globals['_GENERATERESPONSE']._serialized_start=436
+  _globals['_GENERATERESPONSE']._serialized_end=557
+  _globals['_DELTA']._serialized_start=559
+  _globals['_DELTA']._serialized_end=601
+  _globals['_FINAL']._serialized_start=604
+  _globals['_FINAL']._serialized_end=925
+  _globals['_ROUTEDECISION']._serialized_start=927
+  _globals['_ROUTEDECISION']._serialized_end=978
+  _globals['_EMBEDREQUEST']._serialized_start=980
+  _globals['_EMBEDREQUEST']._serialized_end=1024
+  _globals['_EMBEDRESPONSE']._serialized_start=1027
+  _globals['_EMBEDRESPONSE']._serialized_end=1197
+  _globals['_EMBEDDING']._serialized_start=1199
+  _globals['_EMBEDDING']._serialized_end=1247
+  _globals['_INFERENCESERVICE']._serialized_start=1250
+  _globals['_INFERENCESERVICE']._serialized_end=1447
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,8 @@ class GenerateRequest(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    RESUME_FROM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID that the client chose, in its canonical form. Empty: the service makes one."""
     model: _builtins.str
@@ -71,6 +73,13 @@ class GenerateRequest(_message.Message):
     """Above 0, at most 1. Not set: 1."""
     seed: _builtins.int
     """Makes sampling repeatable."""
+    priority: _builtins.int
+    """From 0 to 9. Where requests wait, those of the earliest deadline go first, then the highest of these."""
+    resume_from: _builtins.int
+    """Goes on behind this many tokens of an answer that broke off with `UNAVAILABLE`: the sum of the
+    `token_count`s that came. Needs the same request as before, and `temperature` 0 or a `seed`, so that
+    the answer is the same one. Those tokens are made again and neither sent nor billed.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation so far, oldest first. At least one."""
@@ -90,10 +99,12 @@ class GenerateRequest(_message.Message):
         top_p: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
+        priority: _builtins.int = ...,
+        resume_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "request_id", b"request_id", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "priority", b"priority", "request_id", b"request_id", "resume_from", b"resume_from", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -187,6 +198,8 @@ class Final(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
+    RESUMED_COUNT_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
     finish_reason: _builtins.str
     """`stop` or `length`; `content_filter` where a provider says so."""
     cost_nano_usd: _builtins.int
@@ -201,6 +214,10 @@ class Final(_message.Message):
     """W3C trace id, 32 hex digits."""
     time_to_first_token_ms: _builtins.int
     """From the arrival of the request to its first `delta`."""
+    resumed_count: _builtins.int
+    """How often a backend that failed was replaced in mid-stream."""
+    recomputed_tokens: _builtins.int
+    """Tokens, of prompt and answer, that were given to an engine once more for that; nobody pays for them."""
     @_builtins.property
     def usage(self) -> _model_pb2.TokenUsage:
         """The tokens used."""
@@ -221,10 +238,12 @@ class Final(_message.Message):
         request_id: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         time_to_first_token_ms: _builtins.int = ...,
+        resumed_count: _builtins.int = ...,
+        recomputed_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["route", b"route", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "cost_nano_usd", b"cost_nano_usd", "finish_reason", b"finish_reason", "model_version", b"model_version", "request_id", b"request_id", "route", b"route", "time_to_first_token_ms", b"time_to_first_token_ms", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "cost_nano_usd", b"cost_nano_usd", "finish_reason", b"finish_reason", "model_version", b"model_version", "recomputed_tokens", b"recomputed_tokens", "request_id", b"request_id", "resumed_count", b"resumed_count", "route", b"route", "time_to_first_token_ms", b"time_to_first_token_ms", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
