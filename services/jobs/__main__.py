@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace.jobs.v1 import jobs_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
+from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.bus.subjects import JOB_RECORDS, JOBS, OUTCOMES
 from libs.bus.worker import PullWorker
@@ -42,6 +43,8 @@ async def main() -> None:
             max_result_bytes=settings.max_result_bytes,
         )
 
+        if settings.nats_monitoring_url is not None:
+            await check_durable(settings.nats_monitoring_url)
         bus = await connect(settings.nats_url, name="jobs")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])

@@ -11,6 +11,9 @@ class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     nats_url: str = Field(description="Where jobs go and outcomes come from.")
+    nats_monitoring_url: str | None = Field(
+        default=None, description="Where to see that the bus writes before it acknowledges."
+    )
     database_url: str | None = Field(
         default=None, description="Job records and outbox. Unset: SQLite in the home."
     )

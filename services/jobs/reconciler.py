@@ -16,6 +16,7 @@ from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 from prometheus_client import Counter, Gauge
 
+from libs.bus.connection import ensure_streams
 from libs.bus.subjects import JOBS, OUTCOMES
 from libs.clock import Clock
 from libs.errors import HeadraceError
@@ -88,6 +89,8 @@ class Reconciler:
     async def reconcile(self) -> None:
         """Looks once."""
         now = self._clock.now()
+        # A bus that came back with nothing would take no jobs either.
+        await ensure_streams(self._js, streams=[JOBS, OUTCOMES])
         # In this order: what has left the stream by now has told its outcome before.
         oldest = await self._oldest_message_time()
         await self._until_outcomes_are_noted()

@@ -16,6 +16,7 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.jobs.v1.jobs_pb2 import JobState
 from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 from typing_extensions import override
 
 from libs.bus.connection import connect, ensure_streams
@@ -113,7 +114,10 @@ class Bus:
 
     async def submitted(self) -> list[tuple[dict[str, str], events_pb2.JobSubmitted]]:
         """Returns the headers and events in the stream of jobs, oldest first; takes none away."""
-        state = (await self.js.stream_info("HEADRACE_JOBS")).state
+        try:
+            state = (await self.js.stream_info("HEADRACE_JOBS")).state
+        except NotFoundError:  # a bus that has lost everything
+            return []
         found = []
         for sequence in range(state.first_seq, state.last_seq + 1) if state.messages else ():
             message = await self.js.get_msg("HEADRACE_JOBS", sequence)
