@@ -12,6 +12,7 @@ DEFAULT_EDGE_PORT = 8080
 LOOPBACK = "127.0.0.1"
 # A Unix socket's path has at most 107 bytes on Linux.
 SOCKET_PATH_LIMIT_BYTES = 107
+REPLICA_LIMIT = 64
 
 
 class CannotRun(Exception):  # noqa: N818 - says what is the matter
@@ -24,10 +25,14 @@ class Layout:
 
     Attributes:
         edge_port: the port that the user wants for the edge; None: the one it has, or the default.
+        inference_replicas: how many processes relay tokens; about one a core pays.
+        triton_backends: how many Tritons, each with an agent, all with the same versions.
     """
 
     home: Path
     edge_port: int | None = None
+    inference_replicas: int = 1
+    triton_backends: int = 1
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Layout:
@@ -40,7 +45,12 @@ class Layout:
         port = environment.get("HEADRACE_EDGE_PORT")
         if port and (not port.isdecimal() or not 0 < int(port) < 2**16):
             raise CannotRun(f"HEADRACE_EDGE_PORT must be a port number, and it is {port!r}")
-        layout = cls(home=home, edge_port=int(port) if port else None)
+        layout = cls(
+            home=home,
+            edge_port=int(port) if port else None,
+            inference_replicas=_count(environment, "HEADRACE_INFERENCE_REPLICAS"),
+            triton_backends=_count(environment, "HEADRACE_TRITON_BACKENDS"),
+        )
         if len(os.fsencode(layout.socket)) > SOCKET_PATH_LIMIT_BYTES:
             raise CannotRun(f"HEADRACE_HOME is too long for a socket in it: {home}")
         return layout
@@ -74,3 +84,10 @@ class Layout:
         """Makes the folders that do not exist yet; other users cannot look into them."""
         for folder in (self.home, self.run, self.logs, self.home / "data", self.home / "nats"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name) or "1"
+    if not text.isdecimal() or not 0 < int(text) <= REPLICA_LIMIT:
+        raise CannotRun(f"{name} must be from 1 to {REPLICA_LIMIT}, and it is {text!r}")
+    return int(text)

@@ -13,8 +13,8 @@ import psutil
 from services.cli import supervision, triton
 from services.cli.layout import Layout
 from services.cli.orphans import end_members, mesh_members
-from services.cli.ports import EDGE, keep_ports, read_ports
-from services.cli.processes import BACKEND, ProcessSpec, mesh_processes, write_configurations
+from services.cli.ports import EDGE, keep_ports, port_names, read_ports, replicas
+from services.cli.processes import ProcessSpec, mesh_processes, write_configurations
 from services.cli.readiness import wait_until_ready
 
 # Edge, services, backends, each with its `STOP_WAIT_SECONDS`, one after the other.
@@ -75,7 +75,8 @@ def stop(layout: Layout) -> Ended:
         psutil.wait_procs(supervisor, timeout=SHUTDOWN_SECONDS)
         psutil.wait_procs(members, timeout=LINGER_SECONDS)
     killed_count = end_members(layout)
-    triton.remove_shared_memory(home=layout.home, backend_id=BACKEND)
+    for backend in replicas(read_ports(layout), "triton"):
+        triton.remove_shared_memory(home=layout.home, backend_id=backend)
     return Ended(process_count=len(members), killed_count=killed_count)
 
 
@@ -83,7 +84,7 @@ def _running_as_wanted(layout: Layout) -> list[ProcessSpec] | None:
     ports = read_ports(layout)
     if not ports or not supervision.is_running(layout):
         return None
-    if layout.edge_port not in (None, ports[EDGE]):
+    if layout.edge_port not in (None, ports[EDGE]) or set(ports) != set(port_names(layout)):
         return None
     processes = mesh_processes(layout, ports)
     config = layout.run / "supervisord.conf"

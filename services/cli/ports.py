@@ -11,17 +11,46 @@ from pathlib import Path
 from services.cli.layout import DEFAULT_EDGE_PORT, LOOPBACK, CannotRun, Layout
 
 EDGE = "envoy.edge"
-SERVICES = (
-    "registry", "router", "inference", "embedding_cache", "cost", "jobs", "worker", "pool_agent",
-)  # fmt: skip
-NAMES = (
-    EDGE, "envoy.admin", "nats.client", "nats.monitor",
-    "triton-0.grpc", "triton-0.http", "triton-0.metrics",
-    *(f"{service}.{port}" for service in SERVICES for port in ("grpc", "metrics")),
-)  # fmt: skip
+# Those of which there is one.
+_SERVICES = ("registry", "router", "embedding_cache", "cost", "jobs", "worker")
 # Below the kernel's ephemeral ports, which any outgoing connection may take at any moment.
 LOWEST_PORT = 20_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def replicas(ports: Mapping[str, int], name: str) -> list[str]:
+    """Returns the processes of a service that a mesh has: `inference`, `inference-1`, ..."""
+    found = [key.removesuffix(".grpc") for key in ports if key.endswith(".grpc")]
+    return sorted(
+        (key for key in found if key.rpartition("-")[0] == name or key == name), key=_rank
+    )
+
+
+def port_names(layout: Layout) -> list[str]:
+    """Returns the names of all ports of a mesh."""
+    services = [
+        *_SERVICES,
+        *_numbered("inference", layout.inference_replicas),
+        *_numbered("pool_agent", layout.triton_backends),
+    ]
+    return [
+        EDGE, "envoy.admin", "nats.client", "nats.monitor",
+        *(
+            f"triton-{number}.{port}"
+            for number in range(layout.triton_backends)
+            for port in ("grpc", "http", "metrics")
+        ),
+        *(f"{service}.{port}" for service in services for port in ("grpc", "metrics")),
+    ]  # fmt: skip
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name, *(f"{name}-{number}" for number in range(1, count))]
+
+
+def _rank(name: str) -> int:
+    number = name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def read_ports(layout: Layout) -> dict[str, int]:
@@ -43,8 +72,9 @@ def keep_ports(layout: Layout) -> Mapping[str, int]:
     if not is_free(edge_port):
         raise CannotRun(f"port {edge_port} is taken by another program; set HEADRACE_EDGE_PORT")
     kept = read_ports(layout) | {EDGE: edge_port}
-    ports = {name: kept[name] for name in NAMES if name in kept and is_free(kept[name])}
-    for name in NAMES:
+    names = port_names(layout)
+    ports = {name: kept[name] for name in names if name in kept and is_free(kept[name])}
+    for name in names:
         if name not in ports:
             ports[name] = _pick(ports.values())
     layout.ports_file.write_text(json.dumps(ports, indent=2))

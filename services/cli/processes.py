@@ -11,9 +11,8 @@ from pathlib import Path
 
 from services.cli import edge, keys
 from services.cli.layout import REPOSITORY, Layout
-from services.cli.ports import SERVICES, address
+from services.cli.ports import address, replicas
 
-BACKEND = "triton-0"
 _BIN = Path(sys.executable).parent
 DRAIN_SECONDS = 5
 # What the user may set for all services; what differs between them is ours to set.
@@ -54,8 +53,12 @@ def mesh_processes(layout: Layout, ports: Mapping[str, int]) -> list[ProcessSpec
     """Returns the processes of the mesh, those that others wait for first."""
     return [
         _nats(layout, ports),
-        _triton(layout, ports),
-        *(_service(name, layout, ports) for name in SERVICES),
+        *(_triton(name, layout, ports) for name in replicas(ports, "triton")),
+        *(
+            _service(replica, service, layout, ports)
+            for service in _PEERS
+            for replica in replicas(ports, service)
+        ),
         _edge(layout, ports),
     ]
 
@@ -100,24 +103,24 @@ def _nats_config(layout: Layout) -> Path:
     return layout.run / "nats.conf"
 
 
-def _triton(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
+def _triton(backend: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     arguments = {
         "--home": str(layout.home),
-        "--backend-id": BACKEND,
+        "--backend-id": backend,
         **{
-            f"--{name}-port": str(ports[f"{BACKEND}.{name}"])
+            f"--{name}-port": str(ports[f"{backend}.{name}"])
             for name in ("grpc", "http", "metrics")
         },
     }
     return ProcessSpec(
-        name=BACKEND,
+        name=backend,
         group="backends",
         argv=[
             sys.executable, "-m", "services.cli.triton",
             *(word for pair in arguments.items() for word in pair),
         ],
-        health=f"http://{address(ports, f'{BACKEND}.http')}/v2/health/ready",
-        port=ports[f"{BACKEND}.grpc"],
+        health=f"http://{address(ports, f'{backend}.http')}/v2/health/ready",
+        port=ports[f"{backend}.grpc"],
     )  # fmt: skip
 
 
@@ -136,13 +139,23 @@ def _edge_settings(layout: Layout, ports: Mapping[str, int]) -> edge.Edge:
         home=layout.home,
         listen_address=address(ports, "envoy.edge"),
         admin_address=address(ports, "envoy.admin"),
-        services={name: [address(ports, f"{name}.grpc")] for name in edge.CLUSTERS},
+        services={name: _addresses(ports, name) for name in edge.CLUSTERS},
         otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         trace_sample_percent=float(os.environ.get("HEADRACE_TRACE_SAMPLE_PERCENT") or 100),
     )
 
 
-def _service(name: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
+def _addresses(ports: Mapping[str, int], service: str) -> list[str]:
+    return [address(ports, f"{replica}.grpc") for replica in replicas(ports, service)]
+
+
+def _target(ports: Mapping[str, int], service: str) -> str:
+    """Returns what a gRPC channel takes: an address, or several to balance over."""
+    found = _addresses(ports, service)
+    return found[0] if len(found) == 1 else f"ipv4:{','.join(found)}"
+
+
+def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     environment = {
         "HEADRACE_HOME": str(layout.home),
         "HEADRACE_LISTEN_ADDRESS": address(ports, f"{name}.grpc"),
@@ -150,21 +163,23 @@ def _service(name: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec
         "HEADRACE_INPUT_HASH_KEY_FILE": str(keys.input_hash_key_path(layout.home)),
         "HEADRACE_DRAIN_SECONDS": str(DRAIN_SECONDS),
     }
-    for peer in _PEERS[name]:
+    for peer in _PEERS[service]:
         if peer == "nats":
             environment["HEADRACE_NATS_URL"] = f"nats://{address(ports, 'nats.client')}"
+            environment["HEADRACE_NATS_MONITORING_URL"] = f"http://{address(ports, 'nats.monitor')}"
         else:
-            environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = address(ports, f"{peer}.grpc")
-    if name == "pool_agent":
+            environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _target(ports, peer)
+    if service == "pool_agent":
+        backend = f"triton-{replicas(ports, service).index(name)}"
         environment |= {
-            "HEADRACE_BACKEND_ID": BACKEND,
-            "HEADRACE_TRITON_ADDRESS": address(ports, f"{BACKEND}.grpc"),
-            "HEADRACE_MODEL_REPOSITORY": str(layout.home / "triton" / BACKEND / "models"),
+            "HEADRACE_BACKEND_ID": backend,
+            "HEADRACE_TRITON_ADDRESS": address(ports, f"{backend}.grpc"),
+            "HEADRACE_MODEL_REPOSITORY": str(layout.home / "triton" / backend / "models"),
         }
     return ProcessSpec(
         name=name,
         group="services",
-        argv=[sys.executable, "-m", f"services.{name}"],
+        argv=[sys.executable, "-m", f"services.{service}"],
         environment=environment | _user_environment(),
         health=address(ports, f"{name}.grpc"),
         port=ports[f"{name}.grpc"],

@@ -17,7 +17,7 @@ from rich.table import Table
 from services.cli.client import EdgeClient, describe
 from services.cli.layout import Layout
 from services.cli.ports import read_ports
-from services.cli.processes import BACKEND, ProcessSpec, mesh_processes
+from services.cli.processes import ProcessSpec, mesh_processes
 from services.cli.readiness import Probe
 from services.cli.supervision import ProcessState, process_states
 
@@ -81,7 +81,7 @@ def _show_processes(layout: Layout, states: Mapping[str, ProcessState], console:
 
 
 def _version(process: ProcessSpec) -> str:
-    if process.name == BACKEND:
+    if process.name.startswith("triton-"):
         return _triton_version(process)
     try:
         return version(_PACKAGES.get(process.name, "headrace"))

@@ -6,6 +6,7 @@ from headrace.inference.v1 import inference_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
+from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
@@ -30,6 +31,8 @@ async def main() -> None:
     settings = Settings()
     async with process("inference", settings) as running:
         clock = running.clock
+        if settings.nats_monitoring_url is not None:
+            await check_durable(settings.nats_monitoring_url)
         bus = await connect(settings.nats_url, name="inference")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream)

@@ -13,6 +13,9 @@ class Settings(ServiceSettings):
     router_address: str = Field(description="Where routes come from.")
     cost_address: str = Field(description="Where prices come from.")
     nats_url: str = Field(description="Where usage events go.")
+    nats_monitoring_url: str | None = Field(
+        default=None, description="Where to see that the bus writes before it acknowledges."
+    )
     stall_first_token_seconds: float = Field(
         default=60.0, description="A backend that is silent for longer at first has failed."
     )

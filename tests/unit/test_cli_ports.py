@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.layout import CannotRun, Layout
-from services.cli.ports import EDGE, NAMES, is_free, keep_ports, read_ports
+from services.cli.ports import EDGE, is_free, keep_ports, port_names, read_ports
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def test_every_port_is_free_and_its_own(layout: Layout):
     """No two listeners meet, and none is among the ports that outgoing connections take."""
     ports = keep_ports(layout)
 
-    assert set(ports) == set(NAMES)
-    assert len(set(ports.values())) == len(NAMES)
+    assert set(ports) == set(port_names(layout))
+    assert len(set(ports.values())) == len(port_names(layout))
     assert all(is_free(port) for port in ports.values())
     ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(port < ephemeral for name, port in ports.items() if name != EDGE)
@@ -42,7 +42,7 @@ def test_ports_stay_the_same_until_somebody_takes_one(layout: Layout):
         after = keep_ports(layout)
 
     assert after["registry.grpc"] != before["registry.grpc"]
-    assert {name for name in NAMES if after[name] != before[name]} == {"registry.grpc"}
+    assert {name for name in port_names(layout) if after[name] != before[name]} == {"registry.grpc"}
     assert read_ports(layout) == after
 
 
@@ -61,4 +61,4 @@ def test_a_broken_port_file_is_made_anew(layout: Layout, text: str):
     """A crash while it was written costs the old ports, not the mesh."""
     layout.ports_file.write_text(text)
 
-    assert set(keep_ports(layout)) == set(NAMES)
+    assert set(keep_ports(layout)) == set(port_names(layout))
