@@ -7,21 +7,33 @@ from collections.abc import AsyncIterator
 from headrace.registry.v1 import registry_pb2
 from headrace.router.v1 import router_pb2
 
-from libs.routes import EMPTY, RouteTable
+from libs.errors import Unavailable
+from libs.routes import NOT_READY_RETRY_SECONDS, RouteTable
 from libs.rpc.latest import Latest
 from services.router.domain import routes_of
 
 
 class RouteSnapshots:
-    """Turns each snapshot of the registry into one of routes, where it changes any.
-
-    Attributes:
-        table: decides for single requests, as every reader of the snapshots does.
-    """
+    """Turns each snapshot of the registry into one of routes, where it changes any."""
 
     def __init__(self) -> None:
-        self.table: RouteTable = EMPTY
+        self._table: RouteTable | None = None
         self._latest = Latest[router_pb2.WatchRoutesResponse]()
+
+    def table(self) -> RouteTable:
+        """Returns what decides for single requests, as it does for every reader of the snapshots.
+
+        Raises:
+            Unavailable: the registry was not heard yet.
+        """
+        if self._table is None:
+            raise Unavailable(
+                "the registry was not heard yet",
+                reason="DEPENDENCY_UNAVAILABLE",
+                metadata={"dependency": "registry"},
+                retry_after_seconds=NOT_READY_RETRY_SECONDS,
+            )
+        return self._table
 
     def take(self, deployments: registry_pb2.WatchDeploymentsResponse) -> None:
         """Takes what the registry pushed."""
@@ -31,7 +43,7 @@ class RouteSnapshots:
             return
         revision = 1 if known is None else known.revision + 1
         snapshot = router_pb2.WatchRoutesResponse(revision=revision, routes=routes)
-        self.table = RouteTable.of(snapshot)
+        self._table = RouteTable.of(snapshot)
         self._latest.publish(snapshot)
 
     def follow(self) -> AsyncIterator[router_pb2.WatchRoutesResponse]:
