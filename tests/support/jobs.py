@@ -172,6 +172,7 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
         self.errors: list[Exception] = []
         self.text = ("one ", "two ", "three")
         self.with_final = True
+        self.vector_length = 2
         self.recorder: UsageRecorder | None = None
 
     @override
@@ -199,7 +200,9 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             await self._end()
         return embedding_pb2.EmbedResponse(
-            embeddings=[inference_pb2.Embedding(values=[1.0, 0.0]) for _ in request.texts],
+            embeddings=[
+                inference_pb2.Embedding(values=[1.0] * self.vector_length) for _ in request.texts
+            ],
             request_id=request.request_id,
         )
 
