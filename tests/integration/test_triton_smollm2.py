@@ -194,6 +194,28 @@ async def test_sampling_with_a_seed_repeats(channel):
     assert len({await sampled(seed) for seed in range(3)}) > 1
 
 
+@pytest.mark.parametrize("cut", [3, 16, 25, 40])
+async def test_a_seeded_answer_goes_on_as_if_never_cut(channel, cut):
+    """Sampling is repeated from where its segment began; what was delivered does not come again."""
+    settings = {"max_tokens": 48, "temperature": 0.8, "top_p": 0.9, "seed": 11}
+    whole = await chat(channel, LONG, **settings)
+    before = whole.token_ids[:cut]
+    rest = await chat(channel, LONG, **settings, resume={"pieces": before})
+    assert before + rest.token_ids == whole.token_ids
+    assert whole.text.endswith(rest.text)
+    assert rest.final["completion_tokens"] == whole.final["completion_tokens"]
+
+
+async def test_a_seeded_answer_goes_on_behind_what_another_engine_made(channel):
+    """What was delivered stands, also where this engine would have said something else."""
+    whole = await chat(channel, LONG, max_tokens=20)
+    before = whole.token_ids[:10]
+    sampled = {"max_tokens": 20, "temperature": 1.5, "seed": 5}
+    rest = await chat(channel, LONG, **sampled, resume={"pieces": before})
+    assert rest.final["completion_tokens"] == 10 + len(rest.token_ids)
+    assert rest.token_ids
+
+
 async def test_a_cancelled_stream_frees_its_slot(channel):
     """Both slots have long answers and a third request waits; a cancel lets it in."""
     running = [stream_chat(channel, LONG, model=NARROW, max_tokens=200) for _ in range(2)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from contract import ModelError, Request
-from engine import UNKNOWN_TOKEN, Engine, Sampling
+from engine import UNKNOWN_TOKEN, Engine, Run, Sampling
+from segments import SegmentedRun
 from stops import Piece, StopMatcher
 
 
@@ -70,16 +71,10 @@ class Generation:
                 prompt_tokens=len(prompt),
                 context_tokens=self._engine.context_tokens,
             )
-        remaining = min(self._request.max_tokens, room) - len(self._resumed)
-        if remaining < 1:
+        limit = min(self._request.max_tokens, room)
+        if limit <= len(self._resumed):
             return Piece(""), self._ending("length", len(prompt), made=0, cached=0)
-        run = self._engine.run(
-            [*prompt, *self._resumed],
-            max_tokens=remaining,
-            sampling=Sampling(self._request.temperature, self._request.top_p, self._request.seed),
-            on_piece=self._on_piece,
-            is_cancelled=self._is_cancelled,
-        )
+        run = self._generate(prompt, limit)
         if not self._stops.stopped and not run.finish_reason:
             if self._is_cancelled():
                 raise Cancelled
@@ -88,6 +83,21 @@ class Generation:
         cached = min(run.cached_tokens, len(prompt))
         return self._last_piece(run.token_count), self._ending(
             reason, len(prompt), made=run.token_count, cached=cached
+        )
+
+    def _generate(self, prompt: Sequence[int], max_tokens: int) -> Run:
+        sampling = Sampling(self._request.temperature, self._request.top_p, self._request.seed)
+        if sampling.temperature and sampling.seed is not None:
+            segmented = SegmentedRun(self._engine, sampling, is_cancelled=self._is_cancelled)
+            return segmented.run(
+                prompt, self._resumed, max_tokens=max_tokens, on_piece=self._on_piece
+            )
+        return self._engine.run(
+            [*prompt, *self._resumed],
+            max_tokens=max_tokens - len(self._resumed),
+            sampling=sampling,
+            on_piece=self._on_piece,
+            is_cancelled=self._is_cancelled,
         )
 
     def _on_piece(self, piece: Piece) -> bool:
