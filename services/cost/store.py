@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from importlib import import_module
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from libs.db import snapshot, transaction
@@ -40,8 +40,9 @@ class CostStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        dialect = postgresql if engine.dialect.name == "postgresql" else sqlite
-        self._insert: Any = dialect.insert  # both have ON CONFLICT, alike and under two types
+        # Both have ON CONFLICT, alike and under two types. Imported is the one that is used.
+        dialect = import_module(f"sqlalchemy.dialects.{engine.dialect.name}")
+        self._insert: Any = dialect.insert
 
     async def insert_price(self, price: Price) -> Price:
         """Adds a price, unless its name is taken. Returns the one that has the name now."""

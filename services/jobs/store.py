@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import import_module
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from libs.db import snapshot, transaction
@@ -52,8 +52,9 @@ class JobStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        dialect = postgresql if engine.dialect.name == "postgresql" else sqlite
-        self._insert: Any = dialect.insert  # both have ON CONFLICT, alike and under two types
+        # Both have ON CONFLICT, alike and under two types. Imported is the one that is used.
+        dialect = import_module(f"sqlalchemy.dialects.{engine.dialect.name}")
+        self._insert: Any = dialect.insert
 
     async def submit(self, job: Job, *, traceparent: str, max_waiting: int) -> Job:
         """Adds a job and its outbox row; returns the job that has the id now, old or new.
@@ -68,7 +69,8 @@ class JobStore:
             if await _count_waiting(connection, max_waiting) >= max_waiting:
                 raise QueueFullError
             insert = self._insert(jobs).values(_row(job)).on_conflict_do_nothing()
-            if (await connection.execute(insert)).rowcount:
+            added = await connection.execute(insert.returning(jobs.c.job_id))
+            if added.first() is not None:
                 await connection.execute(
                     sa.insert(outbox).values(
                         job_id=job.job_id,

