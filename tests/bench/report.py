@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+# Names are long, and a table that folds them cannot be read.
+MIN_COLUMNS = 140
 BENCH_FILE = Path(__file__).parents[2] / "build" / "bench.json"
 
 
@@ -45,21 +48,22 @@ class Report:
     def print(self) -> None:
         """Prints the table."""
         table = Table("name", "value", "unit", "conditions")
+        table.columns[0].no_wrap = True
         table.columns[1].justify = "right"
         for row in self.rows:
             table.add_row(row.name, f"{row.value:g}", row.unit, row.conditions)
-        console = Console()
+        console = Console(width=max(MIN_COLUMNS, Console().width))
         console.print(table)
         for text in self.notes:
             console.print(text, markup=False)
 
     def save(self, path: Path = BENCH_FILE) -> None:
         """Writes the figures beside those of other areas; a name that is there is replaced."""
-        rows = {row["name"]: row for row in _read(path)}
+        rows: dict[str, dict[str, Any]] = {row["name"]: row for row in _read(path)}
         rows |= {row.name: asdict(row) for row in self.rows}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([rows[name] for name in sorted(rows)], indent=1) + "\n")
 
 
-def _read(path: Path) -> list[dict[str, object]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text())) if path.exists() else []

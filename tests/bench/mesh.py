@@ -1,0 +1,104 @@
+"""A mesh of its own to measure: real processes, with everything on that a user's mesh has on."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from headrace.cost.v1 import cost_pb2
+from headrace.registry.v1 import registry_pb2
+
+from services.cli.artifact import BUNDLED_VERSION, BundledModel, write_artifact
+from services.cli.bundled import _Deployer
+from services.cli.client import EdgeClient
+from services.cli.ports import read_ports
+from tests.bench.proc import cpu_seconds
+from tests.support.mesh import CollectorThread, RunningMesh, SilentProgress, running_mesh
+
+TRACE_SAMPLE_PERCENT = "10"
+CONDITIONS = "JWT, route, usage event, metrics, 10 % traces on"
+
+
+@contextmanager
+def bench_mesh() -> Iterator[RunningMesh]:
+    """Starts a mesh with a collector of traces, and without models."""
+    before = dict(os.environ)
+    with CollectorThread() as collector, tempfile.TemporaryDirectory(prefix="hrb") as home:
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
+        os.environ["HEADRACE_TRACE_SAMPLE_PERCENT"] = TRACE_SAMPLE_PERCENT
+        try:
+            with running_mesh(Path(home), models=False) as mesh:
+                yield mesh
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def port_of(mesh: RunningMesh, name: str) -> int:
+    """Returns a port of the mesh, such as `triton-0.grpc`."""
+    return read_ports(mesh.layout)[name]
+
+
+def hot_path_cpu_seconds(mesh: RunningMesh) -> float:
+    """Returns the CPU seconds so far of what tokens pass: edge and inference, with children."""
+    return cpu_seconds([mesh.pid("envoy"), mesh.pid("inference")])
+
+
+def deploy(mesh: RunningMesh, model: str, files: Mapping[str, Path]) -> None:
+    """Registers, prices and deploys a model of these files; returns when it answers."""
+    artifact = mesh.layout.home / "cache" / f"{model}.tar"
+    digest = write_artifact(files, artifact)
+    bundled = BundledModel(
+        model=model, version=BUNDLED_VERSION, kind="chat", artifact=artifact, digest=digest
+    )
+    with EdgeClient(mesh.layout, user="operator", scopes="infer admin") as edge:
+        deployer = _Deployer(edge, SilentProgress())
+        price = cost_pb2.Price(
+            name=f"prices/{model}-1",
+            model=model,
+            input_nano_usd_per_million_tokens=100_000_000,
+            output_nano_usd_per_million_tokens=400_000_000,
+        )
+        deployer._create(deployer._cost.CreatePrice, cost_pb2.CreatePriceRequest(price=price))
+        deployer._create(
+            deployer._registry.CreateModel,
+            registry_pb2.CreateModelRequest(model=registry_pb2.Model(name=f"models/{model}")),
+        )
+        deployer._upload(bundled)
+        version = f"models/{model}/versions/{BUNDLED_VERSION}"
+        deployer._create(
+            deployer._registry.CreateModelVersion,
+            registry_pb2.CreateModelVersionRequest(
+                model_version=registry_pb2.ModelVersion(name=version, artifact_digest=digest)
+            ),
+        )
+        deployer._create(
+            deployer._registry.CreateDeployment,
+            registry_pb2.CreateDeploymentRequest(
+                deployment=registry_pb2.Deployment(
+                    name=f"deployments/{model}", model_version=version
+                )
+            ),
+        )
+        deployer.await_ready(bundled)
+
+
+def deploy_provider(mesh: RunningMesh, model: str, base_url: str) -> None:
+    """Deploys a chat model that an external provider runs."""
+    manifest = mesh.layout.home / "cache" / f"{model}.json"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(
+        json.dumps(
+            {
+                "kind": "chat",
+                "context_tokens": 8192,
+                "max_output_tokens": 4096,
+                "provider": {"base_url": base_url, "model": "mock", "api_key_name": ""},
+            }
+        )
+    )
+    deploy(mesh, model, {"headrace.json": manifest})

@@ -1,0 +1,35 @@
+"""The mock provider in C: compiled and run for the time of a measurement."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("mock_provider.c")
+CHUNKS = 64
+
+
+class CompilerMissing(Exception):  # noqa: N818  # says what is the matter
+    """Without a C compiler there is no mock that is no bottleneck, and nothing to measure."""
+
+
+@contextmanager
+def mock_provider(folder: Path) -> Iterator[int]:
+    """Runs the mock and yields its port.
+
+    Raises:
+        CompilerMissing: there is no `gcc`.
+    """
+    if shutil.which("gcc") is None:
+        raise CompilerMissing("gcc is not installed: the mock provider cannot be compiled")
+    binary = folder / "mock_provider"
+    subprocess.run(["gcc", "-O2", "-o", str(binary), str(SOURCE)], check=True)
+    with subprocess.Popen([str(binary), "0"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline().split()[1])
+        finally:
+            process.terminate()
