@@ -62,7 +62,7 @@ class UsageRecorder:
         cost_nano_usd = total_nano_usd(bill(usage, price))
         event_time = timestamp_pb2.Timestamp()
         event_time.FromDatetime(now)
-        usage_id = uuid7(self._clock)
+        usage_id = identity.usage_id or uuid7(self._clock)
         event = events_pb2.UsageRecorded(
             usage_id=usage_id,
             request_id=request_id,

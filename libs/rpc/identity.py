@@ -15,16 +15,24 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TENANT_KEY = "x-headrace-tenant"
 USER_KEY = "x-headrace-user"
 SCOPES_KEY = "x-headrace-scopes"
+# Only from inside the mesh: the edge removes it.
+USAGE_ID_KEY = "x-headrace-usage-id"
 ADMIN = "admin"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A caller. Services trust it: only the edge and the mesh itself reach them."""
+    """A caller. Services trust it: only the edge and the mesh itself reach them.
+
+    Attributes:
+        usage_id: where the same work may be done more than once, the id under which its usage is
+            booked, once; of an attempt that does not end, nothing is booked.
+    """
 
     tenant: str
     user: str
     scopes: frozenset[str] = frozenset()
+    usage_id: str = ""
 
     def require(self, scope: str) -> None:
         """Returns if the caller has the scope.
@@ -39,10 +47,12 @@ class Identity:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the metadata that carries the caller on to the next service."""
+        usage = ((USAGE_ID_KEY, self.usage_id),) if self.usage_id else ()
         return (
             (TENANT_KEY, self.tenant),
             (USER_KEY, self.user),
             (SCOPES_KEY, " ".join(sorted(self.scopes))),
+            *usage,
         )
 
     def to_proto(self) -> events_pb2.Identity:
@@ -61,4 +71,5 @@ def identity_of(context: Context) -> Identity:
     if not isinstance(tenant, str) or not isinstance(user, str) or not tenant or not user:
         raise Unauthenticated("the call names no tenant and user", reason="TOKEN_INVALID")
     scopes = found.get(SCOPES_KEY, "")
-    return Identity(tenant, user, frozenset(str(scopes).split()))
+    usage_id = str(found.get(USAGE_ID_KEY, ""))
+    return Identity(tenant, user, frozenset(str(scopes).split()), usage_id)

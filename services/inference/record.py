@@ -67,6 +67,8 @@ class Recorder:
 
     def record_later(self, outcome: Outcome) -> None:
         """Records a request whose caller does not wait any more."""
+        if outcome.identity.usage_id:  # it will be tried again, and booked when it ends
+            return
         task = asyncio.create_task(self.record(outcome))
         self._later.add(task)
         task.add_done_callback(self._recorded)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from headrace.embedding.v1 import embedding_pb2, embedding_pb2_grpc
 from headrace.events.v1 import events_pb2
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -39,7 +41,9 @@ class Execution:
             HeadraceError: as the service raised it.
             ResultTooLarge: there is a result, but it is too large.
         """
-        metadata = Identity(job.identity.tenant, job.identity.user).metadata()
+        # However often a job runs, its usage has one id: the ledger books it once.
+        identity = Identity(job.identity.tenant, job.identity.user, usage_id=_usage_id(job.job_id))
+        metadata = identity.metadata()
         with headrace_errors():
             match job.payload.WhichOneof("work"):
                 case "generate":
@@ -94,3 +98,8 @@ class Execution:
                 reason="MESSAGE_TOO_LARGE",
                 metadata={"limit_bytes": str(self._max_result_bytes)},
             )
+
+
+def _usage_id(job_id: str) -> str:
+    # Derived, not the job's id itself: that one its submitter chose, and ids of usage are known.
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"headrace:jobs/{job_id}"))

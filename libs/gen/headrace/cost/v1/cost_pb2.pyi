@@ -229,7 +229,7 @@ class Posting(_message.Message):
     COST_NANO_USD_FIELD_NUMBER: _builtins.int
     USAGE_ID_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """`input`, `cached_input` or `output`."""
+    """`input`, `cached_input`, `output`, or `adjustment` where the client was told another sum."""
     quantity_tokens: _builtins.int
     """How many tokens."""
     price: _builtins.str
