@@ -63,18 +63,19 @@ async def answer(
                 else:
                     seen.text += response.delta.text
                     seen.token_count += response.delta.token_count
-            return seen
         except grpc.aio.AioRpcError as error:
             seen.errors.append(f"{error.code().name}: {error.details()}")
             if not broke_off(error):
                 return seen
             seen.breaks += 1
             await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return seen
     return seen
 
 
 def broke_off(error: grpc.aio.AioRpcError) -> bool:
-    """Tells whether a replica died: the edge says `UNAVAILABLE`, or in mid-stream resets the stream.
+    """Tells whether a replica died: `UNAVAILABLE`, or in mid-stream a reset of the stream.
 
     Envoy cannot send trailers once headers are out; gRPC clients read its reset as `INTERNAL`.
     """

@@ -16,7 +16,7 @@ from libs.metering.pricing import bill, total_nano_usd
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def price(name: str, effective: datetime, **amounts: int) -> cost_pb2.Price:
+def price(name, effective, **amounts):
     stamp = timestamp_pb2.Timestamp()
     stamp.FromDatetime(effective)
     return cost_pb2.Price(name=name, model="m", effective_time=stamp, **amounts)
