@@ -55,7 +55,8 @@ async def test_places_are_given_at_once_while_there_are_some(queue):
 
 async def test_who_must_be_done_first_goes_first_then_who_matters_more(queue):
     """Deadline, then priority, then arrival."""
-    log, first = [], asyncio.Event()
+    log: list[str] = []
+    first = asyncio.Event()
     tasks = [asyncio.create_task(hold(queue, release=first))]
     await settle()
     for name, deadline, priority in [
