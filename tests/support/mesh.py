@@ -1,0 +1,172 @@
+"""A whole mesh, started by the command line's own code, with the bundled models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import pytest
+
+from services.cli.bundled import deploy_bundled_models
+from services.cli.keys import mint_token
+from services.cli.layout import LOOPBACK, Layout
+from services.cli.lifecycle import start, stop
+from services.cli.ports import EDGE, address, read_ports
+from services.cli.processes import ProcessSpec
+from services.cli.readiness import Probe
+from services.cli.supervision import process_states
+from tests.support.otlp import CollectedSpan, Collector, running_collector
+
+_POLL_SECONDS = 0.05
+
+
+class SilentProgress:
+    """Hears how the start goes and says nothing."""
+
+    def starting(self, names: list[str]) -> None:
+        pass
+
+    def step(self, model: str, text: str) -> None:
+        pass
+
+    def ready(self, name: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningMesh:
+    """A mesh that answers."""
+
+    layout: Layout
+    processes: list[ProcessSpec]
+
+    @property
+    def address(self) -> str:
+        """The edge's `host:port`."""
+        return address(read_ports(self.layout), EDGE)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    def token(self, **claims: Any) -> str:
+        """Signs a token of tenant `acme` and user `ann`, or of whom the test says."""
+        return mint_token(self.layout.home, **{"tenant": "acme", "user": "ann", **claims})
+
+    def metadata(self, **claims: Any) -> tuple[tuple[str, str], ...]:
+        """Returns the metadata that carries such a token."""
+        return (("authorization", f"Bearer {self.token(**claims)}"),)
+
+    def channel(self) -> grpc.aio.Channel:
+        """Opens a channel to the edge; close it, or use it in a `with`."""
+        return grpc.aio.insecure_channel(self.address)
+
+    def pid(self, name: str) -> int:
+        """Returns the process id of a process now."""
+        return process_states(self.layout)[name].pid
+
+    def kill(self, name: str) -> None:
+        """Kills a process as a crash would."""
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def await_ready(self, name: str, *, seconds: float) -> None:
+        """Waits until a process is ready, by its own account."""
+        (process,) = [process for process in self.processes if process.name == name]
+        deadline = time.monotonic() + seconds
+        with Probe(process) as probe:
+            while not probe.is_ready():
+                assert time.monotonic() < deadline, f"{name} is not ready after {seconds} s"
+                time.sleep(_POLL_SECONDS)
+
+
+class CollectorThread:
+    """A collector in a thread of its own, so that it outlives the event loops of single tests."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._running = running_collector()
+        self._collector: Collector | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._collector = self._await(self._running.__aenter__())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._await(self._running.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def endpoint(self) -> str:
+        assert self._collector is not None
+        return self._collector.endpoint
+
+    async def wait_for(self, wanted: Callable[[list[CollectedSpan]], bool]) -> list[CollectedSpan]:
+        """Waits until the spans are as wanted, and returns them."""
+        assert self._collector is not None
+        waiting = asyncio.run_coroutine_threadsafe(self._collector.wait_for(wanted), self._loop)
+        return await asyncio.wrap_future(waiting)
+
+    def _await(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+
+
+@contextmanager
+def running_mesh(home: Path, *, models: bool, **shape: int) -> Iterator[RunningMesh]:
+    """Starts a mesh at ports of its own and stops it again.
+
+    Args:
+        home: an empty folder.
+        models: whether the bundled models are to be deployed.
+        shape: `inference_replicas`, `triton_backends`.
+    """
+    layout = Layout(home=home, edge_port=free_port(), **shape)
+    try:
+        processes = start(layout, SilentProgress())
+        if models:
+            deploy_bundled_models(layout, SilentProgress())
+        yield RunningMesh(layout=layout, processes=processes)
+    finally:
+        stop(layout)
+
+
+def free_port() -> int:
+    """Returns a port where nobody listens now."""
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[CollectorThread]:
+    """The traces of the session's mesh."""
+    with CollectorThread() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def mesh(
+    tmp_path_factory: pytest.TempPathFactory, collector: CollectorThread
+) -> Iterator[RunningMesh]:
+    """The session's mesh: one for all tests that only use it."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        environment.setenv("HEADRACE_LOG_LEVEL", "debug")
+        with running_mesh(tmp_path_factory.mktemp("mesh"), models=True) as mesh:
+            yield mesh
