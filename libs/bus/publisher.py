@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError
 from opentelemetry import propagate, trace
+from opentelemetry.context import Context
 from prometheus_client import Histogram
 
 from libs.bus.connection import client_of
@@ -52,6 +53,7 @@ class Publisher:
         *,
         message_id: str,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        context: Context | None = None,
     ) -> None:
         """Returns when JetStream has stored the message; a restart of the server is waited out.
 
@@ -63,6 +65,7 @@ class Publisher:
             message: the event.
             message_id: the same for the same event; the stream stores it once.
             timeout_seconds: for all tries together.
+            context: the trace that the message belongs to; None: the current one.
 
         Raises:
             ResourceExhausted: the stream is full.
@@ -74,6 +77,7 @@ class Publisher:
         try:
             with _tracer.start_as_current_span(
                 f"publish {subject}",
+                context=context,
                 kind=trace.SpanKind.PRODUCER,
                 attributes={
                     "messaging.system": "nats",

@@ -10,12 +10,14 @@ from google.protobuf.message import Message
 from headrace.events.v1 import events_pb2
 
 USAGE_RECORDED: Final = "headrace.inference.usage.recorded"
+USAGE_BATCH_RECORDED: Final = "headrace.inference.usage.batch_recorded"
 JOB_SUBMITTED: Final = "headrace.jobs.job.submitted"
 JOB_STARTED: Final = "headrace.worker.job.started"
 JOB_FINISHED: Final = "headrace.worker.job.finished"
 
 MESSAGE_TYPES: Final[Mapping[str, type[Message]]] = {
     USAGE_RECORDED: events_pb2.UsageRecorded,
+    USAGE_BATCH_RECORDED: events_pb2.UsageBatchRecorded,
     JOB_SUBMITTED: events_pb2.JobSubmitted,
     JOB_STARTED: events_pb2.JobStarted,
     JOB_FINISHED: events_pb2.JobFinished,
@@ -64,7 +66,7 @@ class Consumer:
 
 USAGE = Stream(
     name="HEADRACE_USAGE",
-    subjects=(USAGE_RECORDED,),
+    subjects=(USAGE_RECORDED, USAGE_BATCH_RECORDED),
     max_messages=1_000_000,
     max_bytes=512 * MEBIBYTE,
 )

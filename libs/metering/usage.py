@@ -8,9 +8,9 @@ from headrace.events.v1 import events_pb2
 from prometheus_client import Counter
 
 from libs.bus.publisher import Publisher
-from libs.bus.subjects import USAGE_RECORDED
 from libs.clock import Clock
 from libs.ids import uuid7
+from libs.metering.batches import UsageBatches
 from libs.metering.prices import PriceBook
 from libs.metering.pricing import bill, total_nano_usd
 from libs.rpc.identity import Identity
@@ -27,7 +27,7 @@ class UsageRecorder:
     """Prices what a request used and makes it durable."""
 
     def __init__(self, publisher: Publisher, clock: Clock) -> None:
-        self._publisher = publisher
+        self._batches = UsageBatches(publisher, timeout_seconds=ACK_TIMEOUT_SECONDS)
         self._clock = clock
         self.prices = PriceBook()
 
@@ -75,7 +75,9 @@ class UsageRecorder:
             event_time=event_time,
             operation=operation,
         )
-        await self._publisher.publish(
-            USAGE_RECORDED, event, message_id=usage_id, timeout_seconds=ACK_TIMEOUT_SECONDS
-        )
+        await self._batches.publish(event)
         return cost_nano_usd
+
+    async def drain(self) -> None:
+        """Returns when all that was recorded is durable, or has failed."""
+        await self._batches.drain()

@@ -37,7 +37,7 @@ async def main() -> None:
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE])
         ledger = Ledger(store, price_book, running.clock)
-        worker = PullWorker[events_pb2.UsageRecorded](
+        worker = PullWorker[events_pb2.UsageRecorded | events_pb2.UsageBatchRecorded](
             jetstream, COST, concurrency=settings.booking_concurrency
         )
         running.spawn(worker.run(UsageConsumer(ledger).handle))

@@ -52,8 +52,8 @@ class Ledger:
     """Books usage events.
 
     Group commit without a delay: an event that comes alone is booked at once; those that come
-    while a transaction runs share the next one. The queue is as long as there are callers of
-    `book`, which the consumer's `max_in_flight` limits.
+    while a transaction runs share the next one. The queue is as long as what the callers of `book`
+    bring, and the consumer's `max_in_flight` limits how many there are.
     """
 
     def __init__(self, store: CostStore, price_book: PriceBook, clock: Clock) -> None:
@@ -63,22 +63,24 @@ class Ledger:
         self._waiting: deque[_Waiting] = deque()
         self._turn = asyncio.Lock()
 
-    async def book(self, usage: Usage) -> None:
-        """Returns when the usage is in the ledger, by this call or an earlier one.
+    async def book(self, *usages: Usage) -> None:
+        """Returns when all of it is in the ledger, by this call or an earlier one.
 
         Raises:
-            InvalidUsageError: it cannot be booked, ever.
+            InvalidUsageError: some cannot be booked, ever; then none is.
             Unavailable: the database does not answer. It may have been booked nevertheless.
         """
-        usage.check()
-        mine = _Waiting(usage)
-        self._waiting.append(mine)
+        for usage in usages:
+            usage.check()
+        mine = [_Waiting(usage) for usage in usages]
+        self._waiting.extend(mine)
         async with self._turn:
             # Whoever is first books for those behind; when it is their turn, they are done. One
             # that was cancelled leaves its batch in the queue to the next.
-            while not mine.done.done():
+            while not all(each.done.done() for each in mine):
                 await self._book_next_batch()
-        await mine.done
+        for each in mine:
+            await each.done
 
     async def _book_next_batch(self) -> None:
         batch = [self._waiting[i] for i in range(min(len(self._waiting), MAX_BATCH_EVENTS))]

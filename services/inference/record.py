@@ -76,6 +76,7 @@ class Recorder:
     async def drain(self) -> None:
         """Returns when everything that was used is durable."""
         await asyncio.gather(*self._later, return_exceptions=True)
+        await self.usage.drain()
 
     def _recorded(self, task: asyncio.Task[int]) -> None:
         self._later.discard(task)

@@ -27,7 +27,7 @@ from headrace.common.v1 import model_pb2 as headrace_dot_common_dot_v1_dot_model
 from headrace.jobs.v1 import jobs_pb2 as headrace_dot_jobs_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/events/v1/events.proto\x12\x12headrace.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eheadrace/common/v1/model.proto\x1a\x1bheadrace/jobs/v1/jobs.proto\"(\n\x08Identity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"\xa3\x02\n\rUsageRecorded\x12\x10\n\x08usage_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x08identity\x18\x03 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12-\n\x05usage\x18\x06 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\r\n\x05price\x18\x07 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x08 \x01(\x03\x12.\n\nevent_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\n \x01(\t\"}\n\x0cJobSubmitted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\x08identity\x18\x02 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12-\n\x07payload\x18\x03 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayload\"]\n\nJobStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\x0bJobFinished\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x1b.headrace.jobs.v1.JobResult\x12)\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1a.headrace.jobs.v1.JobError\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/events/v1/events.proto\x12\x12headrace.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eheadrace/common/v1/model.proto\x1a\x1bheadrace/jobs/v1/jobs.proto\"(\n\x08Identity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"\xa3\x02\n\rUsageRecorded\x12\x10\n\x08usage_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x08identity\x18\x03 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12-\n\x05usage\x18\x06 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\r\n\x05price\x18\x07 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x08 \x01(\x03\x12.\n\nevent_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\n \x01(\t\"H\n\x12UsageBatchRecorded\x12\x32\n\x07records\x18\x01 \x03(\x0b\x32!.headrace.events.v1.UsageRecorded\"}\n\x0cJobSubmitted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\x08identity\x18\x02 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12-\n\x07payload\x18\x03 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayload\"]\n\nJobStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\x0bJobFinished\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x1b.headrace.jobs.v1.JobResult\x12)\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1a.headrace.jobs.v1.JobError\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,10 +38,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITY']._serialized_end=189
   _globals['_USAGERECORDED']._serialized_start=192
   _globals['_USAGERECORDED']._serialized_end=483
-  _globals['_JOBSUBMITTED']._serialized_start=485
-  _globals['_JOBSUBMITTED']._serialized_end=610
-  _globals['_JOBSTARTED']._serialized_start=612
-  _globals['_JOBSTARTED']._serialized_end=705
-  _globals['_JOBFINISHED']._serialized_start=708
-  _globals['_JOBFINISHED']._serialized_end=890
+  _globals['_USAGEBATCHRECORDED']._serialized_start=485
+  _globals['_USAGEBATCHRECORDED']._serialized_end=557
+  _globals['_JOBSUBMITTED']._serialized_start=559
+  _globals['_JOBSUBMITTED']._serialized_end=684
+  _globals['_JOBSTARTED']._serialized_start=686
+  _globals['_JOBSTARTED']._serialized_end=779
+  _globals['_JOBFINISHED']._serialized_start=782
+  _globals['_JOBFINISHED']._serialized_end=964
 # @@protoc_insertion_point(module_scope)

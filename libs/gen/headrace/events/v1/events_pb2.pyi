@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from headrace.common.v1 import model_pb2 as _model_pb2
 from headrace.jobs.v1 import jobs_pb2 as _jobs_pb2
 import builtins as _builtins
@@ -108,6 +110,32 @@ class UsageRecorded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageRecorded: _TypeAlias = UsageRecorded  # noqa: Y015
+
+@_typing.final
+class UsageBatchRecorded(_message.Message):
+    """Usage that was recorded while the message before was on its way to disk. On
+    `headrace.inference.usage.batch_recorded`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecorded]:
+        """Each is booked as if it had come alone."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___UsageRecorded] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageBatchRecorded: _TypeAlias = UsageBatchRecorded  # noqa: Y015
 
 @_typing.final
 class JobSubmitted(_message.Message):

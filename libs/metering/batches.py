@@ -1,0 +1,156 @@
+"""Usage on its way to the bus: records that come while a message is being stored share the next."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import islice
+
+from google.protobuf.message import Message
+from headrace.events.v1 import events_pb2
+from opentelemetry import context, trace
+from prometheus_client import Histogram
+
+from libs.bus.publisher import Publisher
+from libs.bus.subjects import USAGE_BATCH_RECORDED, USAGE_RECORDED
+from libs.errors import HeadraceError, Internal, ResourceExhausted, Unavailable
+
+_BATCH_RECORDS = Histogram(
+    "headrace_metering_batch_records",
+    "Usage records in one message.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+
+# A record has a few hundred bytes; the bus takes messages of 8 MiB.
+MAX_BATCH_RECORDS = 256
+# Callers that went away leave their records behind, for at most the time that records may take.
+MAX_WAITING_RECORDS = 100_000
+MIN_TIMEOUT_SECONDS = 0.05
+# Where records come together the next ones are awaited so long: messages cost more than records.
+GATHER_SECONDS = 0.003
+FULL_RETRY_AFTER_SECONDS = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    record: events_pb2.UsageRecorded
+    deadline_seconds: float
+    trace: context.Context
+    done: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def settle(self, error: Exception | None = None) -> None:
+        if self.done.done():  # its caller has gone
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+    @property
+    def is_sampled(self) -> bool:
+        return trace.get_current_span(self.trace).get_span_context().trace_flags.sampled
+
+
+class UsageBatches:
+    """Group commit: what comes alone is published at once, as itself.
+
+    A record that was taken is published even when its caller goes away. After a failure a record
+    may be stored twice, in two messages; the ledger books it once.
+    """
+
+    def __init__(self, publisher: Publisher, *, timeout_seconds: float) -> None:
+        self._publisher = publisher
+        self._timeout_seconds = timeout_seconds
+        self._waiting: deque[_Waiting] = deque()
+        self._publishing: asyncio.Task[None] | None = None
+
+    async def publish(self, record: events_pb2.UsageRecorded) -> None:
+        """Returns when the record is on disk.
+
+        Raises:
+            Unavailable: the bus did not acknowledge in time.
+            ResourceExhausted: the stream of usage events is full, or too many records wait.
+        """
+        if len(self._waiting) >= MAX_WAITING_RECORDS:
+            raise ResourceExhausted(
+                "too many usage records wait for the bus",
+                reason="QUEUE_FULL",
+                metadata={"queue": "usage", "limit": str(MAX_WAITING_RECORDS)},
+                retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
+            )
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+        mine = _Waiting(record, deadline, context.get_current())
+        self._waiting.append(mine)
+        if self._publishing is None:
+            self._publishing = asyncio.create_task(self._publish_all())
+        await mine.done
+
+    async def drain(self) -> None:
+        """Returns when nothing waits any more, also not for callers that went away."""
+        if self._publishing is not None:
+            await asyncio.wait([self._publishing])
+
+    async def _publish_all(self) -> None:
+        try:
+            while self._waiting:
+                batch = list(islice(self._waiting, MAX_BATCH_RECORDS))
+                for again in await self._publish_batch(batch):
+                    self._waiting.append(again)
+                for _ in batch:
+                    self._waiting.popleft()
+                if len(batch) > 1:
+                    await asyncio.sleep(GATHER_SECONDS)
+        finally:
+            self._publishing = None
+
+    async def _publish_batch(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Publishes records and tells their callers; returns those with time for another try."""
+        now = asyncio.get_running_loop().time
+        first = batch[0]
+        subject, message, message_id = _message(batch)
+        _BATCH_RECORDS.observe(len(batch))
+        try:
+            await self._publisher.publish(
+                subject,
+                message,
+                message_id=message_id,
+                timeout_seconds=max(MIN_TIMEOUT_SECONDS, first.deadline_seconds - now()),
+                # A message has one trace: that of a record which somebody will look at.
+                context=next((each for each in batch if each.is_sampled), first).trace,
+            )
+        except Unavailable as error:
+            late = now() + MIN_TIMEOUT_SECONDS
+            for each in batch:
+                if each.deadline_seconds <= late:
+                    each.settle(error)
+            return [each for each in batch if each.deadline_seconds > late]
+        except HeadraceError as error:
+            _settle(batch, error)
+        except Exception as error:  # noqa: BLE001  # nobody may wait for ever
+            _settle(batch, Internal(f"usage was not recorded: {error!r}", reason="INTERNAL"))
+        else:
+            _settle(batch, None)
+        return []
+
+
+def _settle(batch: list[_Waiting], error: Exception | None) -> None:
+    for each in batch:
+        each.settle(error)
+
+
+def _message(batch: list[_Waiting]) -> tuple[str, Message, str]:
+    """Returns subject, message and id.
+
+    A batch has an id of its own: under one of a record's, which may have been stored before, the
+    bus would take the batch for a duplicate and drop the others.
+    """
+    if len(batch) == 1:
+        record = batch[0].record
+        return USAGE_RECORDED, record, record.usage_id
+    records = [each.record for each in batch]
+    batch_id = str(uuid.uuid4())
+    return USAGE_BATCH_RECORDED, events_pb2.UsageBatchRecorded(records=records), batch_id
