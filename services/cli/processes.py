@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import string
 import sys
@@ -15,6 +16,11 @@ from services.cli.ports import address, replicas
 
 _BIN = Path(sys.executable).parent
 DRAIN_SECONDS = 5
+# With its event engine off gRPC wakes fewer threads for each message, which is what tokens cost. The
+# switch is undocumented, so it is used with the version only that it was tried with.
+_HOT_PATH = frozenset({"inference"})
+_GRPC_TRIED = "1.85.1"
+_GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 # What the user may set for all services; what differs between them is ours to set.
 _USER_SETTINGS = ("HEADRACE_LOG_LEVEL", "HEADRACE_TRACE_SAMPLE_PERCENT")
 _SYSTEM_SETTINGS = ("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE")
