@@ -34,6 +34,7 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
+# gRPC sorts interceptors by the first of its classes that they have, so there are two.
 class CancelledWithCaller(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in stubs only
     """Cancels a unary RPC when the task that awaits it is cancelled. Must be the innermost.
 
@@ -49,10 +50,27 @@ class CancelledWithCaller(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore
         request: Any,
     ) -> Any:
         """Returns the call when it has ended, well or not."""
-        call = await continuation(client_call_details, request)
-        with suppress(grpc.aio.AioRpcError):  # the caller finds it in the call
-            await call
-        return call
+        return await _ended(await continuation(client_call_details, request))
+
+
+class UploadCancelledWithCaller(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in stubs only
+    """Does the same for calls that stream their requests."""
+
+    @override
+    async def intercept_stream_unary(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request_iterator: Any,
+    ) -> Any:
+        """Returns the call when it has ended, well or not."""
+        return await _ended(await continuation(client_call_details, request_iterator))
+
+
+async def _ended(call: Any) -> Any:
+    with suppress(grpc.aio.AioRpcError):  # the caller finds it in the call
+        await call
+    return call
 
 
 def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> grpc.aio.Channel:
@@ -76,5 +94,6 @@ def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> 
     ]
     if retries:
         options.append(("grpc.service_config", _SERVICE_CONFIG))
-    interceptors = [*aio_client_interceptors(), CancelledWithCaller()] if traced else None
+    traces = [*aio_client_interceptors(), CancelledWithCaller(), UploadCancelledWithCaller()]
+    interceptors = traces if traced else None
     return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)

@@ -1,0 +1,59 @@
+"""Handlers of a test's own, behind the mesh's own server and in front of its own channel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+
+from libs.rpc.channel import open_channel
+from tests.support.edge import serving
+
+SERVICE = "headrace.test.v1.TestService"
+
+
+class Calls:
+    """The four kinds of call, on the method of that kind's name."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        self.unary_unary, self.unary_stream, self.stream_unary, self.stream_stream = (
+            getattr(channel, kind)(
+                f"/{SERVICE}/{kind}",
+                request_serializer=StringValue.SerializeToString,
+                response_deserializer=StringValue.FromString,
+            )
+            for kind in kinds
+        )
+
+
+@asynccontextmanager
+async def handled_by(
+    traced: bool = False, /, **handlers: Callable[[Any, Any], Any]
+) -> AsyncIterator[Calls]:
+    """Serves handlers, each named after its kind of call."""
+
+    def register(server: grpc.aio.Server) -> None:
+        methods = {
+            kind: getattr(grpc, f"{kind}_rpc_method_handler")(
+                handler,
+                request_deserializer=StringValue.FromString,
+                response_serializer=StringValue.SerializeToString,
+            )
+            for kind, handler in handlers.items()
+        }
+        generic = grpc.method_handlers_generic_handler(SERVICE, methods)
+        server.add_generic_rpc_handlers((generic,))
+
+    async with (
+        serving(register) as address,
+        open_channel(address, traced=traced, retries=False) as channel,
+    ):
+        yield Calls(channel)
+
+
+def value(text: str) -> StringValue:
+    return StringValue(value=text)
