@@ -16,8 +16,8 @@ from services.cli.ports import address, replicas
 
 _BIN = Path(sys.executable).parent
 DRAIN_SECONDS = 5
-# With its event engine off gRPC wakes fewer threads for each message, which is what tokens cost. The
-# switch is undocumented, so it is used with the version only that it was tried with.
+# With its event engine off gRPC wakes fewer threads for each message, which is what tokens cost.
+# The switch is undocumented: it is used with the version only that it was tried with.
 _HOT_PATH = frozenset({"inference"})
 _GRPC_TRIED = "1.85.1"
 _GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
@@ -175,6 +175,8 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
             environment["HEADRACE_NATS_MONITORING_URL"] = f"http://{address(ports, 'nats.monitor')}"
         else:
             environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _target(ports, peer)
+    if service in _HOT_PATH and importlib.metadata.version("grpcio") == _GRPC_TRIED:
+        environment["GRPC_EXPERIMENTS"] = _GRPC_EXPERIMENTS
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"
         environment |= {
