@@ -82,11 +82,8 @@ class Failover:
             if run.delivered.token_count > progress:  # it came further: the time starts anew
                 progress = run.delivered.token_count
                 give_up_seconds = self._clock.monotonic_seconds() + FAILOVER_WAIT_SECONDS
+                _count_resume(run)
             await self._next_choice(run, failures, give_up_seconds, failure)
-            if run.delivered.token_count:
-                run.resumed_count += 1
-                run.recomputed_tokens += run.delivered.token_count
-                metrics.RESUMED_STREAMS.labels(run.choice.model).inc()
 
     async def _attempt(self, run: Run, relay: Sink, failed: Collection[str]) -> Ending:
         def begin(lane: Lane) -> None:
@@ -161,6 +158,13 @@ class Failover:
                 await self._clock.sleep(FAILOVER_POLL_SECONDS * min(tried))
             return
         raise failure.told.error(failures) from failure
+
+
+def _count_resume(run: Run) -> None:
+    if run.delivered.token_count:
+        run.resumed_count += 1
+        run.recomputed_tokens += run.delivered.token_count
+        metrics.RESUMED_STREAMS.labels(run.choice.model).inc()
 
 
 def _span(backend: Backend, delivered: Delivered) -> AbstractContextManager[trace.Span]:
