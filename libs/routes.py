@@ -16,8 +16,8 @@ from libs.errors import InvalidArgument, NotFound, Unavailable
 Kind: TypeAlias = "ModelKind.ValueType"
 
 NOT_READY_RETRY_SECONDS = 1.0
-# Both travel in trailers, of which gRPC takes 8 KiB.
-MAX_MODELS_TOLD = 50
+# Both travel in trailers, which libs.rpc.status would cut anywhere.
+MAX_MODELS_TOLD = 30
 MAX_NAME_TOLD_LENGTH = 130
 
 _KIND_NAMES = {

@@ -189,8 +189,9 @@ def _as_headrace_error(raised: Exception) -> HeadraceError:
 
 
 async def _abort(context: Any, error: HeadraceError) -> NoReturn:
-    details = to_status(error).SerializeToString()
-    await context.abort(grpc_code(error), error.message, ((DETAILS_KEY, details),))
+    status = to_status(error)
+    details = status.SerializeToString()
+    await context.abort(grpc_code(error), status.message, ((DETAILS_KEY, details),))
     raise AssertionError("abort raises")
 
 

@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from headrace.common.v1 import error_reason_pb2
 
 from libs.errors import BY_CODE, DOMAIN, HeadraceError, Internal
 
 DETAILS_KEY = "grpc-status-details-bin"
-_PREFIX = "ERROR_REASON_"
+# Together, in base64 and percent-encoded, they stay within the 8 KiB that gRPC takes of trailers.
+MAX_MESSAGE_BYTES = 384
+MAX_TEXT_BYTES = 256
+MAX_METADATA_BYTES = 2048
+MAX_VIOLATIONS_BYTES = 1024
+UNREACHABLE_RETRY_SECONDS = 1.0
+
+_log = structlog.get_logger()
 
 
 def to_status(error: HeadraceError) -> status_pb2.Status:
-    """Returns the status of an error, with `ErrorInfo` and what else the error knows."""
-    error_reason_pb2.ErrorReason.Value(_PREFIX + error.reason)  # only reasons the proto knows
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    ]
+    """Returns the status of an error, with `ErrorInfo` and what else the error knows.
+
+    What is too long for trailers is cut: beyond 8 KiB gRPC would send another error in its place.
+    """
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=DOMAIN, metadata=_cut_metadata(error.metadata)
+    )
+    details: list[Message] = [info]
     if error.field_violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
-                    for field, text in error.field_violations
-                ]
-            )
-        )
+        details.append(_bad_request(error.field_violations))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.resource:
+        name = cut(error.resource, MAX_TEXT_BYTES)
         details.append(
-            error_details_pb2.ResourceInfo(
-                resource_type=error.resource.partition("/")[0], resource_name=error.resource
-            )
+            error_details_pb2.ResourceInfo(resource_type=name.partition("/")[0], resource_name=name)
         )
     return status_pb2.Status(
         code=code_pb2.Code.Value(error.code),
-        message=error.message,
+        message=cut(error.message, MAX_MESSAGE_BYTES),
         details=[_packed(detail) for detail in details],
     )
 
@@ -56,16 +58,24 @@ def grpc_code(error: HeadraceError) -> grpc.StatusCode:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
-    """Returns the error that the callee raised; one without details gets a reason of ours."""
-    kind = BY_CODE.get(error.code().name, Internal)
-    message = error.details() or error.code().name
+    """Returns the error that the callee raised.
+
+    One without our details comes from gRPC itself or from somebody who is no service of ours: its
+    text, which may hold addresses and worse, is logged and not passed on.
+    """
+    code = error.code().name
     trailers: Iterable[Any] = error.trailing_metadata() or ()
     for key, value in trailers:
         if key == DETAILS_KEY and isinstance(value, bytes):
-            found = _from_details(kind, message, value)
+            found = _from_details(BY_CODE.get(code, Internal), error.details() or code, value)
             if found is not None:
                 return found
-    return kind(message, reason=_REASON_WITHOUT_DETAILS.get(error.code().name, "INTERNAL"))
+    _log.warning("call failed without details", code=code, details=error.details())
+    if code not in _WITHOUT_DETAILS:
+        return Internal("a callee failed and did not say how", reason="INTERNAL")
+    reason, message = _WITHOUT_DETAILS[code]
+    retry = UNREACHABLE_RETRY_SECONDS if code == "UNAVAILABLE" else None
+    return BY_CODE[code](message, reason=reason, retry_after_seconds=retry)
 
 
 @contextmanager
@@ -77,13 +87,45 @@ def headrace_errors() -> Iterator[None]:
         raise from_rpc_error(error) from error
 
 
-_REASON_WITHOUT_DETAILS = {
-    "UNAVAILABLE": "DEPENDENCY_UNAVAILABLE",
-    "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
-    "CANCELLED": "CANCELLED",
-    "RESOURCE_EXHAUSTED": "QUEUE_FULL",
-    "UNAUTHENTICATED": "TOKEN_INVALID",
+# What gRPC says by itself.
+_WITHOUT_DETAILS = {
+    "UNAVAILABLE": ("DEPENDENCY_UNAVAILABLE", "a dependency cannot be reached"),
+    "DEADLINE_EXCEEDED": ("DEADLINE_EXCEEDED", "the deadline passed before a callee answered"),
+    "CANCELLED": ("CANCELLED", "the call was cancelled"),
+    "RESOURCE_EXHAUSTED": ("QUEUE_FULL", "a limit of a callee is reached"),
+    "UNAUTHENTICATED": ("TOKEN_INVALID", "a callee takes no such token"),
 }
+
+
+def cut(text: str, limit_bytes: int) -> str:
+    """Returns the text, or its begin and an ellipsis if in UTF-8 it is longer than the limit."""
+    data = text.encode()
+    if len(data) <= limit_bytes:
+        return text
+    return data[: limit_bytes - len("…".encode())].decode(errors="ignore") + "…"
+
+
+def _cut_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Cuts the longest values first, if there is too much of them."""
+    left = MAX_METADATA_BYTES
+    kept = {}
+    for key, text in sorted(metadata.items(), key=lambda item: len(item[1])):
+        kept[key] = cut(text, max(left, len("…".encode())))
+        left -= len(kept[key].encode())
+    return kept
+
+
+def _bad_request(violations: Sequence[tuple[str, str]]) -> error_details_pb2.BadRequest:
+    """Returns the first violations, as many as there is space for, but one at least."""
+    told = error_details_pb2.BadRequest()
+    for field, description in violations:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=cut(field, MAX_TEXT_BYTES), description=cut(description, MAX_TEXT_BYTES)
+        )
+        if told.ByteSize() + violation.ByteSize() > MAX_VIOLATIONS_BYTES:
+            break
+        told.field_violations.append(violation)
+    return told
 
 
 def _packed(detail: Message) -> any_pb2.Any:
