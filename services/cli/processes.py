@@ -21,8 +21,9 @@ DRAIN_SECONDS = 5
 _HOT_PATH = frozenset({"inference"})
 _GRPC_TRIED = "1.85.1"
 _GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
-# What the user may set for all services; what differs between them is ours to set.
-_USER_SETTINGS = ("HEADRACE_LOG_LEVEL", "HEADRACE_TRACE_SAMPLE_PERCENT")
+# What the user sets goes to all services, but what differs between them: that is ours to set.
+_USER_SETTING_PREFIXES = ("HEADRACE_", "OTEL_")
+_NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has a database of its own
 _SYSTEM_SETTINGS = ("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE")
 _PEERS: Mapping[str, Sequence[str]] = {
     "registry": (),
@@ -188,7 +189,7 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         name=name,
         group="services",
         argv=[sys.executable, "-m", f"services.{service}"],
-        environment=environment | _user_environment(),
+        environment=_user_environment() | environment,
         health=address(ports, f"{name}.grpc"),
         port=ports[f"{name}.grpc"],
     )
@@ -198,5 +199,5 @@ def _user_environment() -> dict[str, str]:
     return {
         key: value
         for key, value in os.environ.items()
-        if key in _USER_SETTINGS or key.startswith("OTEL_")
+        if key.startswith(_USER_SETTING_PREFIXES) and key not in _NOT_FOR_ALL
     }
