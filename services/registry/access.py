@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from libs.rpc.identity import ADMIN, SCOPES_KEY, TENANT_KEY, USER_KEY, Context, identity_of
+from libs.rpc.identity import (
+    ADMIN,
+    SCOPES_KEY,
+    TENANT_KEY,
+    USER_KEY,
+    Context,
+    Identity,
+    identity_of,
+)
 
 _EDGE_KEYS = {TENANT_KEY, USER_KEY, SCOPES_KEY}
+
+
+def require_admin(context: Context) -> Identity:
+    """Returns the caller if it is an admin.
+
+    Raises:
+        PermissionDenied: it has not the scope `admin`.
+        Unauthenticated: the call names no caller.
+    """
+    caller = identity_of(context)
+    caller.require(ADMIN)
+    return caller
 
 
 def require_admin_or_mesh(context: Context) -> None:
@@ -17,4 +37,4 @@ def require_admin_or_mesh(context: Context) -> None:
         Unauthenticated: it names its caller in part only.
     """
     if any(key in _EDGE_KEYS for key, _ in context.invocation_metadata() or ()):
-        identity_of(context).require(ADMIN)
+        require_admin(context)

@@ -11,6 +11,7 @@ from headrace.registry.v1 import registry_pb2
 from libs.errors import Unavailable
 from libs.rpc.latest import Latest
 from services.registry.domain import Snapshot
+from services.registry.metrics import DEPLOYMENTS_REVISION, WATCHES_OPEN
 from services.registry.store import RegistryStore
 from services.registry.wire import snapshot_to_proto
 
@@ -52,7 +53,9 @@ class DeploymentFeed:
         async with self._refreshing:  # in turn, so that no older state follows a newer one
             known = self._latest.value
             if known is None or await self._store.revision() != known.revision:
-                self._latest.publish(await self._store.deployments_snapshot())
+                newest = await self._store.deployments_snapshot()
+                DEPLOYMENTS_REVISION.set(newest.revision)
+                self._latest.publish(newest)
 
     async def watch(self, pool: str) -> AsyncIterator[registry_pb2.WatchDeploymentsResponse]:
         """Yields the deployments of a pool at once, and again when one of them changed.
@@ -62,11 +65,12 @@ class DeploymentFeed:
         """
         await self._try_refresh()
         sent = None
-        async for snapshot in self._latest.follow():
-            deployments = snapshot.of_pool(pool)
-            if deployments != sent:
-                sent = deployments
-                yield snapshot_to_proto(snapshot, pool)
+        with WATCHES_OPEN.track_inprogress():
+            async for snapshot in self._latest.follow():
+                deployments = snapshot.of_pool(pool)
+                if deployments != sent:
+                    sent = deployments
+                    yield snapshot_to_proto(snapshot, pool)
 
     def close(self) -> None:
         """Ends all watches."""

@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
 
+import structlog
 from headrace.registry.v1 import registry_pb2 as pb
 from headrace.registry.v1 import registry_pb2_grpc
 from typing_extensions import override
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, NotFound
-from libs.rpc.identity import ADMIN, Context, identity_of
+from libs.rpc.identity import Context, Identity
 from libs.rpc.names import parse_name, parse_version_name
 from libs.rpc.paging import PageRequest
-from services.registry.access import require_admin_or_mesh
+from services.registry.access import require_admin, require_admin_or_mesh
 from services.registry.artifacts import CHUNK_BYTES, ArtifactStore
 from services.registry.domain import (
     Deployment,
@@ -28,6 +29,7 @@ from services.registry.domain import (
 )
 from services.registry.feed import DeploymentFeed
 from services.registry.manifest import manifest_of_artifact
+from services.registry.metrics import ARTIFACT_BYTES
 from services.registry.store import RegistryStore
 from services.registry.upload import Upload, UploadLimits, UploadSlots
 from services.registry.wire import (
@@ -37,6 +39,8 @@ from services.registry.wire import (
     model_to_proto,
     version_to_proto,
 )
+
+_log = structlog.get_logger()
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
@@ -62,13 +66,14 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Context
     ) -> pb.CreateModelResponse:
-        identity_of(context).require(ADMIN)
+        caller = require_admin(context)
         model = new_model(
             name=request.model.name,
             description=request.model.description,
             now=self._clock.now(),
         )
         await self._store.insert_model(model)
+        _changed("model created", caller, name=model.name)
         return pb.CreateModelResponse(model=model_to_proto(model))
 
     @override
@@ -91,13 +96,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def UploadArtifact(
         self, request_iterator: AsyncIterator[pb.UploadArtifactRequest], context: Context
     ) -> pb.UploadArtifactResponse:
-        identity_of(context).require(ADMIN)
+        caller = require_admin(context)
         with self._slots.slot():
             upload = Upload(aiter(request_iterator), limits=self._limits)
             metadata = await upload.announced()
             await self._artifacts.put(
                 metadata.digest, size_bytes=metadata.size_bytes, chunks=upload.chunks()
             )
+        ARTIFACT_BYTES.inc(metadata.size_bytes)
+        _changed("artifact kept", caller, digest=metadata.digest, size_bytes=metadata.size_bytes)
         return pb.UploadArtifactResponse(digest=metadata.digest, size_bytes=metadata.size_bytes)
 
     @override
@@ -117,7 +124,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def CreateModelVersion(
         self, request: pb.CreateModelVersionRequest, context: Context
     ) -> pb.CreateModelVersionResponse:
-        identity_of(context).require(ADMIN)
+        caller = require_admin(context)
         asked = request.model_version
         model, version = parse_version_name(asked.name, field="model_version.name")
         digest = check_digest(asked.artifact_digest, field="model_version.artifact_digest")
@@ -134,6 +141,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             provider=manifest.provider,
         )
         await self._store.insert_version(created)
+        _changed("version created", caller, name=created.name, artifact_digest=digest)
         return pb.CreateModelVersionResponse(model_version=version_to_proto(created))
 
     @override
@@ -161,7 +169,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def CreateDeployment(
         self, request: pb.CreateDeploymentRequest, context: Context
     ) -> pb.CreateDeploymentResponse:
-        identity_of(context).require(ADMIN)
+        caller = require_admin(context)
         asked = request.deployment
         model, version = parse_version_name(asked.model_version, field="deployment.model_version")
         name = parse_name(asked.name, "deployments", field="deployment.name")
@@ -176,6 +184,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             )
         deployment = Deployment(name, found, pool, self._clock.now())
         await self._store.insert_deployment(deployment)
+        _changed("deployment created", caller, name=deployment.name, model_version=found.name)
         self._feed.changed()
         return pb.CreateDeploymentResponse(deployment=deployment_to_proto(deployment))
 
@@ -201,8 +210,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def DeleteDeployment(
         self, request: pb.DeleteDeploymentRequest, context: Context
     ) -> pb.DeleteDeploymentResponse:
-        identity_of(context).require(ADMIN)
+        caller = require_admin(context)
         await self._store.delete_deployment(parse_name(request.name, "deployments"))
+        _changed("deployment deleted", caller, name=request.name)
         self._feed.changed()
         return pb.DeleteDeploymentResponse()
 
@@ -221,5 +231,16 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         deployment = parse_name(request.deployment, "deployments", field="deployment")
         backend = check_backend(backend_from_proto(request.backend))
         if await self._store.put_backend(deployment, backend):
+            _log.info(
+                "backend reported",
+                deployment=request.deployment,
+                backend=backend.id,
+                state=backend.state.value,
+            )
             self._feed.changed()
         return pb.ReportBackendResponse()
+
+
+def _changed(what: str, caller: Identity, **fields: object) -> None:
+    """Logs who changed what: the record that outlives the record."""
+    _log.info(what, tenant=caller.tenant, user=caller.user, **fields)

@@ -13,6 +13,7 @@ from headrace.registry.v1 import registry_pb2
 from libs.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from services.registry.artifacts import CHUNK_BYTES
 from services.registry.domain import check_digest
+from services.registry.metrics import UPLOADS_REFUSED, UPLOADS_RUNNING
 
 BUSY_RETRY_SECONDS = 1.0
 
@@ -49,6 +50,7 @@ class UploadSlots:
             ResourceExhausted: all are taken.
         """
         if self._taken >= self._limit:
+            UPLOADS_REFUSED.inc()
             raise ResourceExhausted(
                 f"{self._limit} uploads run already",
                 reason="QUEUE_FULL",
@@ -57,7 +59,8 @@ class UploadSlots:
             )
         self._taken += 1
         try:
-            yield
+            with UPLOADS_RUNNING.track_inprogress():
+                yield
         finally:
             self._taken -= 1
 

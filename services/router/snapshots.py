@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from headrace.registry.v1 import registry_pb2
 from headrace.router.v1 import router_pb2
+from prometheus_client import Gauge
 
 from libs.errors import Unavailable
 from libs.routes import NOT_READY_RETRY_SECONDS, RouteTable
 from libs.rpc.latest import Latest
 from services.router.domain import routes_of
+
+_REVISION = Gauge("headrace_router_snapshot_revision", "The newest snapshot of routes.")
+_TARGETS = Gauge("headrace_router_targets_count", "Deployments that are routed to.", ["state"])
 
 
 class RouteSnapshots:
@@ -43,6 +47,9 @@ class RouteSnapshots:
             return
         revision = 1 if known is None else known.revision + 1
         snapshot = router_pb2.WatchRoutesResponse(revision=revision, routes=routes)
+        _REVISION.set(revision)
+        _TARGETS.labels("ready").set(_count(routes, ready=True))
+        _TARGETS.labels("not_ready").set(_count(routes, ready=False))
         self._table = RouteTable.of(snapshot)
         self._latest.publish(snapshot)
 
@@ -53,3 +60,7 @@ class RouteSnapshots:
     def close(self) -> None:
         """Ends all watches."""
         self._latest.close()
+
+
+def _count(routes: Iterable[router_pb2.ModelRoute], *, ready: bool) -> int:
+    return sum(bool(target.backends) is ready for route in routes for target in route.targets)
