@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -212,8 +212,8 @@ async def test_embeddings_know_what_is_alike(mesh: RunningMesh, channel: grpc.ai
 
     mill, corn, phone = (embedding.values for embedding in answer.embeddings)
 
-    def likeness(one, other):
-        return sum(a * b for a, b in zip(one, other, strict=True))
+    def likeness(one: Sequence[float], other: Sequence[float]) -> float:
+        return float(sum(a * b for a, b in zip(one, other, strict=True)))
 
     assert likeness(mill, corn) > 0.5 > likeness(mill, phone)
 
