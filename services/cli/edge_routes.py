@@ -51,6 +51,17 @@ _REFLECTION = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
+# Of the Open Inference Protocol, which Triton's clients speak; their protos come with those.
+OPEN_INFERENCE = "inference.GRPCInferenceService"
+OPEN_INFERENCE_METHODS = (
+    "ModelInfer",
+    "ModelStreamInfer",
+    "ModelReady",
+    "ModelMetadata",
+    "ModelConfig",
+    "ServerMetadata",
+)
+OPEN_INFERENCE_HEALTH = (f"/{OPEN_INFERENCE}/ServerLive", f"/{OPEN_INFERENCE}/ServerReady")
 _FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 # These filters are off but where a route turns them on.
 _COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
@@ -72,7 +83,8 @@ def routes() -> list[dict[str, Any]]:
             found.extend(
                 _route(match, cluster, method, **_OPENAI_ERRORS) for match in _http_matches(method)
             )
-    found.extend(_open_route(path, "inference") for path in _HEALTH)
+    found.extend(_open_inference_routes())
+    found.extend(_open_route(path, "inference") for path in (*_HEALTH, *OPEN_INFERENCE_HEALTH))
     found.extend(_open_route(path, "reflection") for path in _REFLECTION)
     found.append(
         {
@@ -133,21 +145,7 @@ def _route(
     action = _action(cluster, seconds)
     if not method.client_streaming:  # to be sent again, an upload would have to be kept in memory
         read = method.name.startswith(_READS) and not streams
-        action["retry_policy"] = {
-            "retry_on": _RETRY_READ if read else _RETRY_UNSENT,
-            "num_retries": 3,
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-            "host_selection_retry_max_attempts": 3,
-            "retry_host_predicate": [
-                {
-                    "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.retry.host"
-                        ".previous_hosts.v3.PreviousHostsPredicate"
-                    },
-                }
-            ],
-        }
+        action["retry_policy"] = _retries(_RETRY_READ if read else _RETRY_UNSENT)
     operation = method.full_name.replace(f".{method.name}", f"/{method.name}")
     return {
         "match": dict(match),
@@ -157,12 +155,43 @@ def _route(
     }
 
 
+def _open_inference_routes() -> Iterator[dict[str, Any]]:
+    for method in OPEN_INFERENCE_METHODS:
+        action = _action("inference", MAX_CALL_SECONDS)
+        if method != "ModelStreamInfer":
+            action["retry_policy"] = _retries(_RETRY_UNSENT)
+        yield {
+            "match": {"path": f"/{OPEN_INFERENCE}/{method}"},
+            "route": action,
+            "decorator": {"operation": f"{OPEN_INFERENCE}/{method}"},
+            "typed_per_filter_config": dict(_COUNTED),
+        }
+
+
 def _open_route(path: str, cluster: str) -> dict[str, Any]:
     """Returns the route of a call without token, which therefore has no identity to carry."""
     return {
         "match": {"path": path},
         "route": _action(cluster, MAX_WATCH_SECONDS),
         "request_headers_to_remove": [TENANT_KEY, USER_KEY, SCOPES_KEY],
+    }
+
+
+def _retries(retry_on: str) -> dict[str, Any]:
+    return {
+        "retry_on": retry_on,
+        "num_retries": 3,
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        "host_selection_retry_max_attempts": 3,
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.retry.host"
+                    ".previous_hosts.v3.PreviousHostsPredicate"
+                },
+            }
+        ],
     }
 
 

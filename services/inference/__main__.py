@@ -20,6 +20,8 @@ from services.inference.config import Settings
 from services.inference.embedding import Embedder
 from services.inference.generation import Generator
 from services.inference.hedge import HedgeLimits
+from services.inference.open_inference import OpenInference
+from services.inference.open_inference_servicer import OpenInferenceServicer, handlers
 from services.inference.openai import ChatCompletionServicer, ModelServicer
 from services.inference.record import Recorder
 from services.inference.servicer import InferenceServicer
@@ -52,9 +54,12 @@ async def main() -> None:
         )
         generator = Generator(backends=backends, recorder=recorder, hedge=hedge, clock=clock)
         embedder = Embedder(backends=backends)
+        tensors = OpenInference(
+            backends=backends, recorder=recorder, admission=generator.admission, clock=clock
+        )
 
         def take_routes(routes: RouteTable) -> None:
-            generator.routes = embedder.routes = routes
+            generator.routes = embedder.routes = tensors.routes = routes
             backends.retain(routes.backends())
 
         def take_prices(prices: PriceBook) -> None:
@@ -77,6 +82,7 @@ async def main() -> None:
             ChatCompletionServicer(generator=generator, clock=clock), server
         )
         openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(generator), server)
+        server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
 
         await running.serve(ready=False)
         await recorder.drain()

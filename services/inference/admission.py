@@ -19,11 +19,14 @@ from prometheus_client import Gauge
 
 from libs.clock import Clock
 from libs.errors import ResourceExhausted
+from libs.routes import Choice
 
 _WAITING = Gauge(
     "headrace_inference_waiting_requests_count", "Requests in the queue.", ["deployment"]
 )
 
+# Of a backend whose version does not say.
+DEFAULT_CONCURRENT_REQUESTS = 256
 # So many requests wait for each place at most.
 MAX_WAITING_PER_PLACE = 16
 # The weight of the newest service time in the average.
@@ -143,3 +146,9 @@ class Admission:
         if found is None:
             found = self._queues[deployment] = Queue(deployment, self._clock)
         return found
+
+
+def places_of(choice: Choice) -> int:
+    """Returns how many requests the backends of a deployment work on at once."""
+    each = choice.target.schema.max_concurrent_requests or DEFAULT_CONCURRENT_REQUESTS
+    return each * len(choice.target.backends)

@@ -12,6 +12,7 @@ from libs.errors import InvalidArgument, Unavailable
 from libs.routes import EMPTY, Choice, RouteTable
 from services.inference.backends import Backends
 from services.inference.domain import MAX_TEXTS, BackendFailedError
+from services.inference.open_inference_wire import encode_varint
 
 # Triton takes no larger batch of the model than this.
 BATCH_TEXTS = 64
@@ -72,15 +73,6 @@ class Embedder:
 
 def _embedding(values: bytes, token_count: int) -> inference_pb2.Embedding:
     # Protobuf's packed floats are the same little-endian float32 Triton sent: nothing to decode.
-    embedding = inference_pb2.Embedding.FromString(b"\x0a" + _varint(len(values)) + values)
+    embedding = inference_pb2.Embedding.FromString(b"\x0a" + encode_varint(len(values)) + values)
     embedding.token_count = token_count
     return embedding
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:  # noqa: PLR2004  # seven bits a byte
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

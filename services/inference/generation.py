@@ -9,11 +9,11 @@ from headrace.common.v1 import model_pb2
 from headrace.inference.v1 import inference_pb2
 
 from libs.clock import Clock
-from libs.routes import EMPTY, Choice, RouteTable
+from libs.routes import EMPTY, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
-from services.inference.admission import Admission
+from services.inference.admission import Admission, places_of
 from services.inference.backends import Backends
 from services.inference.domain import ChatCall, Ending, Piece
 from services.inference.failover import Failover, Run
@@ -22,9 +22,6 @@ from services.inference.record import Outcome, Recorder
 from services.inference.relay import Behind, Relay
 
 Deliver = Callable[[Piece], Awaitable[None]]
-
-# Of a backend whose version does not say.
-DEFAULT_CONCURRENT_REQUESTS = 256
 
 
 class Generator:
@@ -36,7 +33,7 @@ class Generator:
         self._recorder = recorder
         self._clock = clock
         self.routes: RouteTable = EMPTY
-        self._admission = Admission(clock)
+        self.admission = Admission(clock)
         self._failover = Failover(
             backends=backends, routes=lambda: self.routes, hedge=hedge, clock=clock
         )
@@ -60,8 +57,8 @@ class Generator:
         )
         with metrics.LIVE_STREAMS.track_inprogress():
             try:
-                async with self._admission.queue(choice.target.deployment).place(
-                    places=_places(choice),
+                async with self.admission.queue(choice.target.deployment).place(
+                    places=places_of(choice),
                     deadline_seconds=call.deadline_seconds,
                     priority=call.priority,
                 ):
@@ -103,12 +100,6 @@ class Generator:
             finish_reason=ending.finish_reason,
             error=error,
         )
-
-
-def _places(choice: Choice) -> int:
-    """Returns how many requests the backends of a deployment work on at once."""
-    each = choice.target.schema.max_concurrent_requests or DEFAULT_CONCURRENT_REQUESTS
-    return each * len(choice.target.backends)
 
 
 def _usage(run: Run) -> model_pb2.TokenUsage:

@@ -30,7 +30,7 @@ class Outcome:
     identity: Identity
     choice: Choice
     usage: model_pb2.TokenUsage
-    inputs: tuple[str, ...]
+    inputs: tuple[str | bytes, ...]
     started_seconds: float
     first_seconds: float | None = None
     finish_reason: str = ""

@@ -32,11 +32,16 @@ _FIELD_OF_REASON = {"PROMPT_TOO_LONG": "messages"}
 
 
 class Triton:
-    """One Triton, over one channel."""
+    """One Triton, over one channel.
+
+    Attributes:
+        channel: for what is passed through as it is.
+        stall_limits: how long it may be silent.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, *, stall: StallLimits) -> None:
-        self._channel = channel
-        self._stall_limits = stall
+        self.channel = channel
+        self.stall_limits = stall
         self._stream = channel.unary_stream(
             _STREAM,
             request_serializer=None,  # bytes as they are
@@ -64,8 +69,8 @@ class Triton:
             HeadraceError: the model refuses the request.
         """
         request = _chat_request(backend_model, call, max_tokens=max_tokens, delivered=delivered)
-        with StallGuard(self._stall_limits) as guard:
-            stream = self._stream(request, metadata=_trace_metadata())
+        with StallGuard(self.stall_limits) as guard:
+            stream = self._stream(request, metadata=trace_metadata())
             try:
                 while message := cast(bytes, await stream.read()):  # EOF is falsy
                     piece = _piece(message)
@@ -99,11 +104,11 @@ class Triton:
         try:
             response = await self._infer(
                 request,
-                metadata=_trace_metadata(),
-                timeout=self._stall_limits.first_token_seconds,
+                metadata=trace_metadata(),
+                timeout=self.stall_limits.first_token_seconds,
             )
         except grpc.aio.AioRpcError as error:
-            raise _error(error.details() or "") from error
+            raise error_of(error.details() or "") from error
         outputs = _outputs(response)
         vectors, counts = outputs["embedding"], outputs["token_count"]
         size = len(vectors) // len(texts)
@@ -114,7 +119,7 @@ class Triton:
 
     async def close(self) -> None:
         """Closes the channel."""
-        await self._channel.close(None)
+        await self.channel.close(None)
 
 
 def _chat_request(
@@ -142,7 +147,7 @@ def _chat_request(
 def _piece(message: bytes) -> Piece:
     response = service_pb2.ModelStreamInferResponse.FromString(message)
     if response.error_message:
-        raise _error(response.error_message)
+        raise error_of(response.error_message)
     outputs = _outputs(response.infer_response)
     if not outputs:  # Triton's own empty final response
         return Piece("")
@@ -164,7 +169,7 @@ def _outputs(response: Any) -> Mapping[str, bytes]:
     }
 
 
-def _error(message: str) -> HeadraceError | BackendFailedError:
+def error_of(message: str) -> HeadraceError | BackendFailedError:
     """Reads an error of Triton's: models give JSON, all else is the backend's fault."""
     start = message.find("{")
     try:
@@ -190,7 +195,8 @@ def _bytes_element(value: bytes) -> bytes:
     return _LENGTH.pack(len(value)) + value
 
 
-def _trace_metadata() -> tuple[tuple[str, str], ...]:
+def trace_metadata() -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that carries the trace on."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return tuple(carrier.items())
