@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from libs.clock import Clock
-from libs.errors import FailedPrecondition, ResourceExhausted
+from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from services.inference import metrics
 from services.inference.api_keys import ApiKeys
 from services.inference.domain import (
@@ -91,6 +91,10 @@ class Provider:
             BackendFailedError: the provider failed, or is set up wrongly.
             HeadraceError: the provider refuses the request.
         """
+        if call.resume_from:
+            raise InvalidArgument.of_field(
+                "resume_from", "a provider does not tell tokens, so that none can be counted off"
+            )
         if self._running >= MAX_CONNECTIONS:
             raise ResourceExhausted(
                 "too many requests run at the provider",

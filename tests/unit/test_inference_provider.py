@@ -327,6 +327,14 @@ async def test_a_slow_reader_is_not_taken_for_a_stall(tmp_path, monkeypatch):
         assert text == TEXT
 
 
+async def test_an_answer_that_broke_off_is_not_continued_by_guessing(tmp_path):
+    """Where the reader's tokens end cannot be told from chunks; the provider is not asked."""
+    async with mock_provider() as mock, client_of(mock, tmp_path) as client:
+        with pytest.raises(InvalidArgument, match="resume_from"):
+            await ask(client, call=replace(CALL, resume_from=2))
+    assert not mock.requests
+
+
 async def test_more_requests_than_the_limit_are_refused(tmp_path, monkeypatch):
     """Connections are bounded; what does not fit is told at once."""
     monkeypatch.setattr(provider_module, "MAX_CONNECTIONS", 2)

@@ -1,0 +1,106 @@
+"""The deadline of each token, alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from services.inference.domain import BackendFailedError
+from services.inference.stall import StallGuard, StallLimits
+
+LIMITS = StallLimits(first_token_seconds=0.6, between_tokens_seconds=0.2)
+
+
+async def seconds_until_stall(steps: Callable[[StallGuard], Awaitable[None]]) -> float:
+    async def guarded() -> None:
+        with StallGuard(LIMITS) as guard:
+            await steps(guard)
+            await asyncio.sleep(5)
+
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    with pytest.raises(BackendFailedError):
+        await guarded()
+    return loop.time() - started
+
+
+@pytest.mark.parametrize(
+    ("tokens_at", "expected"),
+    [((), 0.6), ((0.01,), 0.21), ((0.5,), 0.7), ((0.1, 0.2, 0.3, 0.4), 0.6)],
+)
+async def test_a_silence_ends_when_its_own_limit_is_reached(tokens_at, expected):
+    """Counted from the last token, though the timer was set before it."""
+
+    async def tokens(guard: StallGuard) -> None:
+        now = 0.0
+        for at in tokens_at:
+            await asyncio.sleep(at - now)
+            guard.progress()
+            now = at
+
+    assert expected - 0.01 <= await seconds_until_stall(tokens) < expected + 0.3
+
+
+async def test_tokens_in_time_are_let_through():
+    """Many tokens, far longer in all than the limits, and the task is not left cancelled."""
+    with StallGuard(LIMITS) as guard:
+        for _ in range(10):
+            await asyncio.sleep(0.08)
+            guard.progress()
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    await asyncio.sleep(0.3)
+
+
+async def test_a_thousand_tokens_set_few_timers(monkeypatch):
+    """That is what it is for: a token costs a look at the clock."""
+    loop, timers = asyncio.get_running_loop(), []
+    call_at = loop.call_at
+
+    def counted(*args: Any) -> asyncio.TimerHandle:
+        timers.append(args)
+        return call_at(*args)
+
+    monkeypatch.setattr(loop, "call_at", counted)
+    with StallGuard(LIMITS) as guard:
+        for _ in range(1000):
+            guard.progress()
+    assert len(timers) == 2
+
+
+async def test_while_the_reader_is_waited_for_nothing_is_late():
+    """Afterwards the time begins anew."""
+
+    async def wait_for_reader(guard: StallGuard) -> None:
+        guard.progress()
+        guard.wait()
+        await asyncio.sleep(0.9)
+        guard.progress()
+
+    assert 1.09 < await seconds_until_stall(wait_for_reader) < 1.4
+
+
+async def test_a_cancellation_from_outside_stays_one():
+    """Also where it comes together with the stall."""
+
+    async def work() -> None:
+        with StallGuard(LIMITS):
+            await asyncio.sleep(5)
+
+    for wait in (0.05, LIMITS.first_token_seconds):
+        task = asyncio.create_task(work())
+        await asyncio.sleep(wait)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, BackendFailedError)):
+            await task
+        assert task.cancelled() or wait == LIMITS.first_token_seconds
+
+
+async def test_an_error_of_the_backend_stays_what_it_is():
+    """Only silence is a stall."""
+    with pytest.raises(ValueError, match="garbage"), StallGuard(LIMITS):
+        raise ValueError("garbage")
