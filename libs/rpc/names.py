@@ -8,7 +8,8 @@ import semver
 
 from libs.errors import InvalidArgument
 
-_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
+MAX_VERSION_LENGTH = 64  # it becomes part of file names
 
 
 def resource_name(collection: str, identifier: str) -> str:
@@ -42,8 +43,10 @@ def parse_version_name(name: str, *, field: str = "name") -> tuple[str, semver.V
         InvalidArgument: the name is not of that form.
     """
     parent, separator, version = name.partition("/versions/")
-    if not separator or not semver.Version.is_valid(version):
+    if not separator or len(version) > MAX_VERSION_LENGTH or not semver.Version.is_valid(version):
         raise InvalidArgument.of_field(
-            field, "must be models/MODEL/versions/VERSION with a semantic version such as 1.0.0"
+            field,
+            "must be models/MODEL/versions/VERSION with a semantic version such as 1.0.0, of at "
+            f"most {MAX_VERSION_LENGTH} characters",
         )
     return parse_name(parent, "models", field=field), semver.Version.parse(version)

@@ -33,15 +33,21 @@ class PageRequest:
         if page_size < 0:
             raise InvalidArgument.of_field("page_size", "must not be negative")
         try:
-            after = base64.urlsafe_b64decode(page_token.encode()).decode()
+            after = base64.b64decode(page_token.encode(), altchars=b"-_", validate=True).decode()
         except (binascii.Error, ValueError) as error:
-            raise InvalidArgument.of_field("page_token", "is not from an answer of ours") from error
+            raise _foreign_token() from error
+        if "\0" in after:  # in no key of ours, and PostgreSQL takes none
+            raise _foreign_token()
         return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), after)
 
     @property
     def limit(self) -> int:
         """How many rows to read: one more than the page has, to know whether there are more."""
         return self.size + 1
+
+
+def _foreign_token() -> InvalidArgument:
+    return InvalidArgument.of_field("page_token", "is not from an answer of ours")
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from libs.rpc.names import parse_name, resource_name, version_name
 DEFAULT_POOL = "default"
 MAX_DESCRIPTION_LENGTH = 4096
 MAX_LINEAGE_LENGTH = 1024
+MAX_ADDRESS_LENGTH = 512
 # What a backend says of itself is cut, not refused: it has no other way to tell its trouble.
 MAX_MESSAGE_LENGTH = 2048
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_POOL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_POOL = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _BACKEND_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
@@ -186,7 +187,7 @@ def new_model(*, name: str, description: str, now: datetime) -> Model:
     Raises:
         InvalidArgument: a field is wrong.
     """
-    _check_length("model.description", description, MAX_DESCRIPTION_LENGTH)
+    _check_text("model.description", description, MAX_DESCRIPTION_LENGTH)
     return Model(parse_name(name, "models", field="model.name"), description, now)
 
 
@@ -197,7 +198,7 @@ def check_lineage(lineage: Lineage) -> Lineage:
         InvalidArgument: a field is too long.
     """
     for field in ("training_run", "dataset", "source_revision"):
-        _check_length(f"model_version.lineage.{field}", getattr(lineage, field), MAX_LINEAGE_LENGTH)
+        _check_text(f"model_version.lineage.{field}", getattr(lineage, field), MAX_LINEAGE_LENGTH)
     return lineage
 
 
@@ -233,7 +234,10 @@ def check_backend(backend: Backend) -> Backend:
         ]
     if wrong:
         raise InvalidArgument.of_fields(wrong)
-    return replace(backend, message=backend.message[:MAX_MESSAGE_LENGTH])
+    for field in ("address", "backend_model", "artifact_digest"):
+        _check_text(f"backend.{field}", getattr(backend, field), MAX_ADDRESS_LENGTH)
+    message = backend.message.replace("\0", "�")[:MAX_MESSAGE_LENGTH]
+    return replace(backend, message=message)
 
 
 def check_report(backend: Backend, deployment: Deployment) -> None:
@@ -288,7 +292,9 @@ def _sortable_number(number: int) -> str:
     return f"{len(str(number)):02}{number}"
 
 
-def _check_length(field: str, value: str, limit: int) -> None:
+def _check_text(field: str, value: str, limit: int) -> None:
+    if "\0" in value:  # PostgreSQL keeps none
+        raise InvalidArgument.of_field(field, "has a NUL character")
     if len(value) > limit:
         raise InvalidArgument.of_field(field, f"has {len(value)} characters, more than {limit}")
 

@@ -18,7 +18,7 @@ MAX_MANIFEST_BYTES = 256 * 1024
 # An artifact is a folder of weights and a few files beside them; more is a mistake.
 MAX_MEMBERS = 10_000
 MAX_URL_LENGTH = 2048
-MAX_PROVIDER_MODEL_LENGTH = 256
+_PROVIDER_MODEL = re.compile(r"[^\x00-\x1f]{1,256}")
 _API_KEY_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _FIELD = "model_version.artifact_digest"
 _MAX_INT32 = 2**31 - 1
@@ -117,7 +117,7 @@ def _provider(values: Mapping[str, Any], kind: Kind) -> Provider | None:
     )
     if not isinstance(base_url, str) or not _is_base_url(base_url):
         raise _refused(f'{MANIFEST_NAME}: "base_url" must be http(s)://HOST/PATH, and no more')
-    if not isinstance(model, str) or not 0 < len(model) <= MAX_PROVIDER_MODEL_LENGTH:
+    if not isinstance(model, str) or not _PROVIDER_MODEL.fullmatch(model):
         raise _refused(f'{MANIFEST_NAME}: "model" must be the name that the provider has')
     if not isinstance(api_key_name, str) or not _API_KEY_NAME.fullmatch(api_key_name):
         raise _refused(f'{MANIFEST_NAME}: "api_key_name" must be a file\'s name, not a key')

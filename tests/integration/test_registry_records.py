@@ -138,6 +138,14 @@ async def test_models_and_deployments_are_listed_by_name_over_all_pages(registry
     assert listed == [f"deployments/{name}" for name in names]
 
 
+@pytest.mark.parametrize("token", ["AA==", "x", "é", "/w=="])
+async def test_a_page_token_that_is_none_of_ours_is_refused(registry, token):
+    """On every database alike."""
+    with pytest.raises(InvalidArgument) as raised, headrace_errors():
+        await registry.stub.ListModels(pb.ListModelsRequest(page_token=token))
+    assert raised.value.field_violations[0][0] == "page_token"
+
+
 async def test_a_version_needs_its_model_and_its_artifact(registry):
     """Nothing can be deployed that is not known by its bytes."""
     missing = "sha256:" + "0" * 64
@@ -161,6 +169,7 @@ async def test_a_version_needs_its_model_and_its_artifact(registry):
         ("models/smollm2/versions/1.0", "sha256:" + "0" * 64, "model_version.name"),
         ("models/smollm2/versions/v1.0.0", "sha256:" + "0" * 64, "model_version.name"),
         ("models/smollm2/versions/" + "9" * 5000 + ".0.0", "", "model_version.name"),
+        ("models/smollm2/versions/1.0.0-" + "a" * 64, "", "model_version.name"),
         ("models/smollm2", "sha256:" + "0" * 64, "model_version.name"),
         ("models/smollm2/versions/1.0.0", "", "model_version.artifact_digest"),
         ("models/smollm2/versions/1.0.0", "1234", "model_version.artifact_digest"),

@@ -166,6 +166,18 @@ def test_a_long_message_is_cut_and_not_refused():
     assert len(kept.message) == MAX_MESSAGE_LENGTH
 
 
+def test_nul_characters_are_refused_or_replaced():
+    """PostgreSQL keeps none: what SQLite would take must not fail elsewhere."""
+    with pytest.raises(InvalidArgument) as raised:
+        new_model(name="models/a", description="a\0b", now=NOW)
+    assert raised.value.field_violations[0][0] == "model.description"
+    with pytest.raises(InvalidArgument):
+        check_lineage(Lineage(dataset="\0"))
+    with pytest.raises(InvalidArgument):
+        check_backend(backend(address="\0"))
+    assert "\0" not in check_backend(backend(message="bad\0bytes")).message
+
+
 def test_a_backend_with_another_artifact_is_never_ready():
     """Nothing is served under a version's name but that version."""
     other = "sha256:" + "b" * 64
