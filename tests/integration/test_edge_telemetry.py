@@ -99,6 +99,7 @@ async def test_a_call_is_one_line_of_log_without_secrets(mesh: ScriptedMesh) -> 
     path = "/v1/chat/completions?secret=1"
     async with mesh.http.post(path, json=body, headers=headers) as response:
         assert response.status == 200
+        await response.read()  # to its end, where the status comes
     line = (await mesh.edge.requests_logged(before + 1))[before]
     expected = {
         "event": "request",
