@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+model_app = typer.Typer(help="Works on models, without a mesh.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 
 Tenant = Annotated[str, typer.Option(help="Who pays.")]
 User = Annotated[str, typer.Option(help="Who calls.")]
@@ -108,7 +112,11 @@ def token(
     """Print a token for calls through the edge."""
     from services.cli.keys import mint_token
 
-    print(mint_token(_layout().home, tenant=tenant, user=user, scopes=scopes, ttl_seconds=ttl))
+    home = _layout().home
+    try:
+        print(mint_token(home, tenant=tenant, user=user, scopes=scopes, ttl_seconds=ttl))
+    except ValueError as error:
+        raise CannotRun(str(error)) from error
 
 
 @app.command()
@@ -121,6 +129,39 @@ def logs(
     from services.cli.logs import print_logs
 
     print_logs(_layout(), process=process, follow=follow, line_count=lines)
+
+
+@model_app.command("tune")
+def model_tune(
+    model: Annotated[str, typer.Argument(help="A bundled model: minilm or smollm2.")],
+    seconds: Annotated[float, typer.Option(help="To measure each point.", min=0.2, max=60)] = 3.0,
+    concurrency: Annotated[str, typer.Option(help="Clients at once.")] = "1,4,16",
+    p95_ms: Annotated[
+        float | None, typer.Option(help="Longest p95, of an answer or a first token.", min=0.1)
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="What to try, such as threads=1,2. Given often; else the usual."),
+    ] = None,
+    limit_seconds: Annotated[float, typer.Option(help="Try nothing new after this.")] = 600.0,
+    write: Annotated[
+        Path | None, typer.Option(help="Make the next version's folder here, as chosen.")
+    ] = None,
+) -> None:
+    """Measure settings of a model on this machine and choose the best."""
+    from services.cli.tune import Options, parse_concurrency, tune
+    from services.cli.tune_settings import parse_axes
+
+    options = Options(
+        seconds=seconds,
+        concurrency=parse_concurrency(concurrency),
+        axes=parse_axes(vary or []),
+        p95_ms=p95_ms,
+        limit_seconds=limit_seconds,
+        write=write,
+    )
+    if tune(_layout(), model, options).chosen is None:
+        raise typer.Exit(1)
 
 
 def main() -> None:

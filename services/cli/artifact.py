@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.cli.layout import CannotRun
+
 ROOT = Path(__file__).parents[2]
 BUNDLED_VERSION = "1.0.0"
 
@@ -29,7 +31,7 @@ _WEIGHTS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-class ArtifactUnavailable(Exception):  # noqa: N818  # says what is the matter
+class ArtifactUnavailable(CannotRun):
     """A bundled model cannot be packed; the message says what to do."""
 
 
@@ -56,7 +58,12 @@ def bundled_models(home: Path, *, root: Path = ROOT) -> Sequence[BundledModel]:
     Raises:
         ArtifactUnavailable: weights are missing.
     """
-    return [_packed(model, home / "cache" / "models", root) for model in sorted(_WEIGHTS)]
+    return [_packed(model, home / "cache" / "models", root) for model in bundled_names()]
+
+
+def bundled_names() -> Sequence[str]:
+    """Returns the names of the bundled models."""
+    return sorted(_WEIGHTS)
 
 
 def model_files(model: str, *, root: Path = ROOT) -> Mapping[str, Path]:

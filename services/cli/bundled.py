@@ -13,7 +13,7 @@ from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 
 from services.cli.artifact import BundledModel, bundled_models
-from services.cli.client import EdgeClient
+from services.cli.client import EdgeClient, describe
 from services.cli.layout import CannotRun, Layout
 
 CHUNK_BYTES = 1024 * 1024
@@ -58,11 +58,14 @@ def deploy_bundled_models(layout: Layout, progress: Progress) -> None:
     models = bundled_models(layout.home)
     with EdgeClient(layout, tenant="headrace", user="operator", scopes="infer admin") as edge:
         deployer = _Deployer(edge, progress)
-        for model in models:
-            deployer.price(model.model)  # first: no request must find the model without
-            deployer.register(model)
-        for model in models:
-            deployer.await_ready(model)
+        try:
+            for model in models:
+                deployer.price(model.model)  # first: no request must find the model without
+                deployer.register(model)
+            for model in models:
+                deployer.await_ready(model)
+        except grpc.RpcError as error:
+            raise CannotRun(describe(error)) from error
 
 
 class _Deployer:

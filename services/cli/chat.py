@@ -58,7 +58,7 @@ class Conversation:
         try:
             answer = stream_answer(self._edge, request, self._console)
         except grpc.RpcError as error:
-            self._console.print(f"[red]{describe(error)}[/]", highlight=False)
+            self._console.print(describe(error), style="red", markup=False, highlight=False)
             return
         said = inference_pb2.Message(role="assistant", content=answer.text)
         self._messages = [*asked, said]

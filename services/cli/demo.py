@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import grpc
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2
 from rich.console import Console
-from rich.table import Table
 
 from services.cli.answer import Answer, dollars, stream_answer
 from services.cli.client import TENANT, USER, EdgeClient, describe
@@ -18,7 +18,7 @@ from services.cli.layout import REPOSITORY, CannotRun, Layout
 MODEL = "smollm2"
 PROMPT = "Why is the sky blue? Answer in three sentences."
 MAX_TOKENS = 160
-LEDGER_TIMEOUT_SECONDS = 10.0
+LEDGER_SECONDS = 10.0
 
 
 def show_demo(layout: Layout, *, prompt: str) -> None:
@@ -35,37 +35,49 @@ def show_demo(layout: Layout, *, prompt: str) -> None:
         max_tokens=MAX_TOKENS,
     )
     with EdgeClient(layout) as edge:
-        console.print(f"\n[bold]{question}[/]\n", highlight=False)
+        _show(console, f"\n{question}\n", style="bold")
         try:
             answer = stream_answer(edge, request, console)
-            booked = cost_pb2_grpc.CostServiceStub(edge.channel).GetRequestCost(
-                cost_pb2.GetRequestCostRequest(request_id=answer.final.request_id),
-                metadata=edge.metadata,
-                timeout=LEDGER_TIMEOUT_SECONDS,
-            )
+            booked = _booked(edge, answer.final.request_id)
         except grpc.RpcError as error:
             raise CannotRun(describe(error)) from error
-        console.print(_facts(answer, booked))
-        console.print("[bold]Try next[/]\n")
+        console.print()
+        for name, value in _facts(answer, booked):
+            _show(console, f"{name:<12} {value}")
+        _show(console, "\nTry next", style="bold")
         for title, text in _next_steps(edge.address):
-            console.print(f"[dim]# {title}[/]", highlight=False)
-            # As it is, unwrapped, to be pasted.
-            console.print(text + "\n", markup=False, highlight=False, soft_wrap=True)
+            _show(console, f"\n# {title}", style="dim")
+            _show(console, text)
 
 
-def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> Table:
+def _show(console: Console, text: str, *, style: str = "") -> None:
+    """Prints text as it is and unwrapped, to be copied."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _booked(edge: EdgeClient, request_id: str) -> cost_pb2.GetRequestCostResponse:
+    """Asks the ledger, which a loaded machine may keep waiting for the event."""
+    stub = cost_pb2_grpc.CostServiceStub(edge.channel)
+    request = cost_pb2.GetRequestCostRequest(request_id=request_id)
+    deadline = time.monotonic() + LEDGER_SECONDS
+    while True:
+        try:
+            return stub.GetRequestCost(request, metadata=edge.metadata, timeout=LEDGER_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND or time.monotonic() > deadline:
+                raise
+
+
+def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> list[tuple[str, str]]:
     final = answer.final
     usage = final.usage
     matches = booked.cost_nano_usd == final.cost_nano_usd
     ledger = "the ledger says the same" if matches else f"LEDGER: {dollars(booked.cost_nano_usd)}"
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
     tokens = (
         f"{usage.prompt_tokens} prompt, {usage.completion_tokens} completion, "
         f"{usage.cached_tokens} cached"
     )
-    for name, value in (
+    return [
         ("version", final.model_version),
         ("artifact", final.artifact_digest),
         ("tokens", tokens),
@@ -75,9 +87,7 @@ def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> Table:
         ("route", f"{final.route.deployment}: {final.route.reason}"),
         ("request id", final.request_id),
         ("trace id", final.trace_id),
-    ):
-        table.add_row(name, value)
-    return table
+    ]
 
 
 def _next_steps(edge_address: str) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from libs.clock import Clock, SystemClock
+from services.cli.layout import CannotRun
 
 ISSUER = "headrace"
 AUDIENCE = "headrace"
@@ -34,7 +35,7 @@ _INPUT_HASH_KEY_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 
 
-class KeyFileError(Exception):
+class KeyFileError(CannotRun):
     """A key cannot be made, read or trusted. The message says which file and what to do."""
 
 

@@ -16,7 +16,7 @@ REPLICA_LIMIT = 64
 
 
 class CannotRun(Exception):  # noqa: N818 - says what is the matter
-    """The mesh cannot do what is asked; the message says why, and what to do."""
+    """What is asked cannot be done; the message tells the user why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)

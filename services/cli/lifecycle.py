@@ -11,7 +11,7 @@ from typing import Protocol
 import psutil
 
 from services.cli import supervision, triton
-from services.cli.layout import Layout
+from services.cli.layout import CannotRun, Layout
 from services.cli.orphans import end_members, mesh_members
 from services.cli.ports import EDGE, keep_ports, port_names, read_ports, replicas
 from services.cli.processes import ProcessSpec, mesh_processes, write_configurations
@@ -56,9 +56,7 @@ def start(layout: Layout, progress: Progress) -> list[ProcessSpec]:
             supervision.start_stopped(layout)
         else:
             stop(layout)
-            ports = keep_ports(layout)
-            write_configurations(layout, ports)
-            processes = mesh_processes(layout, ports)
+            processes = _configured(layout)
             supervision.start(layout, supervision.render(layout, processes))
     progress.starting([process.name for process in processes])
     wait_until_ready(layout, processes, on_ready=progress.ready)
@@ -78,6 +76,15 @@ def stop(layout: Layout) -> Ended:
     for backend in replicas(read_ports(layout), "triton"):
         triton.remove_shared_memory(home=layout.home, backend_id=backend)
     return Ended(process_count=len(members), killed_count=killed_count)
+
+
+def _configured(layout: Layout) -> list[ProcessSpec]:
+    ports = keep_ports(layout)
+    try:
+        write_configurations(layout, ports)
+    except ValueError as error:
+        raise CannotRun(str(error)) from error
+    return mesh_processes(layout, ports)
 
 
 def _running_as_wanted(layout: Layout) -> list[ProcessSpec] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.cli import edge, keys
-from services.cli.layout import REPOSITORY, Layout
+from services.cli.layout import REPOSITORY, CannotRun, Layout
 from services.cli.ports import address, replicas
 
 _BIN = Path(sys.executable).parent
@@ -148,8 +148,18 @@ def _edge_settings(layout: Layout, ports: Mapping[str, int]) -> edge.Edge:
         admin_address=address(ports, "envoy.admin"),
         services={name: _addresses(ports, name) for name in edge.CLUSTERS},
         otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
-        trace_sample_percent=float(os.environ.get("HEADRACE_TRACE_SAMPLE_PERCENT") or 100),
+        trace_sample_percent=_trace_sample_percent(),
     )
+
+
+def _trace_sample_percent() -> float:
+    text = os.environ.get("HEADRACE_TRACE_SAMPLE_PERCENT") or "100"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise CannotRun(
+            f"HEADRACE_TRACE_SAMPLE_PERCENT must be a number, and it is {text!r}"
+        ) from error
 
 
 def _addresses(ports: Mapping[str, int], service: str) -> list[str]:

@@ -50,7 +50,7 @@ class StartProgress:
 
     def note(self, text: str) -> None:
         """The user should know this."""
-        self._console.print(f"[yellow]![/] {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"! {text}", style="yellow", markup=False, soft_wrap=True)
 
     def _show(self) -> None:
         names = ", ".join(f"{name}{text}" for name, text in self._waiting.items())

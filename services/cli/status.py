@@ -42,7 +42,7 @@ def show_status(layout: Layout) -> bool:
                 timeout=CALL_TIMEOUT_SECONDS,
             )
         except grpc.RpcError as error:
-            console.print(f"[red]deployments: {describe(error)}[/]", highlight=False)
+            console.print(f"deployments: {describe(error)}", style="red", markup=False)
             return False
     _show_deployments(listed.deployments, console)
     return all_ready
@@ -100,13 +100,13 @@ def _triton_version(process: ProcessSpec) -> str:
 
 
 def _show_deployments(deployments: Iterable[registry_pb2.Deployment], console: Console) -> None:
-    table = Table("deployment", "model version", "backend", "state", "artifact", box=None)
+    table = Table("deployment", "version", "backend", "state", "artifact", box=None)
     for deployment in deployments:
         for backend in deployment.backends or [model_pb2.Backend(id="(none yet)")]:
             state = model_pb2.BackendState.Name(backend.state).removeprefix("BACKEND_STATE_")
             table.add_row(
                 deployment.name.removeprefix("deployments/"),
-                deployment.model_version,
+                deployment.model_version.removeprefix("models/").replace("/versions/", "@"),
                 backend.id,
                 state.lower(),
                 deployment.artifact_digest[:19],

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from services.cli.layout import CannotRun
 from services.cli.triton_stubs import Stubs
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ stub_guard.end_with_server()
 """
 
 
-class TritonUnavailable(Exception):  # noqa: N818  # says what is the matter
+class TritonUnavailable(CannotRun):
     """Triton cannot be started here; the message says what to do."""
 
 
