@@ -17,6 +17,7 @@ from libs.telemetry.hashing import InputHasher
 from services.inference.api_keys import ApiKeys
 from services.inference.backends import Backends
 from services.inference.config import Settings
+from services.inference.counting import TokenCounter
 from services.inference.embedding import Embedder
 from services.inference.generation import Generator
 from services.inference.hedge import HedgeLimits
@@ -54,12 +55,13 @@ async def main() -> None:
         )
         generator = Generator(backends=backends, recorder=recorder, hedge=hedge, clock=clock)
         embedder = Embedder(backends=backends)
+        counter = TokenCounter(backends=backends)
         tensors = OpenInference(
             backends=backends, recorder=recorder, admission=generator.admission, clock=clock
         )
 
         def take_routes(routes: RouteTable) -> None:
-            generator.routes = embedder.routes = tensors.routes = routes
+            generator.routes = embedder.routes = counter.routes = tensors.routes = routes
             backends.retain(routes.backends())
 
         def take_prices(prices: PriceBook) -> None:
@@ -76,7 +78,8 @@ async def main() -> None:
 
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(generator=generator, embedder=embedder, clock=clock), server
+            InferenceServicer(generator=generator, embedder=embedder, counter=counter, clock=clock),
+            server,
         )
         openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
             ChatCompletionServicer(generator=generator, clock=clock), server

@@ -8,40 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import structlog
 from headrace.common.v1 import model_pb2
-from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI
-from opentelemetry import trace
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, InvalidArgument
+from libs.errors import InvalidArgument
 from libs.ids import check_uuid, uuid7
-from libs.routes import EMPTY, Choice, RouteTable, kind_name
+from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
 from services.inference import open_inference_calls as calls
 from services.inference import open_inference_wire as wire
 from services.inference.admission import Admission, places_of
+from services.inference.attempts import Attempt, Attempts, mismatch
 from services.inference.backends import Backends, Lease
 from services.inference.domain import BackendFailedError
 from services.inference.record import Outcome, Recorder
 
-_log = structlog.get_logger()
-_tracer = trace.get_tracer("headrace.inference")
-
-MAX_ATTEMPTS = 3
 # What gRPC takes, less what renaming adds.
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
 # The hash of an input in the log is one of its beginning and its length: tensors are large.
 MAX_HASHED_BYTES = 64 * 1024
 
 Deliver = Callable[[bytes], Awaitable[None]]
-Attempt = Callable[[Lease], Awaitable[Any]]
 
 
 class Caller(NamedTuple):
@@ -102,7 +95,7 @@ class OpenInference:
     def __init__(
         self, *, backends: Backends, recorder: Recorder, admission: Admission, clock: Clock
     ) -> None:
-        self._backends = backends
+        self._attempts = Attempts(backends)
         self._recorder = recorder
         self._admission = admission
         self._clock = clock
@@ -124,7 +117,7 @@ class OpenInference:
         """
         run = self._begin(message, caller)
         if run.kind == model_pb2.MODEL_KIND_CHAT:
-            raise _mismatch(run.choice, "it streams its answers: call ModelStreamInfer")
+            raise mismatch(run.choice, "it streams its answers: call ModelStreamInfer")
 
         async def attempt(lease: Lease) -> None:
             request = run.request(lease.backend.backend_model)
@@ -181,7 +174,7 @@ class OpenInference:
             name = lease.backend.backend_model
             return await calls.describe(lease.triton, method, request(name), response_type)
 
-        return await self._attempts(choice, attempt, may_retry=lambda: True)
+        return await self._attempts.run(choice, attempt)
 
     def _begin(self, message: bytes, caller: Caller) -> _Run:
         if len(message) > MAX_TENSOR_REQUEST_BYTES:
@@ -220,36 +213,13 @@ class OpenInference:
                 deadline_seconds=run.caller.deadline_seconds,
                 priority=0,
             ):
-                await self._attempts(
+                await self._attempts.run(
                     run.choice, attempt, may_retry=lambda: run.first_seconds is None
                 )
         except BaseException as error:
             if not run.is_recorded:
                 self._recorder.record_later(self._outcome(run, error))
             raise
-
-    async def _attempts(
-        self, choice: Choice, attempt: Attempt, *, may_retry: Callable[[], bool]
-    ) -> Any:
-        backends = [each for each in choice.target.backends if each.kind != BACKEND_KIND_OPENAI]
-        if not backends:
-            raise _mismatch(choice, "a provider runs it, which takes no tensors")
-        failed: frozenset[str] = frozenset()
-        for attempts in range(1, MAX_ATTEMPTS + 1):
-            try:
-                with self._backends.lease(backends, avoid=failed) as lease, _span(lease, choice):
-                    return await attempt(lease)
-            except BackendFailedError as error:
-                failed |= error.backends
-                for backend in error.backends:
-                    metrics.BACKEND_FAILURES.labels(choice.model, backend).inc()
-                _log.warning("backend failed", backends=sorted(error.backends), error=str(error))
-                if attempts == MAX_ATTEMPTS or not may_retry():
-                    raise error.told.error(failed) from error
-            except HeadraceError as error:
-                _hide_backend_names(error, choice)
-                raise
-        raise AssertionError("the last attempt returns or raises")
 
     def _outcome(self, run: _Run, error: BaseException | None) -> Outcome:
         begin = run.asked.tensors_at
@@ -270,27 +240,3 @@ class OpenInference:
 def version_of(choice: Choice) -> str:
     """Returns the semantic version of what is served."""
     return choice.target.model_version.rpartition("/")[2]
-
-
-def _mismatch(choice: Choice, why: str) -> InvalidArgument:
-    kind = kind_name(choice.target.schema)
-    return InvalidArgument(
-        f"{choice.model}: {why}",
-        reason="MODEL_KIND_MISMATCH",
-        metadata={"model": choice.model, "kind": kind},
-        field_violations=[("model_name", why)],
-    )
-
-
-def _hide_backend_names(error: HeadraceError, choice: Choice) -> None:
-    """Puts the public name where a Triton tells the one it knows the model by."""
-    for backend in choice.target.backends:
-        error.message = error.message.replace(backend.backend_model, choice.model)
-
-
-def _span(lease: Lease, choice: Choice) -> AbstractContextManager[trace.Span]:
-    return _tracer.start_as_current_span(
-        f"triton infer {choice.model}",
-        kind=trace.SpanKind.CLIENT,
-        attributes={"headrace.backend": lease.backend.id},
-    )

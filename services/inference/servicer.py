@@ -7,6 +7,7 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from libs.clock import Clock
 from libs.rpc.identity import Context, identity_of
 from services.inference import wire
+from services.inference.counting import TokenCounter
 from services.inference.domain import Piece
 from services.inference.embedding import Embedder
 from services.inference.generation import Generator
@@ -15,9 +16,12 @@ from services.inference.generation import Generator
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """The gRPC side of generation and embedding."""
 
-    def __init__(self, *, generator: Generator, embedder: Embedder, clock: Clock) -> None:
+    def __init__(
+        self, *, generator: Generator, embedder: Embedder, counter: TokenCounter, clock: Clock
+    ) -> None:
         self._generator = generator
         self._embedder = embedder
+        self._counter = counter
         self._clock = clock
 
     async def Generate(  # type: ignore[override]  # writes instead of yielding
@@ -38,3 +42,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.EmbedResponse:
         """Returns vectors, uncached and unbilled: `embedding_cache` bills."""
         return await self._embedder.embed(request.model, request.texts)
+
+    async def CountTokens(
+        self, request: inference_pb2.CountTokensRequest, _context: Context
+    ) -> inference_pb2.CountTokensResponse:
+        """Returns the tokens of a prompt."""
+        return await self._counter.count(wire.counted_call(request, self._clock))

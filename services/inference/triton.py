@@ -17,7 +17,7 @@ from opentelemetry import propagate
 from tritonclient.grpc import service_pb2
 
 from libs.errors import BY_CODE, HeadraceError
-from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Piece
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Piece, Turn
 from services.inference.relay import Sink
 from services.inference.stall import StallGuard, StallLimits
 
@@ -126,7 +126,7 @@ def _chat_request(
     backend_model: str, call: ChatCall, *, max_tokens: int, delivered: Delivered
 ) -> bytes:
     body = {
-        "messages": [{"role": turn.role, "content": turn.content} for turn in call.turns],
+        "messages": _messages(call.turns),
         "max_tokens": max_tokens,  # of the whole answer
         "temperature": call.temperature,
         "top_p": call.top_p,
@@ -134,9 +134,23 @@ def _chat_request(
         "stop": list(call.stop),
         "resume": {"pieces": delivered.pieces} if delivered.pieces else None,
     }
+    return _json_request(backend_model, body, request_id=call.request_id)
+
+
+def count_request(backend_model: str, turns: Sequence[Turn]) -> bytes:
+    """Returns the request to count the tokens of a conversation."""
+    body = {"operation": "count_tokens", "messages": _messages(turns)}
+    return _json_request(backend_model, body)
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def _json_request(backend_model: str, body: object, *, request_id: str = "") -> bytes:
     request = service_pb2.ModelInferRequest(
         model_name=backend_model,
-        id=call.request_id,
+        id=request_id,
         inputs=[_tensor("request", "BYTES", [1])],
         raw_input_contents=[_bytes_element(json.dumps(body).encode())],
     )

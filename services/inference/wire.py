@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 from headrace.inference.v1 import inference_pb2
@@ -23,7 +24,7 @@ def chat_call(
     return ChatCall(
         request_id=request_id(request.request_id, clock),
         model=request.model,
-        turns=tuple(Turn(message.role, message.content) for message in request.messages),
+        turns=_turns(request.messages),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         temperature=request.temperature if request.HasField("temperature") else 0.0,
         top_p=request.top_p if request.HasField("top_p") else 1.0,
@@ -33,6 +34,11 @@ def chat_call(
         resume_from=request.resume_from,
         deadline_seconds=deadline_seconds,
     )
+
+
+def counted_call(request: inference_pb2.CountTokensRequest, clock: Clock) -> ChatCall:
+    """Returns the call whose prompt is counted."""
+    return ChatCall(request_id=uuid7(clock), model=request.model, turns=_turns(request.messages))
 
 
 def request_id(given: str, clock: Clock) -> str:
@@ -55,3 +61,7 @@ def deadline_seconds(context: Context, clock: Clock) -> float | None:
     """Returns when the caller gives up, on the clock's monotonic time; None: never."""
     remaining = cast("float | None", context.time_remaining())  # the stubs know no None
     return None if remaining is None else clock.monotonic_seconds() + remaining
+
+
+def _turns(messages: Iterable[inference_pb2.Message]) -> tuple[Turn, ...]:
+    return tuple(Turn(message.role, message.content) for message in messages)

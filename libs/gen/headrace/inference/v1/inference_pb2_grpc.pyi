@@ -52,6 +52,12 @@ class InferenceServiceStub:
 
     Errors: as `Generate`.
     """
+    CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
+    """Counts the tokens that a conversation has as a prompt, template included. Costs nothing.
+
+    Errors: as `Generate`. Models that a provider runs are a `MODEL_KIND_MISMATCH`: providers do not
+    count.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -76,6 +82,12 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     `headrace.embedding.v1.EmbeddingService/Embed`, which also meters.
 
     Errors: as `Generate`.
+    """
+    CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
+    """Counts the tokens that a conversation has as a prompt, template included. Costs nothing.
+
+    Errors: as `Generate`. Models that a provider runs are a `MODEL_KIND_MISMATCH`: providers do not
+    count.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -110,6 +122,18 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         `headrace.embedding.v1.EmbeddingService/Embed`, which also meters.
 
         Errors: as `Generate`.
+        """
+
+    @_abc_1.abstractmethod
+    def CountTokens(
+        self,
+        request: _inference_pb2.CountTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.CountTokensResponse, _abc.Awaitable[_inference_pb2.CountTokensResponse]]:
+        """Counts the tokens that a conversation has as a prompt, template included. Costs nothing.
+
+        Errors: as `Generate`. Models that a provider runs are a `MODEL_KIND_MISMATCH`: providers do not
+        count.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
