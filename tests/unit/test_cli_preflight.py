@@ -1,0 +1,148 @@
+"""What is said before anything is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections import namedtuple
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+LOCAL = Path(__file__).parents[2] / "deploy" / "local"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, LOCAL / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+preflight = _load("preflight")
+install = _load("install")
+
+
+def test_this_machine_passes():
+    """The tests run on what the mesh runs on."""
+    assert preflight.platform_problems() == []
+    path, problems = preflight.find_python()
+    assert problems == []
+    assert Path(path).exists()
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Linux", "aarch64")])
+def test_another_platform_is_named(system: str, machine: str, monkeypatch: pytest.MonkeyPatch):
+    """One line, with what it is and what it should be."""
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+
+    (problem,) = preflight.platform_problems()
+
+    assert "needs Linux on x86-64" in problem
+    assert f"{system} on {machine}" in problem
+
+
+@pytest.mark.parametrize(
+    ("libc", "said"),
+    [("glibc 2.31", "this system has 2.31"), (None, "another C library"), ("glibc 2.35", None)],
+)
+def test_an_old_c_library_is_named(
+    libc: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """The wheels need glibc 2.35; musl is none."""
+    monkeypatch.setattr(os, "confstr", lambda name: libc)
+
+    problems = preflight.platform_problems()
+
+    assert [said in problem for problem in problems] == ([True] if said else [])
+
+
+def _python(folder: Path, name: str, *, version: str, has_venv: bool, has_library: bool) -> None:
+    answer = f'["/there/{name}", "{version}", {str(has_venv).lower()}, {str(has_library).lower()}]'
+    (folder / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (("3.13", True, True), "it needs Python 3.11 or 3.12, and python3 is 3.13."),
+        (("3.11", False, True), "misses its venv module (Debian: python3.11-venv)"),
+        (("3.12", True, False), "misses its shared library (Debian: libpython3.12)"),
+        (None, "there is none on the PATH"),
+    ],
+)
+def test_what_a_python_misses_is_named(
+    facts: tuple[str, bool, bool] | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With the package that mends it."""
+    if facts is not None:
+        version, has_venv, has_library = facts
+        _python(tmp_path, "python3", version=version, has_venv=has_venv, has_library=has_library)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("PYTHON", raising=False)
+
+    path, (problem,) = preflight.find_python()
+
+    assert path is None
+    assert said in problem
+
+
+def test_the_first_python_that_fits_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that misses something does not hide another that has all."""
+    _python(tmp_path, "python3.11", version="3.11", has_venv=False, has_library=True)
+    _python(tmp_path, "python3.12", version="3.12", has_venv=True, has_library=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("PYTHON", raising=False)
+
+    assert preflight.find_python() == ("/there/python3.12", [])
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch):
+    """With how much is needed."""
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as the real one
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2, 1, 1024**3))
+
+    (problem,) = preflight.disk_problems("/somewhere")
+
+    assert problem == "it needs 3.0 GiB of free disk space, and /somewhere has 1.0 GiB."
+
+
+def test_a_taken_port_is_named_before_anything_is_installed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """`make demo` ends with one line; nothing was downloaded."""
+    monkeypatch.setattr(install, "_is_current", lambda step: False)
+    monkeypatch.setattr(install, "_install", lambda *step: pytest.fail("it installs"))
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
+    with socket.socket() as thief:
+        thief.bind(("127.0.0.1", 0))
+        thief.listen()
+        port = thief.getsockname()[1]
+        monkeypatch.setenv("HEADRACE_EDGE_PORT", str(port))
+
+        assert install.main(["--edge-port", "services"]) == 1
+
+    assert f"port {port} cannot be used" in capsys.readouterr().err
+
+
+def test_what_is_current_is_not_installed_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The second run looks at the locks only."""
+    monkeypatch.setattr(install, "_is_current", lambda step: True)
+    monkeypatch.setattr(preflight, "find_python", lambda: pytest.fail("it looks for a Python"))
+
+    assert install.main(["services", "triton", "models", "dev"]) == 0
+    assert capsys.readouterr().out == ""
