@@ -48,8 +48,8 @@ def hot_path_cpu_seconds(mesh: RunningMesh) -> float:
     return cpu_seconds([mesh.pid("envoy"), mesh.pid("inference")])
 
 
-def deploy(mesh: RunningMesh, model: str, files: Mapping[str, Path]) -> None:
-    """Registers, prices and deploys a model of these files; returns when it answers."""
+def deploy(mesh: RunningMesh, model: str, files: Mapping[str, Path]) -> str:
+    """Registers, prices and deploys a model of these files; returns its digest when it answers."""
     artifact = mesh.layout.home / "cache" / f"{model}.tar"
     digest = write_artifact(files, artifact)
     bundled = BundledModel(
@@ -85,6 +85,7 @@ def deploy(mesh: RunningMesh, model: str, files: Mapping[str, Path]) -> None:
             ),
         )
         deployer.await_ready(bundled)
+    return digest
 
 
 def deploy_provider(mesh: RunningMesh, model: str, base_url: str) -> None:

@@ -1,0 +1,207 @@
+"""What edge and inference add to a model on Triton, and how much of an engine's speed arrives.
+
+* The null model computes nothing: through the mesh against the same Triton called directly.
+* SmolLM2 through the mesh against its engine in a process of its own, with the same settings.
+
+Both sides of a figure run in turn, so that what else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import struct
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+from headrace.inference.v1 import inference_pb2
+from tritonclient.grpc import service_pb2
+
+from services.cli.artifact import BUNDLED_VERSION, ROOT, model_files
+from services.cli.ports import EDGE
+from tests.bench.mesh import CONDITIONS, bench_mesh, deploy, hot_path_cpu_seconds, port_of
+from tests.bench.report import Report
+from tests.bench.streams import Metadata, Streamed, stream
+from tests.support.mesh import RunningMesh
+
+ROUNDS = 5
+TOKENS = 64
+PACE_MS = 20
+LLM_ROUNDS = 3
+LLM_TOKENS = 64
+NULL_MODEL = Path(__file__).with_name("models") / "null"
+GENERATE = "/headrace.inference.v1.InferenceService/Generate"
+INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+T = TypeVar("T")
+
+
+def run(report: Report) -> None:
+    """Measures everything."""
+    with bench_mesh() as mesh:
+        files = {str(p.relative_to(NULL_MODEL)): p for p in NULL_MODEL.rglob("*.*") if p.is_file()}
+        digest = deploy(mesh, "null", files)
+        null = _Null(mesh, f"null-{BUNDLED_VERSION}-{digest.removeprefix('sha256:')[:12]}")
+        for streams in (1, 32):
+            _first_token(report, null, streams)
+        for streams in (1, 32, 256):
+            _rate(report, null, streams)
+        deploy(mesh, "smollm2", model_files("smollm2"))
+        with _engine_alone() as engine:
+            for streams in (1, 4, 16):
+                _efficiency(report, mesh, engine, streams)
+
+
+class _Null:
+    """The null model, by both ways."""
+
+    def __init__(self, mesh: RunningMesh, backend_model: str) -> None:
+        self.mesh = mesh
+        self._backend_model = backend_model
+
+    def through_mesh(self, streams: int, pace_ms: int) -> Streamed:
+        request = _generate_request("null", str(pace_ms), TOKENS)
+        return _stream_edge(self.mesh, [request] * streams)
+
+    def direct(self, streams: int, pace_ms: int) -> Streamed:
+        body = {"messages": [{"role": "user", "content": str(pace_ms)}], "max_tokens": TOKENS}
+        text = json.dumps(body).encode()
+        request = service_pb2.ModelInferRequest(
+            model_name=self._backend_model,
+            inputs=[
+                service_pb2.ModelInferRequest.InferInputTensor(
+                    name="request", datatype="BYTES", shape=[1]
+                )
+            ],
+            raw_input_contents=[struct.pack("<I", len(text)) + text],
+        ).SerializeToString()
+        address = f"127.0.0.1:{port_of(self.mesh, 'triton-0.grpc')}"
+        return _stream(address, INFER, [request] * streams, ())
+
+
+def _first_token(report: Report, null: _Null, streams: int) -> None:
+    ours, theirs = _rounds(
+        lambda: null.through_mesh(streams, PACE_MS), lambda: null.direct(streams, PACE_MS)
+    )
+    added = [one.first_ms - other.first_ms for one, other in zip(ours, theirs, strict=True)]
+    how = f"{streams} streams at once, {PACE_MS} ms a token, {CONDITIONS}"
+    name = f"c{streams}"
+    report.add(f"relay.ttft_added_ms.{name}", statistics.median(added), "ms", how)
+    for side, runs in (("mesh", ours), ("direct", theirs)):
+        value = statistics.median(one.first_ms for one in runs)
+        report.add(f"relay.ttft_ms.{name}.{side}", value, "ms", how)
+
+
+def _rate(report: Report, null: _Null, streams: int) -> None:
+    cpu: list[float] = []
+
+    def through_mesh() -> Streamed:
+        before = hot_path_cpu_seconds(null.mesh)
+        found = null.through_mesh(streams, 0)
+        cpu.append(1000 * (hot_path_cpu_seconds(null.mesh) - before) / found.tokens)
+        return found
+
+    ours, theirs = _rounds(through_mesh, lambda: null.direct(streams, 0))
+    how = f"{streams} streams of {TOKENS} tokens at once, no delay, {CONDITIONS}"
+    for side, runs in (("mesh", ours), ("direct", theirs)):
+        value = statistics.median(one.tokens_per_second for one in runs)
+        report.add(f"relay.tokens_per_s.c{streams}.{side}", value, "tokens/s", how)
+    if streams > 1:  # one stream is too short for the clock of /proc
+        value = statistics.median(cpu)
+        report.add(f"relay.cpu_s_per_1k.c{streams}", value, "CPU s/1,000 tokens", how)
+
+
+def _efficiency(
+    report: Report, mesh: RunningMesh, engine: Callable[[Sequence[str]], float], streams: int
+) -> None:
+    prompts = [f"Tell a story about the mill number {number}." for number in range(streams)]
+    requests = [_generate_request("smollm2", prompt, LLM_TOKENS) for prompt in prompts]
+    ours, theirs = _rounds(
+        lambda: _stream_edge(mesh, requests).tokens_per_second,
+        lambda: engine(prompts),
+        rounds=LLM_ROUNDS,
+    )
+    how = f"{streams} greedy streams of {LLM_TOKENS} tokens, same engine settings, {CONDITIONS}"
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    report.add(f"relay.llm_efficiency.c{streams}", statistics.median(ratios), "of engine", how)
+    for side, rates in (("mesh", ours), ("engine", theirs)):
+        value = statistics.median(rates)
+        report.add(f"relay.llm_tokens_per_s.c{streams}.{side}", value, "tokens/s", how)
+
+
+def _rounds(
+    ours: Callable[[], T], theirs: Callable[[], T], *, rounds: int = ROUNDS
+) -> tuple[list[T], list[T]]:
+    ours(), theirs()  # warm up: connections, prefix caches
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _generate_request(model: str, content: str, max_tokens: int) -> bytes:
+    return inference_pb2.GenerateRequest(
+        model=model,
+        messages=[inference_pb2.Message(role="user", content=content)],
+        max_tokens=max_tokens,
+    ).SerializeToString()
+
+
+def _stream_edge(mesh: RunningMesh, requests: list[bytes]) -> Streamed:
+    address = f"127.0.0.1:{port_of(mesh, EDGE)}"
+    return _stream(address, GENERATE, requests, mesh.metadata(scopes="infer"), _delta_tokens)
+
+
+def _stream(
+    address: str,
+    method: str,
+    requests: list[bytes],
+    metadata: Metadata,
+    count: Callable[[bytes], int] = lambda message: message.count(b"word "),
+) -> Streamed:
+    work = stream(address=address, method=method, requests=requests, count=count, metadata=metadata)
+    return uvloop.run(work)
+
+
+def _delta_tokens(message: bytes) -> int:
+    return inference_pb2.GenerateResponse.FromString(message).delta.token_count
+
+
+@contextmanager
+def _engine_alone() -> Iterator[Callable[[Sequence[str]], float]]:
+    """Runs the engine; what is yielded returns its tokens per second for some prompts."""
+    folder = ROOT / "deploy" / "triton" / "models" / "smollm2"
+    weights = model_files("smollm2")["1/weights.gguf"]
+    command = [
+        ROOT / ".venv-models" / "bin" / "python",
+        Path(__file__).with_name("engine_alone.py"),
+        folder / "1",
+        weights,
+        folder / "config.pbtxt",
+    ]
+    with subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def told() -> Any:
+            line = process.stdout.readline()  # type: ignore[union-attr]  # asserted above
+            assert line, "the engine ended"
+            return line
+
+        assert told().strip() == "ready"
+
+        def rate(prompts: Sequence[str]) -> float:
+            asked = {"prompts": list(prompts), "max_tokens": LLM_TOKENS}
+            process.stdin.write(json.dumps(asked) + "\n")  # type: ignore[union-attr]  # asserted
+            process.stdin.flush()  # type: ignore[union-attr]  # asserted above
+            found = json.loads(told())
+            return float(found["tokens"] / found["seconds"])
+
+        try:
+            yield rate
+        finally:
+            process.stdin.close()
