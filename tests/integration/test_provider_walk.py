@@ -1,0 +1,166 @@
+"""An external provider as a version of a model: deployed, called through the edge, billed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import grpc
+import openai
+import pytest
+from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI
+from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
+
+from libs.rpc.status import from_rpc_error
+from tests.bench.mesh import deploy
+from tests.support.mesh import RunningMesh
+from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
+
+pytestmark = pytest.mark.integration
+
+KEY = "sk-of-the-walk"
+INPUT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS = 11, 4, 9
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[MockProvider]:
+    async with mock_provider() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def model(mesh: RunningMesh, provider: MockProvider, tmp_path: Path) -> str:
+    """Deploys a version that this provider runs, and returns the model's name."""
+    secrets = mesh.layout.home / "secrets"
+    secrets.mkdir(mode=0o700, exist_ok=True)
+    (secrets / "walk").touch(mode=0o600)
+    (secrets / "walk").write_text(KEY)
+    manifest = {
+        "kind": "chat",
+        "engine": "openai",
+        "context_tokens": 4096,
+        "max_output_tokens": 512,
+        "provider": {
+            "base_url": provider.base_url,
+            "model": "upstream-model",
+            "api_key_name": "walk",
+        },
+    }
+    (tmp_path / "headrace.json").write_text(json.dumps(manifest))
+    port = provider.base_url.split(":")[2].split("/")[0]
+    name = f"walk-{port}"
+    await asyncio.to_thread(deploy, mesh, name, {"headrace.json": tmp_path / "headrace.json"})
+    return name
+
+
+@pytest.fixture
+async def client(mesh: RunningMesh) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{mesh.url}/v1", api_key=mesh.token(), max_retries=0
+    ) as client:
+        yield client
+
+
+async def test_a_provider_answers_as_a_version_of_a_model(mesh, model, provider, client):
+    """Streamed and whole; the tokens are the provider's, the price and the version ours."""
+    stream = await client.chat.completions.create(
+        model=model, messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == TEXT
+    assert chunks[-1].usage.completion_tokens == OUTPUT_TOKENS
+
+    whole = await client.chat.completions.create(model=model, messages=MESSAGES)
+    assert whole.choices[0].message.content == TEXT
+    assert whole.usage.prompt_tokens == INPUT_TOKENS
+    assert whole.usage.prompt_tokens_details.cached_tokens == CACHED_TOKENS
+    served = whole.model_extra["headrace"]
+    assert served["model_version"] == f"models/{model}/versions/1.0.0"
+    assert served["artifact_digest"].startswith("sha256:")
+    assert served["cost_nano_usd"] > 0
+
+    assert [request["model"] for request in provider.requests] == ["upstream-model"] * 2
+    assert {headers["Authorization"] for headers in provider.headers} == {f"Bearer {KEY}"}
+
+
+async def test_no_agent_loads_what_a_provider_runs(mesh, model):
+    """The registry alone says that it is ready, and where."""
+    async with mesh.channel() as channel:
+        registry = registry_pb2_grpc.RegistryServiceStub(channel)
+        answer = await registry.GetDeployment(
+            registry_pb2.GetDeploymentRequest(name=f"deployments/{model}"),
+            metadata=mesh.metadata(),
+        )
+    (backend,) = answer.deployment.backends
+    assert (backend.id, backend.kind) == ("provider", BACKEND_KIND_OPENAI)
+    assert backend.backend_model == "upstream-model"
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("429", (429, "backend_rate_limited")),
+        ("401", (400, "backend_misconfigured")),
+        ("400", (400, "invalid_field")),
+        ("500", (503, "backend_failed")),
+    ],
+)
+async def test_a_providers_refusal_reaches_the_client_as_what_it_is(
+    mesh, model, provider, mode, told
+):
+    """With the status and the code that OpenAI's clients act upon, and without the key."""
+    provider.mode, provider.retry_after = mode, "3" if mode == "429" else ""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(
+            f"{mesh.url}/v1/chat/completions",
+            json={"model": model, "messages": MESSAGES},
+            headers={"authorization": f"Bearer {mesh.token()}"},
+        ) as response,
+    ):
+        body = await response.text()
+        assert (response.status, json.loads(body)["error"]["code"]) == told
+        assert KEY not in body
+        if mode == "429":
+            assert 1 <= int(response.headers["retry-after"]) <= 3
+
+
+async def test_a_stream_that_a_provider_cuts_ends_with_an_error(mesh, model, provider, client):
+    """What came is kept, and nobody takes it for the whole answer."""
+    provider.mode = "cut_mid"
+    got = []
+    stream = await client.chat.completions.create(model=model, messages=MESSAGES, stream=True)
+
+    async def read() -> None:
+        async for chunk in stream:
+            got.append(chunk.choices[0].delta.content or "")  # noqa: PERF401  # kept at an error
+
+    with pytest.raises(openai.APIError):
+        await read()
+    assert "".join(got) == "".join(WORDS[:2])
+
+
+async def test_grpc_hears_of_a_cut_with_its_reason(mesh, model, provider):
+    """As any failed backend."""
+    provider.mode = "cut_mid"
+    async with mesh.channel() as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        call = stub.Generate(
+            inference_pb2.GenerateRequest(
+                model=model, messages=[inference_pb2.Message(role="user", content="hello")]
+            ),
+            metadata=mesh.metadata(),
+        )
+        text = ""
+        while text != "".join(WORDS[:2]):
+            text += (await call.read()).delta.text
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert from_rpc_error(caught.value).reason == "BACKEND_FAILED"
