@@ -80,6 +80,7 @@ def _hide_backend_names(error: HeadraceError, choice: Choice) -> None:
     """Puts the public name where a Triton tells the one it knows the model by."""
     for backend in choice.target.backends:
         error.message = error.message.replace(backend.backend_model, choice.model)
+    error.args = (error.message,)
 
 
 def _span(lease: Lease, choice: Choice) -> AbstractContextManager[trace.Span]:
