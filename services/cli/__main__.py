@@ -132,7 +132,7 @@ def logs(
 
 
 @model_app.command("tune")
-def model_tune(
+def model_tune(  # noqa: PLR0917  # typer makes the options of them
     model: Annotated[str, typer.Argument(help="A bundled model: minilm or smollm2.")],
     seconds: Annotated[float, typer.Option(help="To measure each point.", min=0.2, max=60)] = 3.0,
     concurrency: Annotated[str, typer.Option(help="Clients at once.")] = "1,4,16",

@@ -97,6 +97,14 @@ def is_free(port: int) -> bool:
     return True
 
 
+def free_ports(count: int) -> list[int]:
+    """Returns ports that nothing listens on now."""
+    found: list[int] = []
+    while len(found) < count:
+        found.append(_pick(found))
+    return found
+
+
 def _pick(taken: Iterable[int]) -> int:
     ephemeral = int(_EPHEMERAL.read_text().split()[0]) if _EPHEMERAL.exists() else 2**15
     highest = max(ephemeral, LOWEST_PORT + 1000)

@@ -1,0 +1,95 @@
+"""Values get into a model's configuration, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.cli.layout import CannotRun
+from services.cli.tune_settings import configured, current, default_axes, parse, parse_axes
+from services.cli.tune_write import require_new, write_folder
+
+MODELS = Path(__file__).parents[2] / "deploy" / "triton" / "models"
+MINILM = (MODELS / "minilm" / "config.pbtxt").read_text()
+SMOLLM2 = (MODELS / "smollm2" / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(("model", "kind"), [("minilm", "embedding"), ("smollm2", "chat")])
+def test_every_value_that_is_tried_can_be_set(model, kind):
+    """Triton's own schema reads the new value back."""
+    config = (MODELS / model / "config.pbtxt").read_text()
+    for name, values in default_axes(kind).items():
+        for value in values:
+            assert current(configured(config, {name: value}), [name]) == {name: value}
+
+
+def test_only_the_setting_changes():
+    """All else is as it was, for Triton and for people: comments stay."""
+    tuned = configured(SMOLLM2, {"threads": "7"})
+    expected = parse(SMOLLM2)
+    expected.parameters["threads"].string_value = "7"
+    assert parse(tuned) == expected
+    assert len(tuned.splitlines()) == len(SMOLLM2.splitlines())
+
+
+def test_preferred_sizes_come_and_go():
+    """A list is written once, replaced, and taken away without a trace."""
+    one = configured(MINILM, {"preferred_batch_size": "8+16"})
+    assert list(parse(one).dynamic_batching.preferred_batch_size) == [8, 16]
+    other = configured(one, {"preferred_batch_size": "4"})
+    assert list(parse(other).dynamic_batching.preferred_batch_size) == [4]
+    assert configured(other, {"preferred_batch_size": ""}) == MINILM
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("instances", "two"), ("queue_delay_microseconds", "1.5"), ("unheard_of", "1")],
+)
+def test_what_cannot_be_set_is_refused(name, value):
+    """Before anything is measured."""
+    with pytest.raises(CannotRun, match=name):
+        configured(MINILM, {name: value})
+
+
+def test_a_chat_model_has_no_dynamic_batching():
+    """Its engine batches; asking for a queue delay is a mistake."""
+    with pytest.raises(CannotRun, match="queue_delay"):
+        current(SMOLLM2, ["queue_delay_microseconds"])
+
+
+def test_values_to_try_are_read():
+    """An empty value is one, and none is tried twice."""
+    given = ["preferred_batch_size=,8", "threads=1,2,1"]
+    assert parse_axes(given) == {"preferred_batch_size": ("", "8"), "threads": ("1", "2")}
+
+
+@pytest.mark.parametrize("given", ["threads", "=1", "threads=" + ",".join(map(str, range(99)))])
+def test_values_that_cannot_be_tried_are_refused(given):
+    """Without a name, or too many."""
+    with pytest.raises(CannotRun):
+        parse_axes([given])
+
+
+def test_the_next_version_hands_over_as_many_requests_as_are_decoded_at_once(tmp_path):
+    """The manifest follows `n_parallel`; everything else is copied."""
+    files = {
+        name: MODELS / "smollm2" / name for name in ("config.pbtxt", "headrace.json", "1/stops.py")
+    }
+    start = {"n_parallel": "16", "threads": "0"}
+    write_folder(files, tmp_path / "next", start=start, chosen={"n_parallel": "4", "threads": "0"})
+    written = (tmp_path / "next" / "config.pbtxt").read_text()
+    assert "n_parallel: 4 (was 16)" in written
+    assert current(written, start) == {"n_parallel": "4", "threads": "0"}
+    manifest = json.loads((tmp_path / "next" / "headrace.json").read_text())
+    assert manifest["max_concurrent_requests"] == 4
+    assert (tmp_path / "next/1/stops.py").read_bytes() == files["1/stops.py"].read_bytes()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    """A version's folder is made once."""
+    require_new(tmp_path)
+    (tmp_path / "something").touch()
+    with pytest.raises(CannotRun, match="not empty"):
+        require_new(tmp_path)
