@@ -87,7 +87,9 @@ def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> 
         ("grpc.enable_retries", int(retries)),
         # A service that was restarted is found again at once, not after gRPC's two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Not a pause, in spite of its name: how long one try to connect may take. A peer that is
+        # busy for a moment greets late.
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 5_000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -17,6 +18,10 @@ from libs.rpc.server import RpcServer
 from tests.support.rpc import SERVICE, Calls, value
 
 pytestmark = pytest.mark.integration
+
+
+# What an HTTP/2 server says first.
+EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
 class Held:
@@ -112,6 +117,30 @@ async def test_an_address_that_is_taken_is_told(server):
     with pytest.raises(RuntimeError):
         await other.start()
     await other.stop(drain_seconds=0)
+
+
+async def test_a_peer_that_greets_late_is_reached():
+    """At the first try: to give up and come again would only add to what keeps it busy."""
+    tries = []
+
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tries.append(writer)
+        with suppress(ConnectionError):
+            await asyncio.sleep(0.5)
+            writer.write(EMPTY_SETTINGS)
+            await writer.drain()
+            await closing.wait()
+        writer.close()
+
+    closing = asyncio.Event()
+    peer = await asyncio.start_server(greet, "127.0.0.1", 0)
+    address = f"127.0.0.1:{peer.sockets[0].getsockname()[1]}"
+    async with open_channel(address, traced=False) as channel, asyncio.timeout(5):
+        await channel.channel_ready()
+    assert len(tries) == 1
+    closing.set()
+    peer.close()
+    await peer.wait_closed()
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
