@@ -199,6 +199,8 @@ def _show(
             "quiet machine before you believe this[/]",
             highlight=False,
         )
+    if any(point.p95_ms is None for trial in result.trials for point in trial.points):
+        console.print("some windows were too short to time a request: see --seconds")
     if result.chosen is None:
         console.print(f"nothing keeps a p95 of {options.p95_ms} ms without errors")
     else:

@@ -25,6 +25,7 @@ def draw(result: Result, path: Path, *, model: str, kind: str, p95_ms: float | N
 
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
     axes = figure.subplots()
+    axes.plot([], [], "o-", color=_OTHER, linewidth=1.0, markersize=5, label="also measured")
     for trial in result.trials:
         if trial is not result.chosen and trial is not result.now:
             _line(axes, trial, color=_OTHER, label="")
@@ -36,6 +37,9 @@ def draw(result: Result, path: Path, *, model: str, kind: str, p95_ms: float | N
     if p95_ms is not None:
         axes.axhline(p95_ms, color="black", linestyle="--", linewidth=1, label="p95 bound")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.margins(0.12)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{unit(kind)}/s")
     axes.set_ylabel(f"p95 to the {latency_name(kind)}, ms")

@@ -1,0 +1,197 @@
+"""vLLM in this process: the same engine to `model.py` and `generation.py` as llama.cpp is.
+
+Prompts go in as token ids, and ids come out, so that an answer that was cut goes on behind exactly
+what was delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from characters import Characters
+from contract import ModelError
+from stops import Piece
+
+# Batches change with what else runs, and with them the rounding, and with it, now and then, a
+# greedy choice. vLLM then takes kernels whose results do not depend on the batch. Slower; set it to
+# 0 where speed matters more than that a resumed answer is the one that was begun. Read on import.
+os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
+
+from transformers import AutoTokenizer  # behind the setting
+from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams, TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+
+UNKNOWN_TOKEN = -1  # vLLM tells the id of every token; the code shared with llama.cpp asks for it
+
+_START_SECONDS = 1800.0
+# How often a caller is looked after while nothing comes, such as during a long prompt.
+_POLL_SECONDS = 0.03
+_GIVEN_UP = "abort"  # a finish reason of vLLM's own
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen; temperature 0 takes the likeliest."""
+
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+@dataclass
+class Run:
+    """What one run of the engine has done so far."""
+
+    finish_reason: str = ""
+    token_count: int = 0
+    cached_tokens: int = 0
+
+
+class Engine:
+    """One model on the GPUs. vLLM lives on an event loop of its own, in a thread of its own."""
+
+    def __init__(self, weights: Path, parameters: Mapping[str, str]) -> None:
+        folder = weights.parent  # `model.py` names llama.cpp's one file; vLLM's are beside it
+        # The file that Triton's vLLM backend reads: arguments of vLLM's engine.
+        arguments = json.loads((folder / "model.json").read_text())
+        if (folder / arguments["model"]).exists():  # in the artifact, and so under its digest
+            arguments["model"] = str(folder / arguments["model"])
+        self.context_tokens = int(arguments["max_model_len"])
+        self._top_k = int(parameters["top_k"])
+        self._numbers = itertools.count()
+        self._tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._engine = self._submit(_start(arguments)).result(_START_SECONDS)
+
+    def tokenize_conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Returns the prompt of a conversation, in the model's own template."""
+        prompt = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
+        )
+        return self.tokenize(prompt)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Returns the ids of a text, with none before it; markers of the template are read."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of some ids; halves of characters become U+FFFD."""
+        return str(
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def run(
+        self,
+        prompt: Sequence[int | str],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        on_piece: Callable[[Piece], bool],
+        is_cancelled: Callable[[], bool],
+    ) -> Run:
+        """Generates until the model ends, `max_tokens` are made, or the caller wants no more.
+
+        `on_piece` returns whether to go on. Both callables run in the calling thread.
+
+        Raises:
+            ModelError: the engine refused the prompt or failed.
+        """
+        run = Run()
+        prompt_ids = self._all_ids(prompt)
+        pieces = Characters(self.detokenize, before=prompt_ids)
+        outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()  # `max_tokens` and an end at most
+        generating = self._submit(self._generate(prompt_ids, max_tokens, sampling, outputs))
+        try:
+            while not is_cancelled():
+                try:
+                    output = outputs.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if output is None:
+                    _raise_failure(generating)
+                    break
+                if not _take(output, run, pieces, on_piece):
+                    break
+        finally:
+            generating.cancel()  # vLLM aborts what it had begun
+        return run
+
+    async def _generate(
+        self,
+        prompt_ids: list[int],
+        max_tokens: int,
+        sampling: Sampling,
+        outputs: queue.SimpleQueue[Any],
+    ) -> None:
+        settings = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=self._top_k,
+            seed=sampling.seed,
+            output_kind=RequestOutputKind.DELTA,
+            # vLLM joins what comes while it is busy; pieces must not depend on that (Characters).
+            detokenize=False,
+        )
+        try:
+            async for output in self._engine.generate(
+                TokensPrompt(prompt_token_ids=prompt_ids), settings, str(next(self._numbers))
+            ):
+                outputs.put(output)
+        finally:
+            outputs.put(None)
+
+    def _all_ids(self, prompt: Sequence[int | str]) -> list[int]:
+        return [
+            token_id
+            for piece in prompt
+            for token_id in ([piece] if isinstance(piece, int) else self.tokenize(piece))
+        ]
+
+    def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+async def _start(arguments: Mapping[str, Any]) -> Any:
+    return AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments))
+
+
+def _take(output: Any, run: Run, pieces: Characters, on_piece: Callable[[Piece], bool]) -> bool:
+    """Passes on what came, character by character, and tells whether to go on."""
+    completion = output.outputs[0]
+    if completion.finish_reason == _GIVEN_UP:
+        raise ModelError("INTERNAL", "the engine gave the request up")
+    run.cached_tokens = max(run.cached_tokens, output.num_cached_tokens or 0)
+    made = [pieces.push(token_id) for token_id in completion.token_ids]
+    if completion.finish_reason:
+        made.append(pieces.flush())
+    for number, piece in enumerate(made):
+        if not piece.token_ids:
+            continue
+        run.token_count += len(piece.token_ids)
+        # What ends a segment may end the answer, too: then there is nothing behind it.
+        if completion.finish_reason and not any(each.token_ids for each in made[number + 1 :]):
+            run.finish_reason = completion.finish_reason
+        if not on_piece(piece):
+            return False
+    return True
+
+
+def _raise_failure(generating: Future[Any]) -> None:
+    try:
+        generating.result()
+    except Exception as error:
+        raise ModelError("INTERNAL", f"the engine failed: {type(error).__name__}") from error
