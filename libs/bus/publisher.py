@@ -16,6 +16,7 @@ from prometheus_client import Histogram
 from libs.bus.connection import client_of
 from libs.bus.subjects import STREAMS, Stream
 from libs.errors import HeadraceError, Internal, InvalidArgument, ResourceExhausted, Unavailable
+from libs.telemetry.tracing import child_span
 
 _tracer = trace.get_tracer("headrace.bus")
 
@@ -75,7 +76,8 @@ class Publisher:
         started = asyncio.get_running_loop().time()
         status = "OK"
         try:
-            with _tracer.start_as_current_span(
+            with child_span(
+                _tracer,
                 f"publish {subject}",
                 context=context,
                 kind=trace.SpanKind.PRODUCER,

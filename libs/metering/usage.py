@@ -60,8 +60,9 @@ class UsageRecorder:
         if price is None:
             _UNPRICED.labels(model).inc()
         cost_nano_usd = total_nano_usd(bill(usage, price))
-        event_time = timestamp_pb2.Timestamp()
-        event_time.FromDatetime(now)
+        event_time = timestamp_pb2.Timestamp(
+            seconds=int(now.timestamp()), nanos=1000 * now.microsecond
+        )
         usage_id = identity.usage_id or uuid7(self._clock)
         event = events_pb2.UsageRecorded(
             usage_id=usage_id,

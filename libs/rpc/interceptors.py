@@ -1,6 +1,6 @@
 """What happens around every RPC on the server's side.
 
-`TracedCalls` makes the span; inside it `HandledCalls` keeps the deadline, counts, logs one line and
+`TracedCalls` makes the span; inside it `HandledCalls` keeps the deadline, counts, logs and
 turns whatever is raised into a status with `ErrorInfo`. Servicers only raise.
 """
 
@@ -14,10 +14,13 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import Context as OtelContext
+from opentelemetry.context import attach, detach
 from opentelemetry.instrumentation.grpc._aio_server import (
     OpenTelemetryAioServerInterceptor,
     _OpenTelemetryAioServicerContext,
 )
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from typing_extensions import override
 
 from libs.clock import Clock
@@ -36,6 +39,7 @@ DEADLINE_MARGIN_SECONDS = 0.020
 # What a request may have. gRPC itself lets more pass, so that we can answer with `ErrorInfo`.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
+_PROPAGATOR = TraceContextTextMapPropagator()
 _PLUMBING = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -59,6 +63,14 @@ class TracedCalls(OpenTelemetryAioServerInterceptor):
     @override
     def _intercept_aio_server_stream(self, behavior: Behavior, details: Any) -> Behavior:
         async def stream(request: Any, context: Any) -> None:
+            unkept = _unkept_trace(context)
+            if unkept is not None:
+                token = attach(unkept)
+                try:
+                    await behavior(request, context)
+                finally:
+                    detach(token)
+                return
             with (
                 self._set_remote_context(context),
                 self._start_span(  # type: ignore[no-untyped-call]  # ships no types
@@ -68,6 +80,17 @@ class TracedCalls(OpenTelemetryAioServerInterceptor):
                 await behavior(request, _OpenTelemetryAioServicerContext(context, span))
 
         return stream
+
+
+def _unkept_trace(context: Any) -> OtelContext | None:
+    """Returns the caller's trace where it says that nobody keeps it; then a span is of no use."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            if not value.endswith("-00"):
+                return None
+            found = _PROPAGATOR.extract({"traceparent": value})
+            return found if trace.get_current_span(found).get_span_context().is_valid else None
+    return None
 
 
 class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
@@ -144,7 +167,9 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         finally:
             seconds = self._clock.monotonic_seconds() - started
             rpc_metrics.handled(method, status, seconds)
-            _log.info("rpc", method=method, status=status, duration_seconds=round(seconds, 6))
+            # What went well is in the metrics, the edge's access log and the servicer's own line.
+            log = _log.debug if status == "OK" else _log.info
+            log("rpc", method=method, status=status, duration_seconds=round(seconds, 6))
 
 
 async def _within_deadline(work: Awaitable[Any], context: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import socket
@@ -15,6 +16,7 @@ EDGE = "envoy.edge"
 _SERVICES = ("registry", "router", "embedding_cache", "cost", "jobs", "worker")
 # Below the kernel's ephemeral ports, which any outgoing connection may take at any moment.
 LOWEST_PORT = 20_000
+_BLOCK_PORTS = 64  # more than a mesh of the default shape has
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -74,9 +76,8 @@ def keep_ports(layout: Layout) -> Mapping[str, int]:
     kept = read_ports(layout) | {EDGE: edge_port}
     names = port_names(layout)
     ports = {name: kept[name] for name in names if name in kept and is_free(kept[name])}
-    for name in names:
-        if name not in ports:
-            ports[name] = _pick(ports.values())
+    missing = [name for name in names if name not in ports]
+    ports |= zip(missing, free_ports(len(missing), taken=ports.values()), strict=True)
     layout.ports_file.write_text(json.dumps(ports, indent=2))
     return ports
 
@@ -97,21 +98,22 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Returns ports that nothing listens on now."""
-    found: list[int] = []
-    while len(found) < count:
-        found.append(_pick(found))
-    return found
+def free_ports(count: int, *, taken: Iterable[int] = ()) -> list[int]:
+    """Returns ports that nothing listens on now and that are none of those taken.
 
+    Neighbours, as far as they are free, from a random place: two meshes that start at the same time
+    meet only if both draw the same place, not whenever one port of each is the same.
 
-def _pick(taken: Iterable[int]) -> int:
+    Raises:
+        CannotRun: there are not so many.
+    """
     ephemeral = int(_EPHEMERAL.read_text().split()[0]) if _EPHEMERAL.exists() else 2**15
-    highest = max(ephemeral, LOWEST_PORT + 1000)
-    candidates = [port for port in range(LOWEST_PORT, highest) if port not in set(taken)]
-    # In a random order, so that two meshes that start at once do not meet.
-    random.SystemRandom().shuffle(candidates)
-    for port in candidates:
-        if is_free(port):
-            return port
-    raise CannotRun(f"no port from {LOWEST_PORT} to {highest} is free")
+    blocks = list(range(LOWEST_PORT, max(ephemeral, LOWEST_PORT + 1000), _BLOCK_PORTS))
+    random.SystemRandom().shuffle(blocks)
+    refused = set(taken)
+    candidates = (port for block in blocks for port in range(block, block + _BLOCK_PORTS))
+    free = (port for port in candidates if port not in refused and is_free(port))
+    found = list(itertools.islice(free, count))
+    if len(found) < count:
+        raise CannotRun(f"{count} ports above {LOWEST_PORT} are needed, and {len(found)} are free")
+    return found

@@ -15,6 +15,7 @@ from libs.clock import Clock
 from libs.errors import HeadraceError
 from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
+from libs.telemetry.tracing import child_span
 from services.inference import metrics
 from services.inference.backends import Backends
 from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending
@@ -169,7 +170,8 @@ def _count_resume(run: Run) -> None:
 
 def _span(backend: Backend, delivered: Delivered) -> AbstractContextManager[trace.Span]:
     is_provider = backend.kind == BackendKind.BACKEND_KIND_OPENAI
-    return _tracer.start_as_current_span(
+    return child_span(
+        _tracer,
         "openai chat completion" if is_provider else "triton ModelStreamInfer",
         kind=trace.SpanKind.CLIENT,
         attributes={

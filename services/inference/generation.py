@@ -19,7 +19,7 @@ from services.inference.domain import ChatCall, Ending, Piece
 from services.inference.failover import Failover, Run
 from services.inference.hedge import HedgeLimits
 from services.inference.record import Outcome, Recorder
-from services.inference.relay import Behind, Relay
+from services.inference.relay import Behind, Relay, Whole, merged
 
 Deliver = Callable[[Piece], Awaitable[None]]
 
@@ -70,6 +70,8 @@ class Generator:
         return _final(run, cost_nano_usd)
 
     async def _relay(self, run: Run, deliver: Deliver) -> None:
+        if not run.call.streamed:
+            return await self._relay_whole(run, deliver)
         relay = Relay()
         skipped = run.call.resume_from
         sink = Behind(relay, token_count=skipped) if skipped else relay
@@ -83,8 +85,20 @@ class Generator:
                     await deliver(piece)
             await source  # raises what ended it early
         finally:
-            source.cancel()
-            await asyncio.gather(source, return_exceptions=True)
+            if not source.done():
+                source.cancel()
+                await asyncio.gather(source, return_exceptions=True)
+
+    async def _relay_whole(self, run: Run, deliver: Deliver) -> None:
+        """Nobody reads while the engine writes: no task and no buffer are needed between them."""
+
+        def first() -> None:
+            run.first_seconds = self._clock.monotonic_seconds()
+
+        whole = Whole(on_first=first)
+        await self._failover.run(run, whole)
+        if whole.pieces:
+            await deliver(merged(whole.pieces))
 
     def _outcome(self, run: Run, error: BaseException | None) -> Outcome:
         ending = run.ending or Ending("", 0, run.delivered.token_count, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headrace.common.v1 import model_pb2
 from prometheus_client import Counter, Gauge
 
 BACKEND_FAILURES = Counter(
@@ -29,3 +30,25 @@ HEDGED_REQUESTS = Counter(
     "Requests that a second backend was asked for, by which of them was first.",
     ["model", "first"],
 )
+
+_token_counters: dict[str, tuple[Counter, Counter, Counter]] = {}
+
+
+def count_tokens(model: str, usage: model_pb2.TokenUsage) -> None:
+    """Counts what a request used, with counters that are looked up once a model.
+
+    Args:
+        model: the public name, of a model that exists: names that clients make up have no end.
+        usage: its tokens.
+    """
+    counters = _token_counters.get(model)
+    if counters is None:
+        prompt, cached, completion = (
+            TOKENS.labels(model, kind) for kind in ("prompt", "cached", "completion")
+        )
+        counters = _token_counters[model] = (prompt, cached, completion)
+    for counter, tokens in zip(
+        counters, (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens), strict=True
+    ):
+        if tokens:
+            counter.inc(tokens)

@@ -102,19 +102,20 @@ class Recorder:
             first_token_seconds=first,
             output_tokens=usage.completion_tokens,
         )
-        for kind in ("prompt", "cached", "completion"):
-            metrics.TOKENS.labels(outcome.choice.model, kind).inc(getattr(usage, f"{kind}_tokens"))
-        trace.get_current_span().set_attributes(
-            {
-                genai.OPERATION_NAME: genai.OPERATION_CHAT,
-                genai.REQUEST_MODEL: outcome.choice.model,
-                genai.RESPONSE_MODEL: target.model_version,
-                genai.USAGE_INPUT_TOKENS: usage.prompt_tokens,
-                genai.USAGE_OUTPUT_TOKENS: usage.completion_tokens,
-                "headrace.cost_nano_usd": cost_nano_usd,
-                "headrace.artifact_digest": target.artifact_digest,
-            }
-        )
+        metrics.count_tokens(outcome.choice.model, usage)
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    genai.OPERATION_NAME: genai.OPERATION_CHAT,
+                    genai.REQUEST_MODEL: outcome.choice.model,
+                    genai.RESPONSE_MODEL: target.model_version,
+                    genai.USAGE_INPUT_TOKENS: usage.prompt_tokens,
+                    genai.USAGE_OUTPUT_TOKENS: usage.completion_tokens,
+                    "headrace.cost_nano_usd": cost_nano_usd,
+                    "headrace.artifact_digest": target.artifact_digest,
+                }
+            )
         _log.info(
             outcome.operation,
             request_id=outcome.request_id,

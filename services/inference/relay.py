@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from libs.errors import InvalidArgument
@@ -24,6 +25,29 @@ class Sink(Protocol):
 
     async def room(self) -> None:
         """Returns when another piece may be added."""
+
+
+class Whole:
+    """Keeps all pieces, for a caller that takes the answer whole; it is as long as a model answers.
+
+    Attributes:
+        pieces: so far.
+    """
+
+    full = False
+
+    def __init__(self, *, on_first: Callable[[], None]) -> None:
+        self.pieces: list[Piece] = []
+        self._on_first = on_first
+
+    def put(self, piece: Piece) -> None:
+        """Adds a piece."""
+        if not self.pieces:
+            self._on_first()
+        self.pieces.append(piece)
+
+    async def room(self) -> None:
+        """Returns at once."""
 
 
 class Relay:

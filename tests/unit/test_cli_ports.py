@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.layout import CannotRun, Layout
-from services.cli.ports import EDGE, is_free, keep_ports, port_names, read_ports
+from services.cli.ports import EDGE, free_ports, is_free, keep_ports, port_names, read_ports
 
 
 @pytest.fixture
@@ -62,3 +62,16 @@ def test_a_broken_port_file_is_made_anew(layout: Layout, text: str):
     layout.ports_file.write_text(text)
 
     assert set(keep_ports(layout)) == set(port_names(layout))
+
+
+def test_new_ports_are_neighbours(layout: Layout):
+    """Meshes that start at once rarely meet: they would have to draw the same place."""
+    ports = set(keep_ports(layout).values()) - {layout.edge_port}
+
+    assert max(ports) - min(ports) < 256  # some may be taken by others
+
+
+def test_too_few_free_ports_are_said():
+    """Rather than waiting or taking ports of others."""
+    with pytest.raises(CannotRun, match="are free"):
+        free_ports(100_000)

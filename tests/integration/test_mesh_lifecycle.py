@@ -1,0 +1,67 @@
+"""Starting and stopping whole meshes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.cli.lifecycle import start, stop
+from services.cli.orphans import mesh_members
+from services.cli.ports import read_ports
+from services.cli.supervision import process_states
+from tests.support.mesh import RunningMesh, SilentProgress, running_mesh
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+
+def _pids(mesh: RunningMesh) -> dict[str, int]:
+    return {name: state.pid for name, state in process_states(mesh.layout).items()}
+
+
+def test_two_meshes_stand_side_by_side(mesh: RunningMesh, tmp_path: Path):
+    """Each has its own ports, processes and state; ending one leaves the other as it was."""
+    before = _pids(mesh)
+
+    with running_mesh(tmp_path / "other", models=False) as other:
+        members = mesh_members(other.layout)
+        assert not set(read_ports(other.layout).values()) & set(read_ports(mesh.layout).values())
+        assert len(members) > len(other.processes)  # and the supervisor
+        assert not {process.pid for process in members} & set(before.values())
+
+        ended = stop(other.layout)
+
+    assert ended.process_count >= len(members)
+    assert not any(process.is_running() for process in members)
+    assert not mesh_members(other.layout)
+    assert _pids(mesh) == before
+
+
+def test_starting_what_runs_changes_nothing(mesh: RunningMesh):
+    """`up` may be called at any time."""
+    before = _pids(mesh)
+
+    start(mesh.layout, SilentProgress())
+
+    assert _pids(mesh) == before
+
+
+def test_a_mesh_whose_supervisor_was_killed_starts_again(tmp_path: Path):
+    """What it left behind is ended first: nothing runs twice, and the ports stay the same."""
+    with running_mesh(tmp_path / "mesh", models=False) as mesh:
+        ports = read_ports(mesh.layout)
+        members = mesh_members(mesh.layout)
+        (supervisor,) = [process for process in members if process.pid == os.getsid(process.pid)]
+        supervisor.send_signal(signal.SIGKILL)
+        psutil.wait_procs([supervisor], timeout=5)
+        time.sleep(0.5)  # so that what dies with the supervisor has died
+        assert mesh_members(mesh.layout), "the services live on without a supervisor"
+
+        start(mesh.layout, SilentProgress())
+
+        assert not [process for process in members if process.is_running()]
+        assert read_ports(mesh.layout) == ports
