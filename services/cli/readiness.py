@@ -24,7 +24,7 @@ START_TIMEOUT_SECONDS = 180.0
 LOG_TAIL_LINES = 15
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # the time of one attempt
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
 
