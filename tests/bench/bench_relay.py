@@ -182,7 +182,11 @@ def _engine_alone() -> Iterator[Callable[[Sequence[str]], float]]:
         folder / "config.pbtxt",
     ]
     with subprocess.Popen(
-        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        list(map(str, command)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as the mesh: Linux shares the cores out by session
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

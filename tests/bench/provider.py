@@ -27,7 +27,9 @@ def mock_provider(folder: Path) -> Iterator[int]:
         raise CompilerMissing("gcc is not installed: the mock provider cannot be compiled")
     binary = folder / "mock_provider"
     subprocess.run(["gcc", "-O2", "-o", str(binary), str(SOURCE)], check=True)
-    with subprocess.Popen([str(binary), "0"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [str(binary), "0"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             assert process.stdout is not None
             yield int(process.stdout.readline().split()[1])

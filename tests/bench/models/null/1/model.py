@@ -1,4 +1,4 @@
-"""A decoupled model that computes nothing. The first message's content is the pace in ms."""
+"""A decoupled model that computes nothing. A first message that is a number is the pace in ms."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ class TritonPythonModel:
 
 
 def _stream(body, sender):
+    if body.get("operation") == "count_tokens":  # as the pool agent asks, to see that it lives
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        sender.send(_response("", [], json.dumps({"prompt_tokens": 1})), flags=flags)
+        return
     done = sum(1 for _ in (body.get("resume") or {}).get("pieces", []))
-    pace_seconds = float(body["messages"][0]["content"]) / 1000
+    content = body["messages"][0]["content"]
+    pace_seconds = int(content) / 1000 if content.isdecimal() else 0.0
     for index in range(done, body["max_tokens"]):
         if pace_seconds:
             time.sleep(pace_seconds)
