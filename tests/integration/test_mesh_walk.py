@@ -20,6 +20,7 @@ from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 
 from tests.support.mesh import CollectorThread, RunningMesh
+from tests.support.otlp import CollectedSpan
 
 pytestmark = pytest.mark.integration
 
@@ -270,12 +271,15 @@ async def test_one_trace_goes_from_the_edge_to_the_ledger(
     await jobs_pb2_grpc.JobServiceStub(channel).SubmitJob(request, metadata=metadata)
     hops = {"headrace-edge", "jobs", "worker", "inference", "cost"}
 
-    spans = await collector.wait_for(
-        lambda spans: hops <= {span.service for span in spans if span.trace_id == trace_id}
-    )
+    def is_whole(spans: list[CollectedSpan]) -> bool:
+        ours = [span for span in spans if span.trace_id == trace_id]
+        ids = {span.span_id for span in ours} | {"1" * 16}
+        # Parents end, and are exported, after their children.
+        return hops <= {span.service for span in ours} and ids >= {
+            span.parent_span_id for span in ours
+        }
 
-    ids = {span.span_id for span in spans if span.trace_id == trace_id} | {"1" * 16}
-    assert {s.parent_span_id for s in spans if s.trace_id == trace_id} <= ids
+    await collector.wait_for(is_whole)
 
 
 async def test_logs_tell_of_requests_but_not_what_they_say(
