@@ -39,6 +39,10 @@ DEADLINE_MARGIN_SECONDS = 0.020
 # What a request may have. gRPC itself lets more pass, so that we can answer with `ErrorInfo`.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
+# What a caller still sends when its call fails is read for so long, up to so many bytes.
+READ_OUT_SECONDS = 0.5
+READ_OUT_BYTES = 16 * 1024 * 1024
+
 _PROPAGATOR = TraceContextTextMapPropagator()
 _PLUMBING = ("/grpc.health.", "/grpc.reflection.")
 
@@ -163,6 +167,8 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
             error = _as_headrace_error(raised)
             status = error.code
+            if isinstance(request, AsyncIterator):
+                await _read_out(request)
             await _abort(context, error)
         finally:
             seconds = self._clock.monotonic_seconds() - started
@@ -211,6 +217,22 @@ def _as_headrace_error(raised: Exception) -> HeadraceError:
         reason="INTERNAL",
         metadata={"trace_id": current_trace_id()},
     )
+
+
+async def _read_out(requests: AsyncIterator[Any]) -> None:
+    """Reads on for a while: a client of grpc.aio whose send fails never sees the status."""
+
+    async def read() -> None:
+        left = READ_OUT_BYTES
+        async for message in requests:
+            left -= message.ByteSize()
+            if left < 0:
+                return
+
+    reading = asyncio.ensure_future(read())
+    # Left to end with the RPC: to cancel a read is to cancel the RPC.
+    reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.wait({reading}, timeout=READ_OUT_SECONDS)
 
 
 async def _abort(context: Any, error: HeadraceError) -> NoReturn:
