@@ -11,7 +11,6 @@ import structlog
 from prometheus_client import Gauge
 
 from libs.clock import Clock
-from libs.errors import Unavailable
 
 _log = structlog.get_logger()
 _CONNECTED = Gauge(
@@ -61,20 +60,6 @@ class SnapshotWatch(Generic[M]):
             connected.set(0)
             await self._clock.sleep(backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
-
-    def require(self) -> None:
-        """Returns if there ever was a snapshot.
-
-        Raises:
-            Unavailable: there was none.
-        """
-        if not self._first.is_set():
-            raise Unavailable(
-                f"nothing was heard from {self._dependency} yet",
-                reason="DEPENDENCY_UNAVAILABLE",
-                metadata={"dependency": self._dependency},
-                retry_after_seconds=1.0,
-            )
 
     async def wait_first(self) -> None:
         """Returns when there is a snapshot."""

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headrace.cost.v1 import cost_pb2
-from headrace.registry.v1 import registry_pb2
 
 from services.cli.artifact import BUNDLED_VERSION, BundledModel, write_artifact
-from services.cli.bundled import _Deployer
 from services.cli.client import EdgeClient
+from services.cli.deployer import Deployer
 from services.cli.ports import read_ports
 from tests.bench.proc import cpu_seconds
 from tests.support.mesh import CollectorThread, RunningMesh, SilentProgress, running_mesh
@@ -56,34 +55,14 @@ def deploy(mesh: RunningMesh, model: str, files: Mapping[str, Path]) -> str:
         model=model, version=BUNDLED_VERSION, kind="chat", artifact=artifact, digest=digest
     )
     with EdgeClient(mesh.layout, user="operator", scopes="infer admin") as edge:
-        deployer = _Deployer(edge, SilentProgress())
+        deployer = Deployer(edge, SilentProgress())
         price = cost_pb2.Price(
             name=f"prices/{model}-1",
             model=model,
             input_nano_usd_per_million_tokens=100_000_000,
             output_nano_usd_per_million_tokens=400_000_000,
         )
-        deployer._create(deployer._cost.CreatePrice, cost_pb2.CreatePriceRequest(price=price))
-        deployer._create(
-            deployer._registry.CreateModel,
-            registry_pb2.CreateModelRequest(model=registry_pb2.Model(name=f"models/{model}")),
-        )
-        deployer._upload(bundled)
-        version = f"models/{model}/versions/{BUNDLED_VERSION}"
-        deployer._create(
-            deployer._registry.CreateModelVersion,
-            registry_pb2.CreateModelVersionRequest(
-                model_version=registry_pb2.ModelVersion(name=version, artifact_digest=digest)
-            ),
-        )
-        deployer._create(
-            deployer._registry.CreateDeployment,
-            registry_pb2.CreateDeploymentRequest(
-                deployment=registry_pb2.Deployment(
-                    name=f"deployments/{model}", model_version=version
-                )
-            ),
-        )
+        deployer.bring(bundled, price=price)
         deployer.await_ready(bundled)
     return digest
 

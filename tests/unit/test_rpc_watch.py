@@ -7,10 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import grpc
-import pytest
 from grpc.aio import Metadata
 
-from libs.errors import Unavailable
 from libs.rpc.watch import FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, SnapshotWatch
 
 
@@ -89,21 +87,16 @@ async def test_the_wait_grows_to_a_limit_and_starts_over_with_a_snapshot():
     assert clock.slept[-1] == FIRST_BACKOFF_SECONDS
 
 
-async def test_before_the_first_snapshot_callers_are_told_whom_it_waits_for():
-    """`UNAVAILABLE` with the dependency's name, until the first snapshot."""
+async def test_the_first_snapshot_can_be_waited_for():
+    """However often the stream breaks before it."""
     streams = Streams([BREAK], [7, Ellipsis])
     taken: list[int] = []
     watch = SnapshotWatch(
         "router", open_stream=streams.open, on_snapshot=taken.append, clock=Steps()
     )
-    with pytest.raises(Unavailable) as raised:
-        watch.require()
-    assert raised.value.metadata == {"dependency": "router"}
-    assert raised.value.retry_after_seconds == 1.0
     running = asyncio.create_task(watch.run())
     async with asyncio.timeout(5):
         await watch.wait_first()
-    watch.require()
     assert taken == [7]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
