@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
@@ -18,6 +18,9 @@ from libs.rpc.server import RpcServer
 from libs.telemetry.logs import setup_logging
 from libs.telemetry.metrics import serve_metrics
 from libs.telemetry.tracing import setup_tracing
+
+if TYPE_CHECKING:  # most processes have no HTTP, and do without what it takes
+    from libs.http.server import HttpServer
 
 _log = structlog.get_logger()
 
@@ -47,16 +50,21 @@ class Process:
         """Calls this when the end begins: to end what would not end by itself, such as watches."""
         self._on_drain.append(call)
 
-    async def serve(self, *, ready: bool = True) -> None:
-        """Serves until SIGTERM or SIGINT, then drains."""
+    async def serve(self, *, ready: bool = True, beside: HttpServer | None = None) -> None:
+        """Serves until SIGTERM or SIGINT, then drains; by HTTP, too, if there is a server."""
         self._serving = True
+        if beside is not None:
+            await beside.start()
         await self.server.start(ready=ready)
         _log.info("serving", address=self.server.address)
         await self._stop.wait()
         _log.info("draining", drain_seconds=self._drain_seconds)
         for call in self._on_drain:
             call()
-        await self.server.stop(self._drain_seconds)
+        ends = [self.server.stop(self._drain_seconds)]
+        if beside is not None:
+            ends.append(beside.stop())
+        await asyncio.gather(*ends)
 
     def stop(self) -> None:
         """Begins the end. What is still being put together, waiting for others, is cancelled."""

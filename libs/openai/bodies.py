@@ -10,6 +10,7 @@ from google.api import httpbody_pb2
 
 from libs.errors import HeadraceError
 
+CHAT_COMPLETIONS_PATH = "/v1/chat/completions"
 JSON_TYPE = "application/json"
 EVENT_STREAM_TYPE = "text/event-stream"
 
@@ -58,12 +59,12 @@ class Served:
 
 def json_body(value: Json) -> httpbody_pb2.HttpBody:
     """Returns an object as the body of an answer."""
-    return httpbody_pb2.HttpBody(content_type=JSON_TYPE, data=to_json(value).encode())
+    return httpbody(to_json(value).encode(), JSON_TYPE)
 
 
-def events_body(events: bytes) -> httpbody_pb2.HttpBody:
-    """Returns server-sent events, one or several, as one part of a body."""
-    return httpbody_pb2.HttpBody(content_type=EVENT_STREAM_TYPE, data=events)
+def httpbody(data: bytes, content_type: str) -> httpbody_pb2.HttpBody:
+    """Returns bytes as a body, or as one part of it."""
+    return httpbody_pb2.HttpBody(content_type=content_type, data=data)
 
 
 def error_object(error: HeadraceError) -> Json:

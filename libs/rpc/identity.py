@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -66,10 +67,18 @@ def identity_of(context: Context) -> Identity:
     Raises:
         Unauthenticated: the metadata names none; the call did not come through the edge.
     """
-    found = dict(context.invocation_metadata() or ())
-    tenant, user = found.get(TENANT_KEY), found.get(USER_KEY)
+    return identity_in(dict(context.invocation_metadata() or ()))
+
+
+def identity_in(headers: Mapping[str, Any]) -> Identity:
+    """Returns the caller that the headers of a request name.
+
+    Raises:
+        Unauthenticated: they name none; the request did not come through the edge.
+    """
+    tenant, user = headers.get(TENANT_KEY), headers.get(USER_KEY)
     if not isinstance(tenant, str) or not isinstance(user, str) or not tenant or not user:
         raise Unauthenticated("the call names no tenant and user", reason="TOKEN_INVALID")
-    scopes = found.get(SCOPES_KEY, "")
-    usage_id = str(found.get(USAGE_ID_KEY, ""))
+    scopes = headers.get(SCOPES_KEY, "")
+    usage_id = str(headers.get(USAGE_ID_KEY, ""))
     return Identity(tenant, user, frozenset(str(scopes).split()), usage_id)

@@ -14,20 +14,18 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 from opentelemetry import trace
-from opentelemetry.context import Context as OtelContext
 from opentelemetry.context import attach, detach
 from opentelemetry.instrumentation.grpc._aio_server import (
     OpenTelemetryAioServerInterceptor,
     _OpenTelemetryAioServicerContext,
 )
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from typing_extensions import override
 
 from libs.clock import Clock
-from libs.errors import DeadlineExceeded, HeadraceError, Internal, InvalidArgument, Unimplemented
-from libs.rpc.status import DETAILS_KEY, from_rpc_error, grpc_code, to_status
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, Unimplemented
+from libs.rpc.status import DETAILS_KEY, as_headrace_error, grpc_code, to_status
 from libs.telemetry import rpc_metrics
-from libs.telemetry.tracing import current_trace_id
+from libs.telemetry.tracing import unkept_trace
 
 _log = structlog.get_logger()
 
@@ -43,7 +41,6 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 READ_OUT_SECONDS = 0.5
 READ_OUT_BYTES = 16 * 1024 * 1024
 
-_PROPAGATOR = TraceContextTextMapPropagator()
 _PLUMBING = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -67,7 +64,7 @@ class TracedCalls(OpenTelemetryAioServerInterceptor):
     @override
     def _intercept_aio_server_stream(self, behavior: Behavior, details: Any) -> Behavior:
         async def stream(request: Any, context: Any) -> None:
-            unkept = _unkept_trace(context)
+            unkept = unkept_trace(_traceparent(context))
             if unkept is not None:
                 token = attach(unkept)
                 try:
@@ -86,14 +83,10 @@ class TracedCalls(OpenTelemetryAioServerInterceptor):
         return stream
 
 
-def _unkept_trace(context: Any) -> OtelContext | None:
-    """Returns the caller's trace where it says that nobody keeps it; then a span is of no use."""
+def _traceparent(context: Any) -> str | None:
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent":
-            if not value.endswith("-00"):
-                return None
-            found = _PROPAGATOR.extract({"traceparent": value})
-            return found if trace.get_current_span(found).get_span_context().is_valid else None
+            return str(value)
     return None
 
 
@@ -165,7 +158,7 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             status = "ABORTED"
             raise
         except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
-            error = _as_headrace_error(raised)
+            error = as_headrace_error(raised)
             status = error.code
             if isinstance(request, AsyncIterator):
                 await _read_out(request)
@@ -204,19 +197,6 @@ def _check_size(request: Any) -> None:
             metadata={"limit_bytes": str(MAX_REQUEST_BYTES)},
             field_violations=[("", text)],
         )
-
-
-def _as_headrace_error(raised: Exception) -> HeadraceError:
-    if isinstance(raised, HeadraceError):
-        return raised
-    if isinstance(raised, grpc.aio.AioRpcError):
-        return from_rpc_error(raised)
-    _log.error("unexpected error", exc_info=raised)
-    return Internal(
-        "internal error; the log has the rest under this trace id",
-        reason="INTERNAL",
-        metadata={"trace_id": current_trace_id()},
-    )
 
 
 async def _read_out(requests: AsyncIterator[Any]) -> None:

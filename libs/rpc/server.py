@@ -27,6 +27,9 @@ class RpcServer:
     """One process's server.
 
     Register servicers on `grpc`, then `start()`. Health is NOT_SERVING until `set_ready(True)`.
+
+    Attributes:
+        ready: whether health says that calls should come here.
     """
 
     def __init__(self, address: str, *, clock: Clock, reuse_port: bool = False) -> None:
@@ -41,6 +44,7 @@ class RpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
         )
+        self.ready = False
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
 
@@ -58,11 +62,13 @@ class RpcServer:
 
     async def set_ready(self, ready: bool) -> None:
         """Tells health checkers whether calls should come here."""
+        self.ready = ready
         status = health_pb2.HealthCheckResponse.ServingStatus
         await self._health.set("", status.SERVING if ready else status.NOT_SERVING)
 
     async def stop(self, drain_seconds: float) -> None:
         """Turns new calls away, lets running ones end for so long, then cancels them."""
+        self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(drain_seconds)
 

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from libs.errors import BY_CODE, DOMAIN, HeadraceError, Internal
+from libs.telemetry.tracing import current_trace_id
 
 DETAILS_KEY = "grpc-status-details-bin"
 # Together, in base64 and percent-encoded, they stay within the 8 KiB that gRPC takes of trailers.
@@ -76,6 +77,20 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
     reason, message = _WITHOUT_DETAILS[code]
     retry = UNREACHABLE_RETRY_SECONDS if code == "UNAVAILABLE" else None
     return BY_CODE[code](message, reason=reason, retry_after_seconds=retry)
+
+
+def as_headrace_error(raised: Exception) -> HeadraceError:
+    """Returns what a caller is told of anything that was raised; the rest goes into the log."""
+    if isinstance(raised, HeadraceError):
+        return raised
+    if isinstance(raised, grpc.aio.AioRpcError):
+        return from_rpc_error(raised)
+    _log.error("unexpected error", exc_info=raised)
+    return Internal(
+        "internal error; the log has the rest under this trace id",
+        reason="INTERNAL",
+        metadata={"trace_id": current_trace_id()},
+    )
 
 
 @contextmanager

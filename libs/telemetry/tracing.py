@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from opentelemetry import propagate, trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+_PROPAGATOR = TraceContextTextMapPropagator()
 
 
 def setup_tracing(
@@ -40,7 +42,7 @@ def setup_tracing(
 
         provider.add_span_processor(SpanExport(otlp_endpoint))
     trace.set_tracer_provider(provider)
-    propagate.set_global_textmap(TraceContextTextMapPropagator())
+    propagate.set_global_textmap(_PROPAGATOR)
     return provider
 
 
@@ -48,6 +50,30 @@ def current_trace_id() -> str:
     """Returns the id of the trace at hand, 32 hexadecimal digits, or an empty string."""
     context = trace.get_current_span().get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+
+def unkept_trace(traceparent: str | None) -> Context | None:
+    """Returns the caller's trace where it says that nobody keeps it; then a span is of no use."""
+    if traceparent is None or not traceparent.endswith("-00"):
+        return None
+    found = _PROPAGATOR.extract({"traceparent": traceparent})
+    return found if trace.get_current_span(found).get_span_context().is_valid else None
+
+
+@contextmanager
+def server_span(tracer: trace.Tracer, name: str, *, traceparent: str | None) -> Iterator[None]:
+    """Goes on with the caller's trace; makes a span of the block, unless nobody keeps the trace."""
+    unkept = unkept_trace(traceparent)
+    if unkept is not None:
+        token = attach(unkept)
+        try:
+            yield
+        finally:
+            detach(token)
+        return
+    caller = _PROPAGATOR.extract({"traceparent": traceparent or ""})
+    with tracer.start_as_current_span(name, context=caller, kind=trace.SpanKind.SERVER):
+        yield
 
 
 def child_span(

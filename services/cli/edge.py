@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from services.cli import edge_replies, edge_routes, keys
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "envoy"
-CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
+GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
+CLUSTERS = (*GRPC_CLUSTERS, edge_routes.HTTP_CLUSTER)
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1)(:[0-9]+)?"
 
 _REFLECTING = ("registry", "router", "cost", "jobs")

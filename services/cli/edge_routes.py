@@ -22,8 +22,12 @@ from headrace.openai.v1 import openai_pb2
 from headrace.registry.v1 import registry_pb2
 from headrace.router.v1 import router_pb2
 
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
+from libs.rpc.interceptors import MAX_REQUEST_BYTES
 
+# Where inference takes requests in HTTP/1.1.
+HTTP_CLUSTER = "inference_http"
 MAX_CALL_SECONDS = 600
 MAX_WATCH_SECONDS = 3600
 
@@ -65,6 +69,14 @@ OPEN_INFERENCE_HEALTH = (f"/{OPEN_INFERENCE}/ServerLive", f"/{OPEN_INFERENCE}/Se
 _FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 # These filters are off but where a route turns them on.
 _COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
+_GATHER = {
+    "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+    "buffer": {"max_request_bytes": MAX_REQUEST_BYTES},
+}
+_GATHERED = MappingProxyType({"envoy.filters.http.buffer": {"@type": _FILTER, "config": _GATHER}})
+_NOT_TRANSCODED = MappingProxyType(
+    {"envoy.filters.http.grpc_json_transcoder": {"@type": _FILTER, "disabled": True}}
+)
 _OPENAI_ERRORS = MappingProxyType({"envoy.filters.http.lua": {"@type": _FILTER, "config": {}}})
 # Nothing of these has reached a service, so that any call may be sent again.
 _RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
@@ -74,7 +86,7 @@ _READS = ("Get", "List", "Query")
 
 def routes() -> list[dict[str, Any]]:
     """Returns Envoy's routes, in the order in which they are tried."""
-    found = []
+    found = [_chat_completions_route()]
     for service, cluster in _services():
         for method in service.methods:
             if method.full_name in _INTERNAL:
@@ -152,6 +164,21 @@ def _route(
         "route": action,
         "decorator": {"operation": operation},
         "typed_per_filter_config": {**_COUNTED, **filters},
+    }
+
+
+def _chat_completions_route() -> dict[str, Any]:
+    """Returns the route that passes HTTP on as HTTP: the busiest, whose messages are smallest."""
+    action = _action(HTTP_CLUSTER, MAX_CALL_SECONDS)
+    action["retry_policy"] = _retries(_RETRY_UNSENT)
+    return {
+        "match": {
+            "path": CHAT_COMPLETIONS_PATH,
+            "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
+        },
+        "route": action,
+        "decorator": {"operation": f"POST {CHAT_COMPLETIONS_PATH}"},
+        "typed_per_filter_config": {**_GATHERED, **_NOT_TRANSCODED, **_OPENAI_ERRORS},
     }
 
 

@@ -43,6 +43,7 @@ def port_names(layout: Layout) -> list[str]:
             for port in ("grpc", "http", "metrics")
         ),
         *(f"{service}.{port}" for service in services for port in ("grpc", "metrics")),
+        *(f"{replica}.http" for replica in _numbered("inference", layout.inference_replicas)),
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.cli import edge, keys
+from services.cli import edge, edge_routes, keys
 from services.cli.layout import REPOSITORY, CannotRun, Layout
 from services.cli.ports import address, replicas
 
@@ -146,7 +146,10 @@ def _edge_settings(layout: Layout, ports: Mapping[str, int]) -> edge.Edge:
         home=layout.home,
         listen_address=address(ports, "envoy.edge"),
         admin_address=address(ports, "envoy.admin"),
-        services={name: _addresses(ports, name) for name in edge.CLUSTERS},
+        services={
+            **{name: _addresses(ports, name) for name in edge.GRPC_CLUSTERS},
+            edge_routes.HTTP_CLUSTER: _addresses(ports, "inference", "http"),
+        },
         otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         trace_sample_percent=_trace_sample_percent(),
     )
@@ -162,8 +165,8 @@ def _trace_sample_percent() -> float:
         ) from error
 
 
-def _addresses(ports: Mapping[str, int], service: str) -> list[str]:
-    return [address(ports, f"{replica}.grpc") for replica in replicas(ports, service)]
+def _addresses(ports: Mapping[str, int], service: str, port: str = "grpc") -> list[str]:
+    return [address(ports, f"{replica}.{port}") for replica in replicas(ports, service)]
 
 
 def _target(ports: Mapping[str, int], service: str) -> str:
@@ -186,6 +189,8 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
             environment["HEADRACE_NATS_MONITORING_URL"] = f"http://{address(ports, 'nats.monitor')}"
         else:
             environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _target(ports, peer)
+    if service == "inference":
+        environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
     if service in _HOT_PATH and importlib.metadata.version("grpcio") == _GRPC_TRIED:
         environment["GRPC_EXPERIMENTS"] = _GRPC_EXPERIMENTS
     if service == "pool_agent":

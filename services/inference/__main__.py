@@ -8,8 +8,10 @@ from headrace.openai.v1 import openai_pb2_grpc
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
+from libs.http.server import HttpServer
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import process, run
 from libs.routes import RouteTable
 from libs.snapshots import Snapshots
@@ -23,7 +25,12 @@ from services.inference.generation import Generator
 from services.inference.hedge import HedgeLimits
 from services.inference.open_inference import OpenInference
 from services.inference.open_inference_servicer import OpenInferenceServicer, handlers
-from services.inference.openai import ChatCompletionServicer, ModelServicer
+from services.inference.openai import (
+    ChatCompletions,
+    ChatCompletionServicer,
+    ModelServicer,
+    chat_completions_over_http,
+)
 from services.inference.record import Recorder
 from services.inference.servicer import InferenceServicer
 from services.inference.stall import StallLimits
@@ -81,13 +88,22 @@ async def main() -> None:
             InferenceServicer(generator=generator, embedder=embedder, counter=counter, clock=clock),
             server,
         )
+        completions = ChatCompletions(generator=generator, clock=clock)
         openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
-            ChatCompletionServicer(generator=generator, clock=clock), server
+            ChatCompletionServicer(completions), server
         )
         openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(generator), server)
         server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
 
-        await running.serve(ready=False)
+        http = HttpServer(
+            settings.http_listen_address,
+            handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
+            is_ready=lambda: running.server.ready,
+            drain_seconds=settings.drain_seconds,
+            clock=clock,
+        )
+
+        await running.serve(ready=False, beside=http)
         await recorder.drain()
         await backends.close()
         await bus.drain()

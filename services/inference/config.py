@@ -10,6 +10,7 @@ from libs.config import ServiceSettings
 class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
+    http_listen_address: str = Field(description="Where its HTTP server listens.")
     router_address: str = Field(description="Where routes come from.")
     cost_address: str = Field(description="Where prices come from.")
     nats_url: str = Field(description="Where usage events go.")

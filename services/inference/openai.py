@@ -11,36 +11,50 @@ from headrace.openai.v1 import openai_pb2, openai_pb2_grpc
 
 from libs.clock import Clock
 from libs.errors import HeadraceError
+from libs.http.exchange import Exchange
+from libs.http.server import Handler
 from libs.ids import uuid7
-from libs.openai.bodies import Served, events_body, json_body, list_object, model_object
+from libs.openai.bodies import (
+    EVENT_STREAM_TYPE,
+    JSON_TYPE,
+    Served,
+    httpbody,
+    json_body,
+    list_object,
+    model_object,
+    to_json,
+)
 from libs.openai.chat_request import ChatRequest, parse_chat_completion
 from libs.openai.chat_response import DONE, ChunkWriter, completion_object, error_event
 from libs.rpc.identity import Context, Identity, identity_of
 from services.inference.domain import ChatCall, Piece, Turn
 from services.inference.generation import Generator
 
-Write = Callable[[httpbody_pb2.HttpBody], Awaitable[None]]
+Events = Callable[[bytes], Awaitable[None]]
 
 
-class ChatCompletionServicer(openai_pb2_grpc.ChatCompletionServiceServicer):
-    """`POST /v1/chat/completions`, streamed or not."""
+class ChatCompletions:
+    """Answers conversations in OpenAI's JSON, whoever carries it."""
 
     def __init__(self, *, generator: Generator, clock: Clock) -> None:
         self._generator = generator
         self._clock = clock
 
-    async def CreateChatCompletion(  # type: ignore[override]  # writes instead of yielding
-        self, request: httpbody_pb2.HttpBody, context: Context
-    ) -> None:
-        """Answers one conversation."""
-        asked = parse_chat_completion(request.data)
-        call = _chat_call(asked, uuid7(self._clock))
-        answer = self._stream if asked.stream else self._whole
-        await answer(asked, call, identity_of(context), context.write)
+    async def answer(self, body: bytes, identity: Identity, write_events: Events) -> bytes | None:
+        """Returns a whole answer; a streamed one is written as events, and None is returned.
 
-    async def _whole(
-        self, asked: ChatRequest, call: ChatCall, identity: Identity, write: Write
-    ) -> None:
+        Raises:
+            HeadraceError: see `ChatCompletionService.CreateChatCompletion`. Once there was an
+                event, the last one has told of it.
+        """
+        asked = parse_chat_completion(body)
+        call = _chat_call(asked, uuid7(self._clock))
+        if not asked.stream:
+            return await self._whole(asked, call, identity)
+        await self._stream(asked, call, identity, write_events)
+        return None
+
+    async def _whole(self, asked: ChatRequest, call: ChatCall, identity: Identity) -> bytes:
         texts: list[str] = []
 
         async def collect(piece: Piece) -> None:
@@ -55,10 +69,10 @@ class ChatCompletionServicer(openai_pb2_grpc.ChatCompletionServiceServicer):
             usage=final.usage,
             served=_served(final),
         )
-        await write(json_body(completion))
+        return to_json(completion).encode()
 
     async def _stream(
-        self, asked: ChatRequest, call: ChatCall, identity: Identity, write: Write
+        self, asked: ChatRequest, call: ChatCall, identity: Identity, write: Events
     ) -> None:
         chunks = ChunkWriter(
             model=asked.model,
@@ -71,17 +85,50 @@ class ChatCompletionServicer(openai_pb2_grpc.ChatCompletionServiceServicer):
         async def deliver(piece: Piece) -> None:
             nonlocal prefix
             events, prefix = prefix + chunks.delta(piece.text), b""
-            await write(events_body(events))
+            await write(events)
 
         try:
             final = await self._generator.answer(call, identity, deliver)
         except HeadraceError as error:
             if not prefix:  # the status line is gone: the error must be an event
-                await write(events_body(error_event(error)))
+                await write(error_event(error))
             raise
         usage = chunks.usage(final.usage) if asked.include_usage else b""
         ending = chunks.finish(final.finish_reason, _served(final))
-        await write(events_body(prefix + ending + usage + DONE))
+        await write(prefix + ending + usage + DONE)
+
+
+class ChatCompletionServicer(openai_pb2_grpc.ChatCompletionServiceServicer):
+    """The same over gRPC."""
+
+    def __init__(self, completions: ChatCompletions) -> None:
+        self._completions = completions
+
+    async def CreateChatCompletion(  # type: ignore[override]  # writes instead of yielding
+        self, request: httpbody_pb2.HttpBody, context: Context
+    ) -> None:
+        """Answers one conversation."""
+
+        async def write(events: bytes) -> None:
+            await context.write(httpbody(events, EVENT_STREAM_TYPE))
+
+        whole = await self._completions.answer(request.data, identity_of(context), write)
+        if whole is not None:
+            await context.write(httpbody(whole, JSON_TYPE))
+
+
+def chat_completions_over_http(completions: ChatCompletions) -> Handler:
+    """Returns the handler of `POST /v1/chat/completions`."""
+
+    async def handle(exchange: Exchange) -> None:
+        async def write(events: bytes) -> None:
+            await exchange.part(events, content_type=EVENT_STREAM_TYPE)
+
+        whole = await completions.answer(exchange.body, exchange.identity, write)
+        if whole is not None:
+            exchange.whole(whole, content_type=JSON_TYPE)
+
+    return handle
 
 
 class ModelServicer(openai_pb2_grpc.ModelServiceServicer):

@@ -14,6 +14,7 @@ import aiohttp
 import grpc
 
 from libs.clock import SystemClock
+from libs.http.server import Handler, HttpServer
 from libs.rpc.server import RpcServer
 from services.cli.edge import CLUSTERS, Edge, argv, render
 from services.cli.keys import mint_token
@@ -123,6 +124,23 @@ async def serving(
         yield server.address
     finally:
         await server.stop(drain_seconds=0)
+
+
+@asynccontextmanager
+async def serving_http(handlers: Mapping[str, Handler]) -> AsyncIterator[str]:
+    """Runs the mesh's own HTTP server with some handlers and yields its `host:port`."""
+    server = HttpServer(
+        "127.0.0.1:0",
+        handlers=handlers,
+        is_ready=lambda: True,
+        drain_seconds=0,
+        clock=SystemClock(),
+    )
+    await server.start()
+    try:
+        yield server.address
+    finally:
+        await server.stop()
 
 
 async def _ready(process: asyncio.subprocess.Process, admin_file: Path) -> tuple[str, str]:

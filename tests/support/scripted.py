@@ -18,7 +18,9 @@ from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 from typing_extensions import override
 
 from libs.errors import NotFound, Unavailable
-from tests.support.edge import RunningEdge, running_edge, serving
+from libs.http.exchange import Exchange
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from tests.support.edge import RunningEdge, running_edge, serving, serving_http
 
 
 async def two_deltas(_request: Any, _context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
@@ -28,7 +30,7 @@ async def two_deltas(_request: Any, _context: Any) -> AsyncIterator[inference_pb
     yield inference_pb2.GenerateResponse(final=inference_pb2.Final(finish_reason="stop"))
 
 
-async def one_object(_request: Any, _context: Any) -> AsyncIterator[HttpBody]:
+async def one_object(_body: bytes) -> AsyncIterator[HttpBody]:
     """Answers with one JSON object, as where `stream` is false."""
     yield HttpBody(content_type="application/json", data=b'{"object":"chat.completion"}')
 
@@ -49,18 +51,17 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             yield message
 
 
-class Chat(openai_pb2_grpc.ChatCompletionServiceServicer):
+class Chat:
     """Answers what the test says and keeps the last body."""
 
     def __init__(self) -> None:
         self.answer: Any = one_object
-        self.body = HttpBody()
+        self.body = b""
 
-    @override
-    async def CreateChatCompletion(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        self.body = request
-        async for message in self.answer(request, context):
-            yield message
+    async def handle(self, exchange: Exchange) -> None:
+        self.body = exchange.body
+        async for part in self.answer(exchange.body):
+            await exchange.part(part.data, content_type=part.content_type)
 
 
 class Models(openai_pb2_grpc.ModelServiceServicer):
@@ -134,7 +135,6 @@ class ScriptedMesh:
     def add_inference(self, server: grpc.aio.Server) -> None:
         """Registers what the inference process serves."""
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.inference, server)
-        openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(self.chat, server)
         openai_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
 
     def add_control(self, server: grpc.aio.Server) -> None:
@@ -153,9 +153,15 @@ async def scripted_mesh(home: Path, **settings: Any) -> AsyncIterator[ScriptedMe
     async with (
         serving(mesh.add_inference) as inference,
         serving(mesh.add_control) as control,
+        serving_http({CHAT_COMPLETIONS_PATH: mesh.chat.handle}) as http,
         running_edge(
             home,
-            {"inference": [inference], "cost": [control], "registry": [control]},
+            {
+                "inference": [inference],
+                "inference_http": [http],
+                "cost": [control],
+                "registry": [control],
+            },
             **settings,
         ) as mesh.edge,
         mesh.edge.channel() as mesh.channel,

@@ -27,15 +27,13 @@ from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/openai/v1/openai.proto\x12\x12headrace.openai.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t2~\n\x15\x43hatCompletionService\x12\x65\n\x14\x43reateChatCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/chat/completions:\x01*0\x01\x32\xc1\x01\n\x0cModelService\x12N\n\nListModels\x12\x16.google.protobuf.Empty\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x61\n\x08GetModel\x12#.headrace.openai.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}2l\n\x10\x45mbeddingService\x12X\n\x0f\x43reateEmbedding\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/openai/v1/openai.proto\x12\x12headrace.openai.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t2]\n\x15\x43hatCompletionService\x12\x44\n\x14\x43reateChatCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody0\x01\x32\xc1\x01\n\x0cModelService\x12N\n\nListModels\x12\x16.google.protobuf.Empty\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x61\n\x08GetModel\x12#.headrace.openai.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}2l\n\x10\x45mbeddingService\x12X\n\x0f\x43reateEmbedding\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.openai.v1.openai_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATCOMPLETIONSERVICE'].methods_by_name['CreateChatCompletion']._loaded_options = None
-  _globals['_CHATCOMPLETIONSERVICE'].methods_by_name['CreateChatCompletion']._serialized_options = b'\202\323\344\223\002\031\"\024/v1/chat/completions:\001*'
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
@@ -45,9 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=141
   _globals['_GETMODELREQUEST']._serialized_end=173
   _globals['_CHATCOMPLETIONSERVICE']._serialized_start=175
-  _globals['_CHATCOMPLETIONSERVICE']._serialized_end=301
-  _globals['_MODELSERVICE']._serialized_start=304
-  _globals['_MODELSERVICE']._serialized_end=497
-  _globals['_EMBEDDINGSERVICE']._serialized_start=499
-  _globals['_EMBEDDINGSERVICE']._serialized_end=607
+  _globals['_CHATCOMPLETIONSERVICE']._serialized_end=268
+  _globals['_MODELSERVICE']._serialized_start=271
+  _globals['_MODELSERVICE']._serialized_end=464
+  _globals['_EMBEDDINGSERVICE']._serialized_start=466
+  _globals['_EMBEDDINGSERVICE']._serialized_end=574
 # @@protoc_insertion_point(module_scope)

@@ -59,7 +59,8 @@ class ChatCompletionServiceServicer:
     def CreateChatCompletion(self, request, context):
         """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
 
-        A stream that breaks off ends with an error object and without `[DONE]`.
+        A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
+        `POST /v1/chat/completions` on to the same service as HTTP, without this method.
 
         Errors: as `headrace.inference.v1.InferenceService/Generate`.
         """

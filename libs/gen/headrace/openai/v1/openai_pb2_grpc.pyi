@@ -43,7 +43,8 @@ class ChatCompletionServiceStub:
     CreateChatCompletion: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
 
-    A stream that breaks off ends with an error object and without `[DONE]`.
+    A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
+    `POST /v1/chat/completions` on to the same service as HTTP, without this method.
 
     Errors: as `headrace.inference.v1.InferenceService/Generate`.
     """
@@ -61,7 +62,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     CreateChatCompletion: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
 
-    A stream that breaks off ends with an error object and without `[DONE]`.
+    A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
+    `POST /v1/chat/completions` on to the same service as HTTP, without this method.
 
     Errors: as `headrace.inference.v1.InferenceService/Generate`.
     """
@@ -82,7 +84,8 @@ class ChatCompletionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
         """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
 
-        A stream that breaks off ends with an error object and without `[DONE]`.
+        A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
+        `POST /v1/chat/completions` on to the same service as HTTP, without this method.
 
         Errors: as `headrace.inference.v1.InferenceService/Generate`.
         """

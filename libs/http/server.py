@@ -1,0 +1,178 @@
+"""An HTTP/1.1 server for the paths that must cost least; the edge is its only client.
+
+Around each request happens what `libs.rpc.interceptors` does around an RPC: a span, metrics, one
+log line, and whatever is raised becomes a `google.rpc.Status`, here in JSON, under the HTTP status
+of its code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from aiohttp import web
+from google.protobuf import json_format
+from opentelemetry import trace
+
+from libs.clock import Clock
+from libs.errors import HeadraceError, InvalidArgument, Unimplemented
+from libs.http.exchange import Exchange
+from libs.rpc.interceptors import MAX_REQUEST_BYTES
+from libs.rpc.status import as_headrace_error, to_status
+from libs.telemetry import http_metrics
+from libs.telemetry.tracing import server_span
+
+_log = structlog.get_logger()
+_tracer = trace.get_tracer("headrace.http")
+
+HEALTH_PATH = "/healthz"
+# The edge lets more pass than aiohttp does by default.
+_MAX_FIELD_BYTES = 64 * 1024
+_MAX_HEADERS = 256
+_BACKLOG = 1024
+# Nobody sees it: the caller did not wait for the answer.
+_CALLER_GONE = 499
+
+# As the edge's transcoder has it.
+_HTTP_STATUSES = {
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "ABORTED": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,
+    "INTERNAL": 500,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class HttpServer:
+    """Serves one handler a path, each by POST, and its health.
+
+    Attributes:
+        address: `host:port`; once it is started, with the port that it has.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        handlers: Mapping[str, Handler],
+        is_ready: Callable[[], bool],
+        drain_seconds: float,
+        clock: Clock,
+    ) -> None:
+        self.address = address
+        self._handlers = dict(handlers)
+        self._is_ready = is_ready
+        self._drain_seconds = drain_seconds
+        self._clock = clock
+        self._runner: web.ServerRunner | None = None
+
+    async def start(self) -> None:
+        """Binds and serves.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        server = web.Server(
+            self._answer,
+            request_factory=_request,
+            handler_cancellation=True,  # a caller that goes away ends what runs for it
+            access_log=None,
+            max_field_size=_MAX_FIELD_BYTES,
+            max_headers=_MAX_HEADERS,
+        )
+        self._runner = web.ServerRunner(
+            server, handle_signals=False, shutdown_timeout=self._drain_seconds
+        )
+        await self._runner.setup()
+        host, _, port = self.address.rpartition(":")
+        await web.TCPSite(self._runner, host, int(port), backlog=_BACKLOG).start()
+        self.address = f"{host}:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        """Accepts no more connections, lets running requests end for a time, then cancels them."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path == HEALTH_PATH:
+            healthy = HTTPStatus.OK if self._is_ready() else HTTPStatus.SERVICE_UNAVAILABLE
+            return web.Response(status=healthy)
+        handler = self._handlers.get(path) if request.method == "POST" else None
+        if handler is None:
+            return _failure(Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
+        started = self._clock.monotonic_seconds()
+        status = _CALLER_GONE
+        try:
+            with server_span(_tracer, path, traceparent=request.headers.get("traceparent")):
+                response = await _handled(handler, request)
+            status = response.status
+            return response
+        finally:
+            seconds = self._clock.monotonic_seconds() - started
+            http_metrics.handled(path, status, seconds)
+            log = _log.debug if status == HTTPStatus.OK else _log.info
+            log("http", path=path, status=status, duration_seconds=round(seconds, 6))
+
+
+async def _handled(handler: Handler, request: web.BaseRequest) -> web.StreamResponse:
+    exchange: Exchange | None = None
+    try:
+        exchange = Exchange(request, await _body(request))
+        await handler(exchange)
+    except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
+        error = as_headrace_error(raised)
+        response = exchange.response if exchange else None
+        if response is None or not response.prepared:
+            return _failure(error)
+        # Too late for a status. Of its own errors a handler has told; what nobody foresaw cuts the
+        # answer, so that it does not look complete.
+        if error is not raised and request.transport is not None:
+            request.transport.abort()
+        return response
+    assert exchange.response is not None  # noqa: S101  # a handler answers or raises
+    return exchange.response
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        text = f"longer than {MAX_REQUEST_BYTES} bytes"
+        raise InvalidArgument(
+            f"body: {text}",
+            reason="MESSAGE_TOO_LARGE",
+            metadata={"limit_bytes": str(MAX_REQUEST_BYTES)},
+            field_violations=[("body", text)],
+        ) from error
+
+
+def _failure(error: HeadraceError) -> web.Response:
+    return web.Response(
+        status=_HTTP_STATUSES[error.code],
+        text=json_format.MessageToJson(
+            to_status(error), preserving_proto_field_name=True, indent=None
+        ),
+        content_type="application/json",
+    )
+
+
+def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+    """Makes a request as aiohttp does, but that a longer body may be read."""
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(
+        message, payload, protocol, writer, task, loop, client_max_size=MAX_REQUEST_BYTES
+    )
