@@ -21,6 +21,7 @@ from libs.bus.delivery import Delivery, Handler, M, PoisonMessage
 from libs.bus.pull import Pull
 from libs.bus.subjects import MESSAGE_TYPES, Consumer
 from libs.errors import HeadraceError
+from libs.telemetry.tracing import child_span
 
 __all__ = ["Delivery", "Handler", "PoisonMessage", "PullWorker"]
 
@@ -85,6 +86,10 @@ class PullWorker(Generic[M]):
         if consumer.max_attempts is not None and on_exhausted is None:
             raise ValueError(f"{consumer.name} gives messages up: on_exhausted must take them")
         self._consumer = consumer
+        # Looked up once: each lookup costs as much as what is counted.
+        self._in_flight_gauge = _IN_FLIGHT.labels(consumer.name)
+        self._pending_gauge = _PENDING.labels(consumer.name)
+        self._handle_seconds = _HANDLE_SECONDS.labels(consumer.name)
         self._client = client_of(js)
         self._concurrency = concurrency
         self._on_exhausted = on_exhausted
@@ -150,7 +155,7 @@ class PullWorker(Generic[M]):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
-        _IN_FLIGHT.labels(self._consumer.name).set(len(self._in_flight))
+        self._in_flight_gauge.set(len(self._in_flight))
         if not task.cancelled() and task.exception() is not None:
             _log.error("a delivery was not settled", exc_info=task.exception())
         self._pull.wake()
@@ -166,8 +171,8 @@ class PullWorker(Generic[M]):
         name, attempt = self._consumer.name, message.metadata.num_delivered
         headers = message.headers or {}
         message_id = headers.get("Nats-Msg-Id", "")
-        _IN_FLIGHT.labels(name).set(len(self._in_flight))
-        _PENDING.labels(name).set(message.metadata.num_pending)
+        self._in_flight_gauge.set(len(self._in_flight))
+        self._pending_gauge.set(message.metadata.num_pending)
         attributes: dict[str, str | int] = {
             "messaging.system": "nats",
             "messaging.operation.type": "process",
@@ -177,7 +182,8 @@ class PullWorker(Generic[M]):
             "headrace.attempt": attempt,
         }
         with (
-            _tracer.start_as_current_span(
+            child_span(
+                _tracer,
                 f"process {message.subject}",
                 # The publisher's trace goes on, and nothing of what this task was started in.
                 context=propagate.extract(headers, Context()),
@@ -199,7 +205,7 @@ class PullWorker(Generic[M]):
         try:
             if self._exhausted(delivery.attempt - 1):  # its workers died, the last one too
                 return await self._give_up(delivery)
-            with _HANDLE_SECONDS.labels(self._consumer.name).time():
+            with self._handle_seconds.time():
                 await self._handler(delivery)
         except asyncio.CancelledError:
             await self._give_back(message)

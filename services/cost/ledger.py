@@ -29,6 +29,8 @@ _BATCH_EVENTS = Histogram(
 )
 
 MAX_BATCH_EVENTS = 256
+# Transactions begin no faster: what comes in between shares the next one.
+GATHER_SECONDS = 0.020
 
 
 @dataclass(eq=False)
@@ -51,8 +53,8 @@ class _Waiting:
 class Ledger:
     """Books usage events.
 
-    Group commit without a delay: an event that comes alone is booked at once; those that come
-    while a transaction runs share the next one. The queue is as long as what the callers of `book`
+    Group commit: an event that comes alone is booked at once; those that come soon after a
+    transaction began share the next one. The queue is as long as what the callers of `book`
     bring, and the consumer's `max_in_flight` limits how many there are.
     """
 
@@ -62,6 +64,7 @@ class Ledger:
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
         self._turn = asyncio.Lock()
+        self._next_seconds = 0.0
 
     async def book(self, *usages: Usage) -> None:
         """Returns when all of it is in the ledger, by this call or an earlier one.
@@ -83,6 +86,10 @@ class Ledger:
             await each.done
 
     async def _book_next_batch(self) -> None:
+        wait_seconds = self._next_seconds - self._clock.monotonic_seconds()
+        if wait_seconds > 0 and len(self._waiting) < MAX_BATCH_EVENTS:
+            await self._clock.sleep(wait_seconds)
+        self._next_seconds = self._clock.monotonic_seconds() + GATHER_SECONDS
         batch = [self._waiting[i] for i in range(min(len(self._waiting), MAX_BATCH_EVENTS))]
         try:
             await self._book(batch)

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from libs.db import snapshot, transaction
+from libs.db import snapshot, transaction, transaction_in_thread
 from libs.errors import InvalidArgument
 from libs.rpc.paging import Page, PageRequest
 from services.cost.domain import Posting, Price, Usage, UsageFilter, UsageSum
@@ -19,6 +19,14 @@ from services.cost.tables import postings, prices, usage
 
 # Sums are added up in two parts, since a database's own sum of 64-bit numbers may overflow.
 _SPLIT = 1_000_000_000
+
+
+_INSERT_POSTINGS = sa.insert(postings)
+_Lot = tuple[Usage, Sequence[Posting]]
+
+
+class _BookedBeforeError(Exception):
+    """Some of a lot is in the ledger already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,7 @@ class CostStore:
         # Both have ON CONFLICT, alike and under two types. Imported is the one that is used.
         dialect = import_module(f"sqlalchemy.dialects.{engine.dialect.name}")
         self._insert: Any = dialect.insert
+        self._insert_new_usage = self._insert(usage).on_conflict_do_nothing()
 
     async def insert_price(self, price: Price) -> Price:
         """Adds a price, unless its name is taken. Returns the one that has the name now."""
@@ -76,31 +85,38 @@ class CostStore:
             rows = [_price(row) for row in await connection.execute(query.limit(page.limit))]
         return Page.of(rows, page, key=lambda price: f"{price.holds_from.isoformat()} {price.name}")
 
-    async def book(
-        self, bookings: Sequence[tuple[Usage, Iterable[Posting]]], book_time: datetime
-    ) -> set[str]:
+    async def book(self, bookings: Sequence[_Lot], book_time: datetime) -> set[str]:
         """Writes usage and its postings, all or nothing; what the ledger has already, it skips.
 
         Returns:
             The ids of the usage that was new. A replica that books the same at the same time
             waits for this transaction and then finds it.
         """
+        by_id = {used.usage_id: (used, lot) for used, lot in reversed(bookings)}
         # One order everywhere: replicas that book the same lot wait, and do not lock each other.
-        lines = {used.usage_id: (used, list(lot)) for used, lot in reversed(bookings)}
-        rows = [
-            {**asdict(lines[usage_id][0]), "book_time": book_time} for usage_id in sorted(lines)
-        ]
-        insert = self._insert(usage).on_conflict_do_nothing().returning(usage.c.usage_id)
-        async with transaction(self._engine) as connection:
-            booked = set((await connection.execute(insert, rows)).scalars())
-            new_lines = [
-                {**asdict(line), "position": position}
-                for usage_id in sorted(booked)
-                for position, line in enumerate(lines[usage_id][1])
-            ]
-            if new_lines:
-                await connection.execute(sa.insert(postings), new_lines)
-        return booked
+        lots = [by_id[usage_id] for usage_id in sorted(by_id)]
+        rows = [{**vars(used), "book_time": book_time} for used, _ in lots]
+
+        def book_all_new(connection: sa.Connection) -> set[str]:
+            # Cheaper than to ask for the ids of the new: mostly all are.
+            told = connection.execute(
+                self._insert_new_usage, rows, execution_options={"preserve_rowcount": True}
+            )
+            if told.rowcount != len(rows):
+                raise _BookedBeforeError
+            _insert_postings(connection, lots)
+            return set(by_id)
+
+        def book_new(connection: sa.Connection) -> set[str]:
+            insert = self._insert_new_usage.returning(usage.c.usage_id)
+            booked = set(connection.execute(insert, rows).scalars())
+            _insert_postings(connection, [lot for lot in lots if lot[0].usage_id in booked])
+            return booked
+
+        try:
+            return await transaction_in_thread(self._engine, book_all_new)
+        except _BookedBeforeError:  # all is undone
+            return await transaction_in_thread(self._engine, book_new)
 
     async def request_cost(self, tenant: str, request_id: str) -> RequestCost | None:
         """Returns what is booked for a request of a tenant, or None if nothing is."""
@@ -142,6 +158,16 @@ class CostStore:
         )
         async with snapshot(self._engine) as connection:
             return [_usage_sum(row) for row in await connection.execute(query)]
+
+
+def _insert_postings(connection: sa.Connection, lots: Iterable[_Lot]) -> None:
+    rows = [
+        {**vars(line), "position": position}
+        for _, lines in lots
+        for position, line in enumerate(lines)
+    ]
+    if rows:
+        connection.execute(_INSERT_POSTINGS, rows)
 
 
 def _conditions(wanted: UsageFilter) -> list[sa.ColumnElement[bool]]:

@@ -264,8 +264,10 @@ async def test_a_service_that_dies_in_mid_stream_never_looks_like_a_good_end(tmp
     """
     mesh = ScriptedMesh()
     async with (
-        stalling_service() as (process, address),
-        running_edge(tmp_path, {"inference": [address]}) as mesh.edge,
+        stalling_service() as (process, address, http_address),
+        running_edge(
+            tmp_path, {"inference": [address], "inference_http": [http_address]}
+        ) as mesh.edge,
         mesh.edge.channel() as mesh.channel,
         aiohttp.ClientSession(mesh.edge.url) as http,
         http.post("/v1/chat/completions", json={}, headers=mesh.edge.bearer()) as events,

@@ -11,26 +11,27 @@ from typing import Any
 from google.api.httpbody_pb2 import HttpBody
 from headrace.inference.v1 import inference_pb2
 
-from tests.support.edge import serving
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from tests.support.edge import serving, serving_http
 from tests.support.scripted import ScriptedMesh
 
-_ADDRESS = "address: "
+_ADDRESSES = "addresses: "
 
 
 @asynccontextmanager
-async def stalling_service() -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Runs this module and yields the process and its `host:port`."""
+async def stalling_service() -> AsyncIterator[tuple[asyncio.subprocess.Process, str, str]]:
+    """Runs this module and yields the process and its `host:port`, for gRPC and for HTTP."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.stalling_service", stdout=asyncio.subprocess.PIPE
     )
     try:
-        address = ""
-        while not address:
+        line = ""
+        while not line.startswith(_ADDRESSES):
             assert process.stdout is not None
             line = (await process.stdout.readline()).decode()
             assert line, "the service ended before it listened"
-            address = line.strip().removeprefix(_ADDRESS) if line.startswith(_ADDRESS) else ""
-        yield process, address
+        address, http_address = line.removeprefix(_ADDRESSES).split()
+        yield process, address, http_address
     finally:
         if process.returncode is None:
             process.kill()
@@ -42,7 +43,7 @@ async def _generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
     await asyncio.Event().wait()
 
 
-async def _chat(_request: Any, _context: Any) -> AsyncIterator[HttpBody]:
+async def _chat(_body: bytes) -> AsyncIterator[HttpBody]:
     yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
     await asyncio.Event().wait()
 
@@ -51,8 +52,11 @@ async def _main() -> None:
     mesh = ScriptedMesh()
     mesh.inference.generate = _generate
     mesh.chat.answer = _chat
-    async with serving(mesh.add_inference) as address:
-        print(f"{_ADDRESS}{address}", flush=True)
+    async with (
+        serving(mesh.add_inference) as address,
+        serving_http({CHAT_COMPLETIONS_PATH: mesh.chat.handle}) as http_address,
+    ):
+        print(f"{_ADDRESSES}{address} {http_address}", flush=True)
         await asyncio.Event().wait()
 
 
