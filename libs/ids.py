@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import uuid
 
 from libs.clock import Clock
@@ -12,7 +12,7 @@ from libs.errors import InvalidArgument
 def uuid7(clock: Clock) -> str:
     """Makes a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random bits."""
     milliseconds = int(clock.now().timestamp() * 1000)
-    value = (milliseconds << 80) | secrets.randbits(80)
+    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     digits = f"{value:032x}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -56,6 +57,8 @@ class Process:
         if beside is not None:
             await beside.start()
         await self.server.start(ready=ready)
+        gc.collect()
+        gc.freeze()  # what there is now stays: the collector need not look at it again and again
         _log.info("serving", address=self.server.address)
         await self._stop.wait()
         _log.info("draining", drain_seconds=self._drain_seconds)

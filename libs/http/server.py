@@ -124,8 +124,9 @@ class HttpServer:
         finally:
             seconds = self._clock.monotonic_seconds() - started
             http_metrics.handled(path, status, seconds)
-            log = _log.debug if status == HTTPStatus.OK else _log.info
-            log("http", path=path, status=status, duration_seconds=round(seconds, 6))
+            # What went well is in the metrics, the edge's access log and the handler's own line.
+            if status != HTTPStatus.OK:
+                _log.info("http", path=path, status=status, duration_seconds=round(seconds, 6))
 
 
 async def _handled(handler: Handler, request: web.BaseRequest) -> web.StreamResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from google.api import httpbody_pb2
 
@@ -49,7 +49,7 @@ class Served:
 
     def to_json_object(self) -> Json:
         """Returns the member's value."""
-        return asdict(self)
+        return vars(self)
 
     @property
     def fingerprint(self) -> str:

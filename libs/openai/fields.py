@@ -138,7 +138,7 @@ def parse_fields(body: bytes) -> Fields:
         InvalidArgument: it is not JSON in UTF-8, or no object.
     """
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = _decode(body.decode())
     except RecursionError as error:
         raise InvalidArgument.of_field(BODY, "is nested too deeply") from error
     except ValueError as error:  # no UTF-8, no JSON, or an integer of thousands of digits
@@ -166,3 +166,7 @@ def check_text(value: object, *, path: str) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+# Made once: `json.loads` would make one for each body.
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode

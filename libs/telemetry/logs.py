@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -29,12 +30,20 @@ def setup_logging(*, service: str, level: str) -> None:
         raise ValueError(f"log level {level!r} is none of debug, info, warning, error")
     shared = _processors(service)
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer()],
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
     _route_standard_library(shared, threshold)
+
+
+def _to_json(event: EventDict, **_default: Any) -> str:
+    return _encode(event)
+
+
+# Made once: `json.dumps` would make one for each line. What JSON cannot say is told as `repr` does.
+_encode = json.JSONEncoder(default=repr).encode
 
 
 def _processors(service: str) -> list[Processor]:

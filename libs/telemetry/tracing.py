@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -13,6 +14,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, T
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+# W3C Trace Context, version 00, without the flag "sampled".
+_UNKEPT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00").fullmatch
 
 
 def setup_tracing(
@@ -54,10 +57,14 @@ def current_trace_id() -> str:
 
 def unkept_trace(traceparent: str | None) -> Context | None:
     """Returns the caller's trace where it says that nobody keeps it; then a span is of no use."""
-    if traceparent is None or not traceparent.endswith("-00"):
+    if traceparent is None or not _UNKEPT(traceparent):
         return None
-    found = _PROPAGATOR.extract({"traceparent": traceparent})
-    return found if trace.get_current_span(found).get_span_context().is_valid else None
+    told = trace.SpanContext(
+        trace_id=int(traceparent[3:35], 16), span_id=int(traceparent[36:52], 16), is_remote=True
+    )
+    if not told.is_valid:  # zeros stand for none
+        return None
+    return trace.set_span_in_context(trace.NonRecordingSpan(told))
 
 
 @contextmanager

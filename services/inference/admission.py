@@ -11,8 +11,6 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from prometheus_client import Gauge
@@ -54,11 +52,8 @@ class Queue:
         self._numbers = itertools.count()
         self._gauge = _WAITING.labels(deployment)
 
-    @asynccontextmanager
-    async def place(
-        self, *, places: int, deadline_seconds: float | None, priority: int
-    ) -> AsyncIterator[None]:
-        """Holds a place while the block runs; waits for one first, if it must.
+    def place(self, *, places: int, deadline_seconds: float | None, priority: int) -> Place:
+        """Returns what holds a place while an `async with` runs; it waits for one, if it must.
 
         Args:
             places: how many there are now.
@@ -66,21 +61,32 @@ class Queue:
             priority: among equal deadlines the highest goes first.
 
         Raises:
-            ResourceExhausted: the queue is full (`QUEUE_FULL`), or the wait would be too long.
+            ResourceExhausted: by the block; the queue is full (`QUEUE_FULL`), or the wait would be
+                too long.
+        """
+        deadline = math.inf if deadline_seconds is None else deadline_seconds
+        return Place(self, places, deadline, priority)
+
+    async def take(self, places: int, deadline_seconds: float, priority: int) -> float:
+        """Takes a place and returns when that was. Whoever takes one gives it back.
+
+        Raises:
+            ResourceExhausted: see `place`.
         """
         self._places = places
         if self._running >= places or self._waiting:
-            await self._wait(math.inf if deadline_seconds is None else deadline_seconds, priority)
+            await self._wait(deadline_seconds, priority)
         else:
             self._running += 1
-        begin = self._clock.monotonic_seconds()
-        try:
-            yield
-        finally:
-            held = self._clock.monotonic_seconds() - begin
-            weight = SMOOTHING if self._held_seconds else 1.0
-            self._held_seconds += weight * (held - self._held_seconds)
-            self._running -= 1
+        return self._clock.monotonic_seconds()
+
+    def give_back(self, taken_seconds: float) -> None:
+        """Lets the next one have the place that was taken then."""
+        held = self._clock.monotonic_seconds() - taken_seconds
+        weight = SMOOTHING if self._held_seconds else 1.0
+        self._held_seconds += weight * (held - self._held_seconds)
+        self._running -= 1
+        if self._waiting:
             self._admit()
 
     def wait_seconds(self, ahead: int) -> float:
@@ -131,6 +137,27 @@ class Queue:
             },
             retry_after_seconds=max(wait_seconds, 0.1),
         )
+
+
+class Place:
+    """Holds a place while a block runs. A class, since every request passes here."""
+
+    __slots__ = ("_deadline_seconds", "_places", "_priority", "_queue", "_taken_seconds")
+
+    def __init__(self, queue: Queue, places: int, deadline_seconds: float, priority: int) -> None:
+        self._queue = queue
+        self._places = places
+        self._deadline_seconds = deadline_seconds
+        self._priority = priority
+        self._taken_seconds = 0.0
+
+    async def __aenter__(self) -> None:
+        self._taken_seconds = await self._queue.take(
+            self._places, self._deadline_seconds, self._priority
+        )
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._queue.give_back(self._taken_seconds)
 
 
 class Admission:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 
 import aiohttp
 import structlog
-from multidict import CIMultiDict
 from yarl import URL
 
 from libs.clock import Clock
@@ -46,6 +45,9 @@ LINGER_SECONDS = 1.0
 MAX_ERROR_BYTES = 64 * 1024
 # An answer that is not streamed shows no token until it is complete.
 WHOLE_ANSWER_SECONDS = 300.0
+
+# Made once: `json.dumps` would make one for each request.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 _HEADERS = {
     "Content-Type": "application/json",
@@ -164,11 +166,10 @@ class Provider:
         timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, cut)
         response.content.on_eof(ended)
 
-    def _headers(self) -> CIMultiDict[str]:
-        headers = CIMultiDict(_HEADERS)
-        if self._api_key_name:
-            headers["Authorization"] = f"Bearer {self._key()}"
-        return headers
+    def _headers(self) -> Mapping[str, str]:
+        if not self._api_key_name:
+            return _HEADERS
+        return _HEADERS | {"Authorization": f"Bearer {self._key()}"}
 
     def _key(self) -> str:
         try:
@@ -200,7 +201,7 @@ def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> byt
     if call.streamed:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
-    return json.dumps(body, separators=(",", ":")).encode()
+    return _to_json(body).encode()
 
 
 @contextmanager
