@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from services.cli.ports import EDGE
+from tests.bench.bare_hop import BareHop, bare_hop
 from tests.bench.load import Result, closed_loop, http_request
 from tests.bench.mesh import (
     CONDITIONS,
@@ -32,6 +33,7 @@ ROUNDS = 3
 PACE_MS = 20
 STREAMS = 32
 OPEN_LOOP_RPS = 200
+HOP_REQUESTS = 1500
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,15 @@ def run(report: Report) -> None:
         with (
             tempfile.TemporaryDirectory(prefix="hrb") as folder,
             mock_provider(Path(folder)) as port,
+            bare_hop(f"http://127.0.0.1:{port}/pace/0/v1/chat/completions") as hop,
             bench_mesh() as mesh,
         ):
             paths = {f"mock-{pace}": f"/pace/{pace}/v1" for pace in (0, PACE_MS)}
             for model, path in paths.items():
                 deploy_provider(mesh, model, f"http://127.0.0.1:{port}{path}")
             sides = (_mesh_side(mesh), _direct_side(port, paths))
-            for measure in (_unary, _unary_single, _unary_open, _paced, _unpaced):
+            _unary(report, *sides, hop)
+            for measure in (_unary_single, _unary_open, _paced, _unpaced):
                 measure(report, *sides)
     except CompilerMissing as missing:
         report.note(f"gateway: NOT MEASURED. {missing}")
@@ -104,10 +108,23 @@ def _direct_side(port: int, paths: dict[str, str]) -> Side:
     return Side(port, "", lambda: 0.0, full)
 
 
-def _unary(report: Report, mesh: Side, direct: Side) -> None:
-    ours, theirs = _rounds(mesh, direct, "mock-0", stream=False, connections=16, requests=4000)
+def _unary(report: Report, mesh: Side, direct: Side, hop: BareHop) -> None:
+    hops: list[float] = []
+    ours, theirs = _rounds(
+        mesh,
+        direct,
+        "mock-0",
+        stream=False,
+        connections=16,
+        requests=4000,
+        after_each=lambda: hops.append(hop.cpu_ms_per_request(HOP_REQUESTS)),
+    )
     how = f"closed loop, 16 connections, {CONDITIONS}"
-    report.add("gateway.unary.cpu_ms", _median(ours, lambda m: m.cpu_ms_per_request), "ms", how)
+    cpu_ms = _median(ours, lambda m: m.cpu_ms_per_request)
+    report.add("gateway.unary.cpu_ms", cpu_ms, "ms", how)
+    bare = statistics.median(hops[1:])
+    report.add("gateway.unary.cpu_ms.bare_hop", bare, "ms", "one bare gRPC hop, in the same rounds")
+    report.add("gateway.unary.cpu_ratio", cpu_ms / bare, "", "edge and inference to the bare hop")
     for name, runs in (("", ours), (".direct", theirs)):
         rps = _median(runs, lambda m: m.result.requests / m.result.seconds)
         report.add(f"gateway.unary.rps.c16{name}", rps, "requests/s", how if not name else "mock")
@@ -168,6 +185,7 @@ def _rounds(
     connections: int,
     requests: int,
     interval: float = 0.0,
+    after_each: Callable[[], None] = lambda: None,
 ) -> tuple[list[Measured], list[Measured]]:
     """Runs both sides in turn, so that what else the machine does falls on both."""
     runs: tuple[list[Measured], list[Measured]] = ([], [])
@@ -187,6 +205,7 @@ def _rounds(
             _check(result, stream=stream)
             if number:  # the first warms up
                 found.append(Measured(result, side.cpu_seconds() - before))
+        after_each()
     return runs
 
 
