@@ -47,29 +47,24 @@ _encode = json.JSONEncoder(default=repr).encode
 
 
 def _processors(service: str) -> list[Processor]:
-    def add_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+    level = structlog.processors.add_log_level
+    stack = structlog.processors.StackInfoRenderer()
+    # As text: structlog's dictionaries would hold the values of local variables, and with them what
+    # users asked.
+    traceback = structlog.processors.format_exc_info
+
+    def complete(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         event["service"] = service
-        return event
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            event["trace_id"] = f"{context.trace_id:032x}"
+            event["span_id"] = f"{context.span_id:016x}"
+        if "exc_info" in event or "stack_info" in event:
+            event = traceback(logger, method, stack(logger, method, event))
+        return stamp(logger, method, level(logger, method, event))
 
-    return [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        add_service,
-        _add_trace,
-        structlog.processors.StackInfoRenderer(),
-        # As text: structlog's dictionaries would hold the values of local variables, and with
-        # them what users asked.
-        structlog.processors.format_exc_info,
-    ]
-
-
-def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        event["trace_id"] = trace.format_trace_id(context.trace_id)
-        event["span_id"] = trace.format_span_id(context.span_id)
-    return event
+    return [structlog.contextvars.merge_contextvars, complete]
 
 
 def _route_standard_library(shared: Sequence[Processor], threshold: int) -> None:

@@ -66,8 +66,9 @@ class Generator:
             except BaseException as error:
                 self._recorder.record_later(self._outcome(run, error))
                 raise
-        cost_nano_usd = await self._recorder.record(self._outcome(run, None))
-        return _final(run, cost_nano_usd)
+        outcome = self._outcome(run, None)
+        cost_nano_usd = await self._recorder.record(outcome)
+        return _final(run, outcome.usage, cost_nano_usd)
 
     async def _relay(self, run: Run, deliver: Deliver) -> None:
         if not run.call.streamed:
@@ -126,13 +127,13 @@ def _usage(run: Run) -> model_pb2.TokenUsage:
     )
 
 
-def _final(run: Run, cost_nano_usd: int) -> inference_pb2.Final:
+def _final(run: Run, usage: model_pb2.TokenUsage, cost_nano_usd: int) -> inference_pb2.Final:
     assert run.ending is not None  # noqa: S101  # `answer` comes here only after the end
     first = run.first_seconds or run.started_seconds
     target = run.choice.target
     return inference_pb2.Final(
         finish_reason=run.ending.finish_reason,
-        usage=_usage(run),
+        usage=usage,
         cost_nano_usd=cost_nano_usd,
         model_version=target.model_version,
         artifact_digest=target.artifact_digest,
