@@ -5,7 +5,7 @@ The router and whoever holds its snapshots decide with this one class, so they d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from headrace.common.v1.model_pb2 import Backend, ModelKind, ModelSchema
@@ -34,12 +34,15 @@ class Choice(NamedTuple):
         reason: for people.
         model: the public name, without a version.
         revision: of the snapshot that decided.
+        fallbacks: the other deployments that the name stands for, best first, each with a ready
+            backend: where all backends of the target fail, the next one may answer.
     """
 
     target: RouteTarget
     reason: str
     model: str
     revision: int
+    fallbacks: tuple[RouteTarget, ...] = ()
 
 
 class RouteTable:
@@ -151,13 +154,14 @@ def _choices(
     name: str, targets: Sequence[RouteTarget], *, route: ModelRoute, revision: int
 ) -> Iterator[tuple[tuple[str, Kind | None], Choice]]:
     """Yields what is chosen for one name, for any kind (None) and for each that there is."""
-    best: Mapping[Kind | None, RouteTarget] = {}
-    for target in targets:
-        if target.backends:
-            best = {None: target, target.schema.kind: target, **best}
-    for kind, target in best.items():
+    ready = [target for target in targets if target.backends]
+    for kind in {None, *(target.schema.kind for target in ready)}:
+        fitting = [target for target in ready if kind in (None, target.schema.kind)]
+        if not fitting:
+            continue
+        target, *fallbacks = fitting
         if name == route.model:
             reason = f"highest ready version: {_version(target)}"
         else:
             reason = f"version asked for: {_version(target)}"
-        yield (name, kind), Choice(target, reason, route.model, revision)
+        yield (name, kind), Choice(target, reason, route.model, revision, tuple(fallbacks))

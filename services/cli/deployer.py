@@ -49,8 +49,22 @@ class Deployer:
         self._router = router_pb2_grpc.RouterServiceStub(edge.channel)
         self._cost = cost_pb2_grpc.CostServiceStub(edge.channel)
 
-    def bring(self, bundled: BundledModel, *, price: cost_pb2.Price, description: str = "") -> None:
-        """Prices, registers and deploys a version; `await_ready` tells when it answers."""
+    def bring(
+        self,
+        bundled: BundledModel,
+        *,
+        price: cost_pb2.Price,
+        description: str = "",
+        deployment: str = "",
+    ) -> None:
+        """Prices, registers and deploys a version; `await_ready` tells when it answers.
+
+        Args:
+            bundled: the version.
+            price: of its model.
+            description: of its model, for people.
+            deployment: its id; empty: the model's name.
+        """
         # First of all the price: no request must find the model without.
         self._create(self._cost.CreatePrice, cost_pb2.CreatePriceRequest(price=price))
         name = f"models/{bundled.model}"
@@ -58,21 +72,22 @@ class Deployer:
         model = registry_pb2.Model(name=name, description=description)
         self._create(self._registry.CreateModel, registry_pb2.CreateModelRequest(model=model))
         self._register(version, bundled)
-        deployment = registry_pb2.Deployment(
-            name=f"deployments/{bundled.model}", model_version=version
+        wanted = registry_pb2.Deployment(
+            name=f"deployments/{deployment or bundled.model}", model_version=version
         )
         self._create(
             self._registry.CreateDeployment,
-            registry_pb2.CreateDeploymentRequest(deployment=deployment),
+            registry_pb2.CreateDeploymentRequest(deployment=wanted),
         )
         self._progress.step(bundled.model, "loading")
 
     def await_ready(self, bundled: BundledModel) -> None:
-        """Returns when the router sends requests to the model."""
+        """Returns when the router sends requests to the version."""
+        name = f"{bundled.model}@{bundled.version}"
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         while True:
             try:
-                self._call(self._router.Route, router_pb2.RouteRequest(model=bundled.model))
+                self._call(self._router.Route, router_pb2.RouteRequest(model=name))
             except grpc.RpcError as error:
                 if error.code() not in _NOT_YET:
                     raise

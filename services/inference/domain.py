@@ -177,6 +177,18 @@ class BackendFailedError(Exception):
         self.resumable = resumable
 
 
+class DeploymentFailedError(Exception):
+    """All backends of a deployment failed before anything was delivered: another one may answer.
+
+    Attributes:
+        error: what the caller hears if none does.
+    """
+
+    def __init__(self, error: HeadraceError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 @dataclass(frozen=True)
 class Ending:
     """What the engine says when it is done. Resumed tokens do not count as prompt."""

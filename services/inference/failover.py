@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind
+from headrace.router.v1.router_pb2 import RouteTarget
 from opentelemetry import trace
 
 from libs.clock import Clock
@@ -18,7 +19,13 @@ from libs.rpc.identity import Identity
 from libs.telemetry.tracing import child_span
 from services.inference import metrics
 from services.inference.backends import Backends
-from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending
+from services.inference.domain import (
+    BackendFailedError,
+    ChatCall,
+    Delivered,
+    DeploymentFailedError,
+    Ending,
+)
 from services.inference.hedge import HedgeBudget, HedgeLimits, Lane, Race
 from services.inference.relay import Sink
 
@@ -39,6 +46,7 @@ class Run:
     choice: Choice
     max_tokens: int
     started_seconds: float
+    fallbacks: tuple[RouteTarget, ...] = ()
     delivered: Delivered = field(default_factory=Delivered)
     first_seconds: float | None = None
     ending: Ending | None = None
@@ -68,6 +76,7 @@ class Failover:
 
         Raises:
             HeadraceError: no backend ended it.
+            DeploymentFailedError: nothing was delivered, and the run has fallbacks.
         """
         failures: Counter[str] = Counter()
         progress, give_up_seconds = -1, 0.0
@@ -145,10 +154,16 @@ class Failover:
         Raises:
             HeadraceError: none was back in time, or none can help.
         """
+        backends = run.choice.target.backends
+        if run.fallbacks and not run.delivered.token_count:
+            if all(failures[backend.id] for backend in backends):
+                raise DeploymentFailedError(failure.told.error(failures)) from failure
+            return
         version = run.choice.target.model_version
         while failure.resumable and self._clock.monotonic_seconds() < give_up_seconds:
             try:
-                run.choice = self._routes().choose(version, kind=MODEL_KIND_CHAT)
+                choice = self._routes().choose(version, kind=MODEL_KIND_CHAT)
+                run.choice = choice._replace(reason=run.choice.reason)
             except HeadraceError:
                 await self._clock.sleep(FAILOVER_POLL_SECONDS)
                 continue

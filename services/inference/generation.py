@@ -9,13 +9,14 @@ from headrace.common.v1 import model_pb2
 from headrace.inference.v1 import inference_pb2
 
 from libs.clock import Clock
+from libs.errors import InvalidArgument
 from libs.routes import EMPTY, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
 from services.inference.admission import Admission, places_of
 from services.inference.backends import Backends
-from services.inference.domain import ChatCall, Ending, Piece
+from services.inference.domain import ChatCall, DeploymentFailedError, Ending, Piece
 from services.inference.failover import Failover, Run
 from services.inference.hedge import HedgeLimits
 from services.inference.record import Outcome, Recorder
@@ -54,21 +55,32 @@ class Generator:
             choice=choice,
             max_tokens=call.limited_to(choice.target.schema.max_output_tokens),
             started_seconds=self._clock.monotonic_seconds(),
+            # Another version would not go on with the text that came before.
+            fallbacks=() if call.resume_from else choice.fallbacks,
         )
         with metrics.LIVE_STREAMS.track_inprogress():
             try:
-                async with self.admission.queue(choice.target.deployment).place(
-                    places=places_of(choice),
-                    deadline_seconds=call.deadline_seconds,
-                    priority=call.priority,
-                ):
-                    await self._relay(run, deliver)
+                await self._run(run, deliver)
             except BaseException as error:
                 self._recorder.record_later(self._outcome(run, error))
                 raise
         outcome = self._outcome(run, None)
         cost_nano_usd = await self._recorder.record(outcome)
         return _final(run, outcome.usage, cost_nano_usd)
+
+    async def _run(self, run: Run, deliver: Deliver) -> None:
+        """Runs the answer on the chosen deployment, or on the next one that its name stands for."""
+        while True:
+            queue = self.admission.queue(run.choice.target.deployment)
+            try:
+                async with queue.place(
+                    places=places_of(run.choice),
+                    deadline_seconds=run.call.deadline_seconds,
+                    priority=run.call.priority,
+                ):
+                    return await self._relay(run, deliver)
+            except DeploymentFailedError as failed:
+                _fall_back(run, failed)
 
     async def _relay(self, run: Run, deliver: Deliver) -> None:
         if not run.call.streamed:
@@ -115,6 +127,27 @@ class Generator:
             finish_reason=ending.finish_reason,
             error=error,
         )
+
+
+def _fall_back(run: Run, failed: DeploymentFailedError) -> None:
+    """Lets the run go on at its first fallback that can give as long an answer.
+
+    Raises:
+        HeadraceError: there is none.
+    """
+    version = run.choice.target.model_version
+    while run.fallbacks:
+        target, *others = run.fallbacks
+        run.fallbacks = tuple(others)
+        try:
+            run.max_tokens = run.call.limited_to(target.schema.max_output_tokens)
+        except InvalidArgument:
+            continue
+        metrics.FALLBACKS.labels(run.choice.model).inc()
+        reason = f"fallback: the backends of {version} failed"
+        run.choice = run.choice._replace(target=target, reason=reason)
+        return
+    raise failed.error from failed
 
 
 def _usage(run: Run) -> model_pb2.TokenUsage:

@@ -11,6 +11,11 @@ BACKEND_FAILURES = Counter(
 RESUMED_STREAMS = Counter(
     "headrace_inference_resumed_streams", "Streams that went on at another backend.", ["model"]
 )
+FALLBACKS = Counter(
+    "headrace_inference_fallbacks",
+    "Requests that another deployment of the model took, since the backends of the first failed.",
+    ["model"],
+)
 LIVE_STREAMS = Gauge("headrace_inference_live_streams", "Answers that are being generated.")
 TOKENS = Counter(
     "headrace_inference_tokens", "Tokens by kind: prompt, cached, completion.", ["model", "kind"]

@@ -47,12 +47,14 @@ def hot_path_cpu_seconds(mesh: RunningMesh) -> float:
     return cpu_seconds([mesh.pid("envoy"), mesh.pid("inference")])
 
 
-def deploy(mesh: RunningMesh, model: str, files: Mapping[str, Path]) -> str:
+def deploy(
+    mesh: RunningMesh, model: str, files: Mapping[str, Path], *, version: str = BUNDLED_VERSION
+) -> str:
     """Registers, prices and deploys a model of these files; returns its digest when it answers."""
-    artifact = mesh.layout.home / "cache" / f"{model}.tar"
+    artifact = mesh.layout.home / "cache" / f"{model}-{version}.tar"
     digest = write_artifact(files, artifact)
     bundled = BundledModel(
-        model=model, version=BUNDLED_VERSION, kind="chat", artifact=artifact, digest=digest
+        model=model, version=version, kind="chat", artifact=artifact, digest=digest
     )
     with EdgeClient(mesh.layout, user="operator", scopes="infer admin") as edge:
         deployer = Deployer(edge, SilentProgress())
@@ -62,7 +64,7 @@ def deploy(mesh: RunningMesh, model: str, files: Mapping[str, Path]) -> str:
             input_nano_usd_per_million_tokens=100_000_000,
             output_nano_usd_per_million_tokens=400_000_000,
         )
-        deployer.bring(bundled, price=price)
+        deployer.bring(bundled, price=price, deployment=f"{model}-{version.replace('.', '-')}")
         deployer.await_ready(bundled)
     return digest
 

@@ -36,6 +36,15 @@ async def provider() -> AsyncIterator[MockProvider]:
 @pytest.fixture
 async def model(mesh: RunningMesh, provider: MockProvider, tmp_path: Path) -> str:
     """Deploys a version that this provider runs, and returns the model's name."""
+    port = provider.base_url.split(":")[2].split("/")[0]
+    name = f"walk-{port}"
+    await deploy_version(mesh, name, "1.0.0", provider, tmp_path)
+    return name
+
+
+async def deploy_version(
+    mesh: RunningMesh, model: str, version: str, provider: MockProvider, folder: Path
+) -> None:
     secrets = mesh.layout.home / "secrets"
     secrets.mkdir(mode=0o700, exist_ok=True)
     (secrets / "walk").touch(mode=0o600)
@@ -51,11 +60,9 @@ async def model(mesh: RunningMesh, provider: MockProvider, tmp_path: Path) -> st
             "api_key_name": "walk",
         },
     }
-    (tmp_path / "headrace.json").write_text(json.dumps(manifest))
-    port = provider.base_url.split(":")[2].split("/")[0]
-    name = f"walk-{port}"
-    await asyncio.to_thread(deploy, mesh, name, {"headrace.json": tmp_path / "headrace.json"})
-    return name
+    (folder / "headrace.json").write_text(json.dumps(manifest))
+    files = {"headrace.json": folder / "headrace.json"}
+    await asyncio.to_thread(deploy, mesh, model, files, version=version)
 
 
 @pytest.fixture
@@ -94,7 +101,7 @@ async def test_no_agent_loads_what_a_provider_runs(mesh, model):
     async with mesh.channel() as channel:
         registry = registry_pb2_grpc.RegistryServiceStub(channel)
         answer = await registry.GetDeployment(
-            registry_pb2.GetDeploymentRequest(name=f"deployments/{model}"),
+            registry_pb2.GetDeploymentRequest(name=f"deployments/{model}-1-0-0"),
             metadata=mesh.metadata(),
         )
     (backend,) = answer.deployment.backends
@@ -129,6 +136,28 @@ async def test_a_providers_refusal_reaches_the_client_as_what_it_is(
         assert KEY not in body
         if mode == "429":
             assert 1 <= int(response.headers["retry-after"]) <= 3
+
+
+async def test_an_older_version_answers_where_the_newest_one_fails_at_once(
+    mesh, model, provider, client, tmp_path
+):
+    """The answer tells which version it was and why; who named the newest hears of its failure."""
+    async with mock_provider("500") as failing:
+        await deploy_version(mesh, model, "2.0.0", failing, tmp_path)
+        for stream in (False, True):
+            answer = await client.chat.completions.create(
+                model=model, messages=MESSAGES, stream=stream
+            )
+            last = [chunk async for chunk in answer][-1] if stream else answer
+            served = last.model_extra["headrace"]
+            assert served["model_version"] == f"models/{model}/versions/1.0.0"
+            assert served["route_reason"] == (
+                f"fallback: the backends of models/{model}/versions/2.0.0 failed"
+            )
+        assert (len(failing.requests), len(provider.requests)) == (2, 2)
+        with pytest.raises(openai.InternalServerError):
+            await client.chat.completions.create(model=f"{model}@2.0.0", messages=MESSAGES)
+    assert len(provider.requests) == 2
 
 
 async def test_a_stream_that_a_provider_cuts_ends_with_an_error(mesh, model, provider, client):

@@ -55,6 +55,27 @@ def test_a_bare_name_goes_to_the_first_ready_target():
     assert (choice.model, choice.revision) == ("smollm2", 7)
 
 
+def test_the_other_ready_versions_of_a_bare_name_are_its_fallbacks():
+    """Best first, of the same kind; a name with a version has none but of that version."""
+    routes = table(
+        smollm2=[
+            target("2.0.0"),
+            target("1.9.0", ready=False),
+            target("1.8.0"),
+            target("1.7.0", kind=EMBEDDING),
+            target("1.6.0"),
+            target("1.6.0", deployment="spare"),
+        ]
+    )
+
+    def fallbacks(name: str) -> list[str]:
+        return [each.deployment for each in routes.choose(name, kind=CHAT).fallbacks]
+
+    assert fallbacks("smollm2") == [f"deployments/{n}" for n in ("d-1-8-0", "d-1-6-0", "spare")]
+    assert fallbacks("smollm2@2.0.0") == []
+    assert fallbacks("smollm2@1.6.0") == ["deployments/spare"]
+
+
 @pytest.mark.parametrize("name", ["smollm2@1.9.0", "models/smollm2/versions/1.9.0"])
 def test_a_version_is_served_by_exactly_that_version(name):
     """Who names a version gets that version, though a higher one is ready."""
