@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
+from prometheus_client import Gauge
 
 from libs.clock import Clock, SystemClock
 from libs.config import ServiceSettings
@@ -22,6 +23,8 @@ from libs.telemetry.tracing import setup_tracing
 
 if TYPE_CHECKING:  # most processes have no HTTP, and do without what it takes
     from libs.http.server import HttpServer
+
+_TASKS = Gauge("headrace_process_tasks_count", "Tasks of asyncio that are not done.")
 
 _log = structlog.get_logger()
 
@@ -105,6 +108,7 @@ async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process
     metrics = serve_metrics(settings.metrics_address)
     running = Process(name, settings, SystemClock())
     loop = asyncio.get_running_loop()
+    _TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.stop)
     try:

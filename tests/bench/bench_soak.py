@@ -10,14 +10,17 @@ import os
 import signal
 import tempfile
 import time
+import urllib.request
 from collections import defaultdict
 from pathlib import Path
 
+import aiohttp
 import grpc
 import numpy as np
 import psutil
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
+from services.cli.ports import read_ports
 from tests.bench.chaos_streams import QUESTIONS, answer
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, running_mesh
@@ -30,7 +33,12 @@ STREAMS = 3
 MAX_TOKENS = 48
 CANCEL_EACH = 4
 
-Samples = dict[str, list[tuple[float, float, int]]]
+# One of the streams speaks HTTP, so that both ways into inference are soaked.
+HTTP_STREAM = 0
+TASKS = "headrace_process_tasks_count"
+
+# When, resident bytes, open files, tasks of asyncio.
+Samples = dict[str, list[tuple[float, float, int, int]]]
 
 
 def run(report: Report) -> None:
@@ -46,9 +54,14 @@ async def _soak(mesh: RunningMesh, report: Report, seconds: float) -> None:
     async with mesh.channel() as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         killing = asyncio.create_task(_kill(mesh))
-        load = [asyncio.create_task(_load(mesh, stub, end, index)) for index in range(STREAMS)]
+        load = [
+            asyncio.create_task(
+                _load_http(mesh, end) if index == HTTP_STREAM else _load(mesh, stub, end, index)
+            )
+            for index in range(STREAMS)
+        ]
         while time.monotonic() < end:
-            _sample(mesh, samples)
+            await _sample(mesh, samples)
             await asyncio.sleep(SAMPLE_SECONDS)
         killing.cancel()
         answered = sum(await asyncio.gather(*load))
@@ -58,19 +71,31 @@ async def _soak(mesh: RunningMesh, report: Report, seconds: float) -> None:
     )
     for name, taken in sorted(samples.items()):
         settled = taken[len(taken) // 5 :]
-        times, sizes, files = (np.array(column) for column in zip(*settled, strict=True))
+        times, sizes, files, tasks = (np.array(each) for each in zip(*settled, strict=True))
         slope = np.polyfit(times, sizes, 1)[0] * 600 / 2**20
         report.add(f"soak.{name}.rss_mb_per_10min", float(slope), "MB", conditions)
-        report.add(f"soak.{name}.files_grown", float(files[-1] - files[0]), "files", conditions)
+        # Medians of the first and the last tenth: a single look may meet a busy moment.
+        tenth = max(1, len(settled) // 10)
+        for what, column in (("files", files), ("tasks", tasks)):
+            grown = float(np.median(column[-tenth:]) - np.median(column[:tenth]))
+            report.add(f"soak.{name}.{what}_grown", grown, what, conditions)
 
 
-def _sample(mesh: RunningMesh, samples: Samples) -> None:
+async def _sample(mesh: RunningMesh, samples: Samples) -> None:
     now = time.monotonic()
+    ports = read_ports(mesh.layout)
     for process in mesh.processes:
         if process.group != "services":
             continue
         watched = psutil.Process(mesh.pid(process.name))
-        samples[process.name].append((now, watched.memory_info().rss, watched.num_fds()))
+        tasks = await asyncio.to_thread(_tasks, ports[f"{process.name}.metrics"])
+        samples[process.name].append((now, watched.memory_info().rss, watched.num_fds(), tasks))
+
+
+def _tasks(port: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return next(int(float(line.split()[1])) for line in lines if line.startswith(TASKS))
 
 
 async def _load(
@@ -105,6 +130,31 @@ async def _give_up(
     except grpc.aio.AioRpcError:
         return  # Triton was just killed, before the first token
     call.cancel()
+
+
+async def _load_http(mesh: RunningMesh, end: float) -> int:
+    count = 0
+    async with aiohttp.ClientSession() as http:
+        while time.monotonic() < end:
+            count += 1
+            body = {
+                "model": "smollm2",
+                "messages": [{"role": "user", "content": QUESTIONS[count % len(QUESTIONS)]}],
+                "max_tokens": MAX_TOKENS,
+                "stream": True,
+            }
+            async with http.post(
+                f"{mesh.url}/v1/chat/completions",
+                json=body,
+                headers={"authorization": f"Bearer {mesh.token()}"},
+            ) as response:
+                if count % CANCEL_EACH:
+                    text = await response.text()
+                    assert "[DONE]" in text, text[-300:]
+                else:
+                    await response.content.readany()
+                    response.close()
+    return count
 
 
 async def _kill(mesh: RunningMesh) -> None:
