@@ -1,0 +1,241 @@
+"""The HTTP lane: what happens around a request, as the edge sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from opentelemetry import trace
+
+from libs.clock import SystemClock
+from libs.errors import ResourceExhausted
+from libs.http.exchange import Exchange
+from libs.http.server import HttpServer
+from libs.rpc.interceptors import MAX_REQUEST_BYTES
+from libs.telemetry.tracing import current_trace_id
+
+pytestmark = pytest.mark.integration
+
+CALLER = {"x-headrace-tenant": "acme", "x-headrace-user": "ann", "x-headrace-scopes": "infer"}
+TEXT = "text/plain"
+
+
+class Service:
+    """A server with one path, whose handler the test writes.
+
+    Attributes:
+        ready: what its health says.
+    """
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.handle: Callable[[Exchange], Awaitable[None]]
+        self.http: aiohttp.ClientSession
+        self.server = HttpServer(
+            "127.0.0.1:0",
+            handlers={"/path": self._handle},
+            is_ready=lambda: self.ready,
+            drain_seconds=2.0,
+            clock=SystemClock(),
+        )
+
+    async def _handle(self, exchange: Exchange) -> None:
+        await self.handle(exchange)
+
+    async def post(self, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+        data = io.BytesIO(body)
+        async with self.http.post("/path", data=data, headers=CALLER | headers) as response:
+            return response.status, await response.read()
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Service]:
+    service = Service()
+    await service.server.start()
+    async with aiohttp.ClientSession(f"http://{service.server.address}") as service.http:
+        yield service
+    await service.server.stop()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    async with serving() as service:
+        yield service
+
+
+async def test_a_handler_gets_the_body_and_the_caller(service):
+    """And answers with one body."""
+
+    async def handle(exchange: Exchange) -> None:
+        caller = exchange.identity
+        answer = f"{caller.tenant} {caller.user} {sorted(caller.scopes)}".encode()
+        exchange.whole(exchange.body + answer, content_type=TEXT)
+
+    service.handle = handle
+    assert await service.post(b"hello ") == (200, b"hello acme ann ['infer']")
+
+
+async def test_a_request_goes_on_with_the_callers_trace(service):
+    """Whether it is kept or not; one without a trace begins its own."""
+    seen = []
+
+    async def handle(exchange: Exchange) -> None:
+        kept = trace.get_current_span().get_span_context().trace_flags.sampled
+        seen.append((current_trace_id(), kept))
+        exchange.whole(b"", content_type=TEXT)
+
+    service.handle = handle
+    await service.post(traceparent=f"00-{'a' * 32}-{'b' * 16}-00")
+    await service.post(traceparent=f"00-{'c' * 32}-{'d' * 16}-01")
+    await service.post(traceparent=f"00-{'0' * 32}-{'0' * 16}-00")
+    assert seen[:2] == [("a" * 32, False), ("c" * 32, True)]
+    assert seen[2][0] not in ("0" * 32, "a" * 32, "c" * 32)
+
+
+async def test_what_a_handler_raises_is_a_status_in_json(service):
+    """With the details that gRPC would have; of what nobody foresaw only the trace is told."""
+
+    async def refuse(_exchange: Exchange) -> None:
+        raise ResourceExhausted("full", reason="QUEUE_FULL", retry_after_seconds=2.5)
+
+    async def break_down(_exchange: Exchange) -> None:
+        raise RuntimeError("secret")
+
+    service.handle = refuse
+    async with service.http.post("/path", headers=CALLER) as response:
+        status = await response.json()
+    assert response.status == 429
+    assert [detail.get("reason") or detail["retry_delay"] for detail in status["details"]] == [
+        "QUEUE_FULL",
+        "2.500s",
+    ]
+    service.handle = break_down
+    status_code, body = await service.post()
+    assert status_code == 500
+    assert b'"INTERNAL"' in body
+    assert b"secret" not in body
+
+
+async def test_a_caller_that_nobody_named_is_refused(service):
+    """Only the edge names callers."""
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.whole(exchange.identity.tenant.encode(), content_type=TEXT)
+
+    service.handle = handle
+    async with service.http.post("/path") as response:
+        assert response.status == 401
+
+
+async def test_an_error_that_was_told_ends_an_answer_and_a_crash_cuts_it(service):
+    """A client must not take half of an answer for a whole one that nobody finished."""
+
+    def failing_with(error: Exception) -> Callable[[Exchange], Awaitable[None]]:
+        async def handle(exchange: Exchange) -> None:
+            await exchange.part(b"half", content_type=TEXT)
+            raise error
+
+        return handle
+
+    service.handle = failing_with(ResourceExhausted("told", reason="QUEUE_FULL"))
+    assert await service.post() == (200, b"half")
+    service.handle = failing_with(RuntimeError("not foreseen"))
+    with pytest.raises(aiohttp.ClientError):
+        await service.post()
+
+
+async def test_a_caller_that_goes_away_cancels_the_handler(service):
+    """At its next await, while it waits for something else."""
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        await exchange.part(b"a", content_type=TEXT)
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    service.handle = handle
+    response = await service.http.post("/path", headers=CALLER)
+    await begun.wait()
+    response.close()
+    async with asyncio.timeout(5):
+        await cancelled.wait()
+
+
+async def test_a_reader_that_lags_holds_the_writer_back(service):
+    """What is not read waits in buffers of the kernel and of the transport, and not without end."""
+    written = 0
+
+    async def handle(exchange: Exchange) -> None:
+        nonlocal written
+        for _ in range(1000):
+            await exchange.part(bytes(1 << 20), content_type=TEXT)
+            written += 1
+
+    service.handle = handle
+    response = await service.http.post("/path", headers=CALLER)
+    before = -1
+    async with asyncio.timeout(10):
+        while written != before:
+            before = written
+            await asyncio.sleep(0.3)
+    assert written < 100
+    response.close()
+
+
+async def test_a_body_over_the_limit_is_refused(service):
+    """The edge refuses it before; a service does not rely on that."""
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.whole(str(len(exchange.body)).encode(), content_type=TEXT)
+
+    service.handle = handle
+    assert await service.post(bytes(MAX_REQUEST_BYTES)) == (200, str(MAX_REQUEST_BYTES).encode())
+    status, body = await service.post(bytes(MAX_REQUEST_BYTES + 1))
+    assert status == 400
+    assert b"MESSAGE_TOO_LARGE" in body
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/path"), ("POST", "/elsewhere")])
+async def test_other_paths_and_verbs_are_not_there(service, method, path):
+    """`METHOD_NOT_FOUND`, as for an RPC that nobody has."""
+    async with service.http.request(method, path, headers=CALLER) as response:
+        assert response.status == 501
+        assert "METHOD_NOT_FOUND" in await response.text()
+
+
+async def test_health_says_whether_requests_should_come(service):
+    """The edge asks each second."""
+    for ready, status in ((True, 200), (False, 503)):
+        service.ready = ready
+        async with service.http.get("/healthz") as response:
+            assert response.status == status
+
+
+async def test_the_end_waits_for_what_runs_and_takes_nothing_new():
+    """For as long as it is told to drain."""
+    async with serving() as service:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def handle(exchange: Exchange) -> None:
+            begun.set()
+            await may_end.wait()
+            exchange.whole(b"done", content_type=TEXT)
+
+        service.handle = handle
+        running = asyncio.create_task(service.post())
+        await begun.wait()
+        stopping = asyncio.create_task(service.server.stop())
+        await asyncio.sleep(0.1)
+        async with aiohttp.ClientSession() as newcomer:
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await newcomer.post(f"http://{service.server.address}/path")
+        may_end.set()
+        assert await running == (200, b"done")
+        await stopping
