@@ -114,16 +114,31 @@ class HttpServer:
         handler = self._handlers.get(path) if request.method == "POST" else None
         if handler is None:
             return _failure(Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
+        with server_span(_tracer, f"POST {path}", traceparent=request.headers.get("traceparent")):
+            return await self._told(path, handler, request)
+
+    async def _told(
+        self, path: str, handler: Handler, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        """Handles a request and tells metrics, span and log how it ended."""
         started = self._clock.monotonic_seconds()
         status = _CALLER_GONE
         try:
-            with server_span(_tracer, path, traceparent=request.headers.get("traceparent")):
-                response = await _handled(handler, request)
+            response = await _handled(handler, request)
             status = response.status
             return response
         finally:
             seconds = self._clock.monotonic_seconds() - started
             http_metrics.handled(path, status, seconds)
+            span = trace.get_current_span()
+            if span.is_recording():
+                span.set_attributes(
+                    {
+                        "http.request.method": "POST",
+                        "http.route": path,
+                        "http.response.status_code": status,
+                    }
+                )
             # What went well is in the metrics, the edge's access log and the handler's own line.
             if status != HTTPStatus.OK:
                 _log.info("http", path=path, status=status, duration_seconds=round(seconds, 6))
@@ -135,8 +150,10 @@ async def _handled(handler: Handler, request: web.BaseRequest) -> web.StreamResp
         exchange = Exchange(request, await _body(request))
         await handler(exchange)
     except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
-        error = as_headrace_error(raised)
         response = exchange.response if exchange else None
+        if isinstance(raised, ConnectionError) and _has_gone(request):
+            return response or web.Response(status=_CALLER_GONE)
+        error = as_headrace_error(raised)
         if response is None or not response.prepared:
             return _failure(error)
         # Too late for a status. Of its own errors a handler has told; what nobody foresaw cuts the
@@ -146,6 +163,11 @@ async def _handled(handler: Handler, request: web.BaseRequest) -> web.StreamResp
         return response
     assert exchange.response is not None  # noqa: S101  # a handler answers or raises
     return exchange.response
+
+
+def _has_gone(request: web.BaseRequest) -> bool:
+    """Tells whether the caller closed its connection: a write may notice before we are told."""
+    return request.transport is None or request.transport.is_closing()
 
 
 async def _body(request: web.BaseRequest) -> bytes:
