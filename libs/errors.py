@@ -74,6 +74,16 @@ class InvalidArgument(HeadraceError):
         text = "; ".join(f"{field}: {description}" for field, description in violations)
         return cls(text, reason="INVALID_FIELD", field_violations=violations)
 
+    @classmethod
+    def too_large(cls, field: str, description: str, *, limit_bytes: int) -> Self:
+        """Makes the error of a field that has too many bytes; an empty one is the whole message."""
+        return cls(
+            f"{field}: {description}" if field else description,
+            reason="MESSAGE_TOO_LARGE",
+            metadata={"limit_bytes": str(limit_bytes)},
+            field_violations=[(field, description)],
+        )
+
 
 class Unauthenticated(HeadraceError):
     """The caller did not prove who it is."""

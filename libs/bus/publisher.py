@@ -148,12 +148,7 @@ class Publisher:
     def _too_large(self, size_bytes: int) -> InvalidArgument:
         limit = self._client.max_payload
         text = f"the message has {size_bytes} bytes, more than {limit}"
-        return InvalidArgument(
-            text,
-            reason="MESSAGE_TOO_LARGE",
-            metadata={"limit_bytes": str(limit)},
-            field_violations=[("", text)],
-        )
+        return InvalidArgument.too_large("", text, limit_bytes=limit)
 
 
 def _limit(stream: Stream | None, description: str) -> str:

@@ -175,12 +175,7 @@ async def _body(request: web.BaseRequest) -> bytes:
         return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         text = f"longer than {MAX_REQUEST_BYTES} bytes"
-        raise InvalidArgument(
-            f"body: {text}",
-            reason="MESSAGE_TOO_LARGE",
-            metadata={"limit_bytes": str(MAX_REQUEST_BYTES)},
-            field_violations=[("body", text)],
-        ) from error
+        raise InvalidArgument.too_large("body", text, limit_bytes=MAX_REQUEST_BYTES) from error
 
 
 def _failure(error: HeadraceError) -> web.Response:

@@ -191,12 +191,7 @@ def _check_size(request: Any) -> None:
     size = getattr(request, "ByteSize", None)
     if size is not None and size() > MAX_REQUEST_BYTES:
         text = f"the message has {size()} bytes, more than {MAX_REQUEST_BYTES}"
-        raise InvalidArgument(
-            text,
-            reason="MESSAGE_TOO_LARGE",
-            metadata={"limit_bytes": str(MAX_REQUEST_BYTES)},
-            field_violations=[("", text)],
-        )
+        raise InvalidArgument.too_large("", text, limit_bytes=MAX_REQUEST_BYTES)
 
 
 async def _read_out(requests: AsyncIterator[Any]) -> None:

@@ -139,12 +139,8 @@ def _replies() -> Iterator[_Reply]:
 
 
 def _too_large(what: str, limit_bytes: int) -> HeadraceError:
-    text = f"longer than {limit_bytes} bytes"
-    return InvalidArgument(
-        f"{what}: {text}",
-        reason="MESSAGE_TOO_LARGE",
-        metadata={"limit_bytes": str(limit_bytes)},
-        field_violations=[(what, text)],
+    return InvalidArgument.too_large(
+        what, f"longer than {limit_bytes} bytes", limit_bytes=limit_bytes
     )
 
 

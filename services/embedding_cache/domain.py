@@ -83,12 +83,7 @@ def check_texts(texts: Sequence[str], *, field: str) -> None:
     size_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
     if size_bytes > MAX_TEXTS_BYTES:
         told = f"has {size_bytes} bytes, more than the limit of {MAX_TEXTS_BYTES}"
-        raise InvalidArgument(
-            f"{field}: {told}",
-            reason="MESSAGE_TOO_LARGE",
-            metadata={"limit_bytes": str(MAX_TEXTS_BYTES)},
-            field_violations=[(field, told)],
-        )
+        raise InvalidArgument.too_large(field, told, limit_bytes=MAX_TEXTS_BYTES)
 
 
 def check_dimensions(wanted: int | None, actual: int) -> None:

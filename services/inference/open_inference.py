@@ -178,13 +178,8 @@ class OpenInference:
 
     def _begin(self, message: bytes, caller: Caller) -> _Run:
         if len(message) > MAX_TENSOR_REQUEST_BYTES:
-            text = f"has {len(message)} bytes, more than {MAX_TENSOR_REQUEST_BYTES}"
-            raise InvalidArgument(
-                f"the message {text}",
-                reason="MESSAGE_TOO_LARGE",
-                metadata={"limit_bytes": str(MAX_TENSOR_REQUEST_BYTES)},
-                field_violations=[("", text)],
-            )
+            text = f"the message has {len(message)} bytes, more than {MAX_TENSOR_REQUEST_BYTES}"
+            raise InvalidArgument.too_large("", text, limit_bytes=MAX_TENSOR_REQUEST_BYTES)
         asked = wire.read_request(message)
         choice = self.choose(asked.model_name, asked.model_version)
         needed = wire.USAGE_OUTPUTS.get(choice.target.schema.kind, ())

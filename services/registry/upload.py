@@ -130,9 +130,4 @@ def _forget(reading: asyncio.Future[T]) -> None:
 
 def _too_large(field: str, what: str, limit_bytes: int) -> InvalidArgument:
     text = f"{what} has more than {limit_bytes} bytes"
-    return InvalidArgument(
-        text,
-        reason="MESSAGE_TOO_LARGE",
-        metadata={"limit_bytes": str(limit_bytes)},
-        field_violations=[(field, text)],
-    )
+    return InvalidArgument.too_large(field, text, limit_bytes=limit_bytes)
