@@ -32,6 +32,7 @@ from services.inference.openai import (
     chat_completions_over_http,
 )
 from services.inference.record import Recorder
+from services.inference.relay import RelayLimits
 from services.inference.servicer import InferenceServicer
 from services.inference.stall import StallLimits
 
@@ -60,7 +61,13 @@ async def main() -> None:
         hedge = HedgeLimits(
             after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
         )
-        generator = Generator(backends=backends, recorder=recorder, hedge=hedge, clock=clock)
+        relay = RelayLimits(
+            max_delay_seconds=settings.coalesce_max_delay_seconds,
+            slow_reader_seconds=settings.slow_reader_seconds,
+        )
+        generator = Generator(
+            backends=backends, recorder=recorder, hedge=hedge, relay=relay, clock=clock
+        )
         embedder = Embedder(backends=backends)
         counter = TokenCounter(backends=backends)
         tensors = OpenInference(

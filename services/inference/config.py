@@ -23,6 +23,16 @@ class Settings(ServiceSettings):
     stall_between_tokens_seconds: float = Field(
         default=15.0, description="One that falls silent for longer later has failed."
     )
+    coalesce_max_delay_seconds: float = Field(
+        default=0.020,
+        ge=0,
+        description="Where a reader or this process lags, tokens are gathered for so long at most.",
+    )
+    slow_reader_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="A reader that takes nothing for so long ends its answer. 0: never.",
+    )
     hedge_after_seconds: float = Field(
         default=0.0,
         description="A second backend is asked after so long without a token. 0: never.",

@@ -20,7 +20,7 @@ from services.inference.domain import ChatCall, DeploymentFailedError, Ending, P
 from services.inference.failover import Failover, Run
 from services.inference.hedge import HedgeLimits
 from services.inference.record import Outcome, Recorder
-from services.inference.relay import Behind, Relay, Whole, merged
+from services.inference.relay import Behind, Relay, RelayLimits, Sink, Whole, merged
 
 Deliver = Callable[[Piece], Awaitable[None]]
 
@@ -29,9 +29,16 @@ class Generator:
     """Answers chat calls: relays an answer, whichever backends it takes, and bills it."""
 
     def __init__(
-        self, *, backends: Backends, recorder: Recorder, hedge: HedgeLimits, clock: Clock
+        self,
+        *,
+        backends: Backends,
+        recorder: Recorder,
+        hedge: HedgeLimits,
+        relay: RelayLimits,
+        clock: Clock,
     ) -> None:
         self._recorder = recorder
+        self._relay_limits = relay
         self._clock = clock
         self.routes: RouteTable = EMPTY
         self.admission = Admission(clock)
@@ -71,24 +78,28 @@ class Generator:
     async def _run(self, run: Run, deliver: Deliver) -> None:
         """Runs the answer on the chosen deployment, or on the next one that its name stands for."""
         while True:
-            queue = self.admission.queue(run.choice.target.deployment)
             try:
-                async with queue.place(
-                    places=places_of(run.choice),
-                    deadline_seconds=run.call.deadline_seconds,
-                    priority=run.call.priority,
-                ):
-                    return await self._relay(run, deliver)
+                return await self._relay(run, deliver)
             except DeploymentFailedError as failed:
                 _fall_back(run, failed)
+
+    async def _work(self, run: Run, sink: Sink) -> None:
+        """Holds a place for as long as the backends work, whatever the reader does."""
+        queue = self.admission.queue(run.choice.target.deployment)
+        async with queue.place(
+            places=places_of(run.choice),
+            deadline_seconds=run.call.deadline_seconds,
+            priority=run.call.priority,
+        ):
+            await self._failover.run(run, sink)
 
     async def _relay(self, run: Run, deliver: Deliver) -> None:
         if not run.call.streamed:
             return await self._relay_whole(run, deliver)
-        relay = Relay()
+        relay = Relay(self._relay_limits)
         skipped = run.call.resume_from
         sink = Behind(relay, token_count=skipped) if skipped else relay
-        source = asyncio.create_task(self._failover.run(run, sink))
+        source = asyncio.create_task(self._work(run, sink))
         source.add_done_callback(lambda _: relay.close())
         try:
             while (piece := await relay.take()) is not None:
@@ -109,7 +120,7 @@ class Generator:
             run.first_seconds = self._clock.monotonic_seconds()
 
         whole = Whole(on_first=first)
-        await self._failover.run(run, whole)
+        await self._work(run, whole)
         if whole.pieces:
             await deliver(merged(whole.pieces))
 

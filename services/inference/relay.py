@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-from libs.errors import InvalidArgument
+from libs.errors import InvalidArgument, ResourceExhausted
 from services.inference.domain import Piece
 
 # An engine that is so far ahead of its reader is not read further: HTTP/2 slows it down.
@@ -50,18 +51,38 @@ class Whole:
         """Returns at once."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelayLimits:
+    """How a relay treats a reader that lags.
+
+    Attributes:
+        max_delay_seconds: its pieces are gathered for so long at most. 0: they are not.
+        slow_reader_seconds: one that leaves the buffer full for so long ends the answer. 0: it may
+            take its time.
+    """
+
+    max_delay_seconds: float = 0.020
+    slow_reader_seconds: float = 60.0
+
+
 class Relay:
     """Holds the pieces that the reader has not taken yet.
 
     A reader as fast as the model gets every piece on its own. One that is slower, or a process
-    that is busy, finds several waiting and gets them in one: under load a token costs less.
+    that is busy, finds several waiting and gets them in one; the next ones are then gathered for a
+    moment. Under load a token costs less, not more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: RelayLimits = RelayLimits()) -> None:  # never changes
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
         self._waiting: list[Piece] = []
         self._changed = asyncio.Event()
         self._taken = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._closed = False
+        self._lags = False
+        self._taken_seconds = 0.0
 
     @property
     def full(self) -> bool:
@@ -72,20 +93,40 @@ class Relay:
         """Adds a piece. Ask `room()` between two of them."""
         self._waiting.append(piece)
         self._changed.set()
+        if self.full:
+            self._hurry.set()
 
     async def room(self) -> None:
-        """Returns when another piece may be added: mostly at once."""
-        while self.full:
-            self._taken.clear()
-            await self._taken.wait()
+        """Returns when another piece may be added: mostly at once.
+
+        Raises:
+            ResourceExhausted: the reader is too slow (`READER_TOO_SLOW`).
+        """
+        if not self.full:
+            return
+        limit = self._limits.slow_reader_seconds
+        try:
+            async with asyncio.timeout(limit or None):
+                while self.full:
+                    self._taken.clear()
+                    await self._taken.wait()
+        except TimeoutError as error:
+            raise ResourceExhausted(
+                f"nothing was read for {limit:g} s while the model had more",
+                reason="READER_TOO_SLOW",
+                metadata={"limit_seconds": f"{limit:g}"},
+            ) from error
 
     def close(self) -> None:
         """Says that no more will come."""
         self._closed = True
         self._changed.set()
+        self._hurry.set()
 
     async def take(self) -> Piece | None:
         """Returns all that has come since the last take, as one piece; None at the end."""
+        if self._lags:
+            await self._gather()
         while not self._waiting:
             if self._closed:
                 return None
@@ -93,7 +134,23 @@ class Relay:
             await self._changed.wait()
         taken, self._waiting = self._waiting, []
         self._taken.set()
-        return taken[0] if len(taken) == 1 else merged(taken)
+        self._lags = len(taken) > 1
+        if not self._lags:
+            return taken[0]
+        self._taken_seconds = self._loop.time()
+        return merged(taken)
+
+    async def _gather(self) -> None:
+        """Waits until the delay is over, the buffer is full, or no more will come."""
+        at = self._taken_seconds + self._limits.max_delay_seconds
+        if self._closed or self.full or at <= self._loop.time():
+            return
+        self._hurry.clear()
+        timer = self._loop.call_at(at, self._hurry.set)
+        try:
+            await self._hurry.wait()
+        finally:
+            timer.cancel()
 
 
 class Behind:

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from libs.errors import InvalidArgument
+from libs.errors import InvalidArgument, ResourceExhausted
 from services.inference.domain import Ending, Piece
-from services.inference.relay import MAX_WAITING_PIECES, Behind, Relay
+from services.inference.relay import MAX_WAITING_PIECES, Behind, Relay, RelayLimits
 
 
 async def test_a_fast_reader_gets_every_piece_on_its_own():
@@ -29,6 +29,88 @@ async def test_a_slow_reader_gets_what_has_queued_in_one():
     relay.close()
     assert await relay.take() == Piece("ab", (1, 2), 3, ending)
     assert await relay.take() is None
+
+
+# Longer than any test lasts: whoever waits for it waits for ever.
+NEVER_SECONDS = 1000.0
+
+
+def lagging() -> Relay:
+    """A relay whose reader has just found two pieces waiting."""
+    relay = Relay(RelayLimits(max_delay_seconds=NEVER_SECONDS))
+    relay.put(Piece("a", (1,), 1))
+    relay.put(Piece("b", (2,), 1))
+    return relay
+
+
+async def test_after_a_lag_pieces_are_gathered():
+    """The next take does not return with the first piece that comes."""
+    relay = lagging()
+    await relay.take()
+    taking = asyncio.create_task(relay.take())
+    for text in ("c", "d"):
+        relay.put(Piece(text, (3,), 1))
+        await asyncio.sleep(0.01)
+        assert not taking.done()
+    relay.close()
+    taken = await taking
+    assert taken is not None
+    assert taken.text == "cd"
+
+
+async def test_gathering_ends_when_the_delay_is_over():
+    """And with it the lag, if only one piece has come: the reader keeps up again."""
+    relay = Relay(RelayLimits(max_delay_seconds=0.02))
+    relay.put(Piece("a", (1,), 1))
+    relay.put(Piece("b", (2,), 1))
+    await relay.take()
+    relay.put(Piece("c", (3,), 1))
+    async with asyncio.timeout(5):
+        assert await relay.take() == Piece("c", (3,), 1)
+        relay.put(Piece("d", (4,), 1))
+        assert await relay.take() == Piece("d", (4,), 1)
+
+
+async def test_gathering_ends_when_the_buffer_is_full_or_nothing_more_comes():
+    """A delay must neither slow the engine nor the end of an answer."""
+    full, closed = lagging(), lagging()
+    for relay in (full, closed):
+        await relay.take()
+    takings = [asyncio.create_task(relay.take()) for relay in (full, closed)]
+    await asyncio.sleep(0)
+    for _ in range(MAX_WAITING_PIECES):
+        full.put(Piece("x", (1,), 1))
+    closed.close()
+    async with asyncio.timeout(5):
+        whole, nothing = await asyncio.gather(*takings)
+    assert whole is not None
+    assert whole.token_count == MAX_WAITING_PIECES
+    assert nothing is None
+
+
+async def test_without_a_delay_nothing_is_gathered():
+    """Each take returns what there is."""
+    relay = Relay(RelayLimits(max_delay_seconds=0))
+    for texts in ("ab", "cd"):
+        for text in texts:
+            relay.put(Piece(text, (1,), 1))
+        taken = await relay.take()
+        assert taken is not None
+        assert taken.text == texts
+
+
+async def test_a_reader_that_takes_nothing_for_too_long_ends_the_answer():
+    """The engine is told at its next piece; what is in the buffer can still be read."""
+    relay = Relay(RelayLimits(slow_reader_seconds=0.05))
+    for _ in range(MAX_WAITING_PIECES):
+        relay.put(Piece("x", (1,), 1))
+    with pytest.raises(ResourceExhausted) as raised:
+        await relay.room()
+    assert raised.value.reason == "READER_TOO_SLOW"
+    assert raised.value.metadata == {"limit_seconds": "0.05"}
+    taken = await relay.take()
+    assert taken is not None
+    assert taken.token_count == MAX_WAITING_PIECES
 
 
 async def test_a_full_buffer_holds_the_engine_until_the_reader_takes():

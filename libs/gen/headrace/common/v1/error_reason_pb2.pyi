@@ -136,6 +136,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: the API key is wrong, or the provider has no such model. Metadata: `backend`.
     """
+    ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 23
+    """The caller reads more slowly than the model writes, for longer than it may. Comes with
+    `RESOURCE_EXHAUSTED`; what was generated until then is delivered and billed.
+
+    Metadata: `limit_seconds`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that a Headrace error can carry.
@@ -257,5 +263,11 @@ ERROR_REASON_BACKEND_MISCONFIGURED: ErrorReason.ValueType  # 22
 Comes with `FAILED_PRECONDITION`.
 
 Example: the API key is wrong, or the provider has no such model. Metadata: `backend`.
+"""
+ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 23
+"""The caller reads more slowly than the model writes, for longer than it may. Comes with
+`RESOURCE_EXHAUSTED`; what was generated until then is delivered and billed.
+
+Metadata: `limit_seconds`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

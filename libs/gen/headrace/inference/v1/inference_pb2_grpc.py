@@ -66,7 +66,8 @@ class InferenceServiceServicer:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-        * `RESOURCE_EXHAUSTED`: `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
+        `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
         * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

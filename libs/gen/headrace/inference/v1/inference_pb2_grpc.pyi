@@ -43,7 +43,8 @@ class InferenceServiceStub:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-    * `RESOURCE_EXHAUSTED`: `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
+      `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
@@ -74,7 +75,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-    * `RESOURCE_EXHAUSTED`: `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
+      `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
@@ -108,7 +110,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-        * `RESOURCE_EXHAUSTED`: `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
+          `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
         * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
         """
 
