@@ -100,6 +100,14 @@ async def test_a_batch_of_the_largest_size_is_taken(stub):
 
 
 async def _executions(stub) -> tuple[int, int]:
+    """Returns the counts once they stand still: Triton counts a request after it has answered."""
     request = service_pb2.ModelStatisticsRequest(name="minilm")
-    statistics = (await stub.ModelStatistics(request)).model_stats[0]
-    return statistics.inference_count, statistics.execution_count
+    seen = (-1, -1)
+    async with asyncio.timeout(10):
+        while True:
+            statistics = (await stub.ModelStatistics(request)).model_stats[0]
+            counts = (statistics.inference_count, statistics.execution_count)
+            if counts == seen:
+                return counts
+            seen = counts
+            await asyncio.sleep(0.2)

@@ -62,9 +62,17 @@ class PostgresServer:
         flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._process = await self._run("postgres", "-D", str(self._folder / "data"), *flags)
         ready = asyncio.Event()
-        self._reading = asyncio.create_task(_read(self._process, ready))
-        async with asyncio.timeout(START_SECONDS):
-            await ready.wait()
+        output: list[bytes] = []
+        self._reading = asyncio.create_task(_read(self._process, ready, output))
+        starting = asyncio.create_task(ready.wait())
+        await asyncio.wait(
+            {starting, self._reading}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        starting.cancel()
+        told = b"".join(output).decode(errors="replace")
+        assert ready.is_set(), (
+            f"PostgreSQL did not start (status {self._process.returncode}): {told}"
+        )
 
     async def stop(self) -> None:
         """Ends it, and the connections to it."""
@@ -109,8 +117,12 @@ async def running_postgres() -> AsyncIterator[PostgresServer]:
         shutil.rmtree(folder)
 
 
-async def _read(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+async def _read(
+    process: asyncio.subprocess.Process, ready: asyncio.Event, output: list[bytes]
+) -> None:
     assert process.stdout is not None
     async for line in process.stdout:
+        if not ready.is_set():
+            output.append(line)
         if _READY in line:
             ready.set()
