@@ -61,9 +61,9 @@ class Process:
     async def serve(self, *, ready: bool = True, beside: HttpServer | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then drains; by HTTP, too, if there is a server."""
         self._serving = True
+        await self.server.start(ready=ready)
         if beside is not None:
             await beside.start()
-        await self.server.start(ready=ready)
         gc.collect()
         gc.freeze()  # what there is now stays: the collector need not look at it again and again
         gc.set_threshold(GC_ALLOCATIONS)

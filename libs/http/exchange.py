@@ -41,3 +41,8 @@ class Exchange:
             self.response = response
             await response.prepare(self._request)
         await response.write(data)
+
+    def cut(self) -> None:
+        """Ends the connection: whoever does not read cannot be told anything."""
+        if self._request.transport is not None:
+            self._request.transport.abort()

@@ -33,6 +33,7 @@ HEALTH_PATH = "/healthz"
 _MAX_FIELD_BYTES = 64 * 1024
 _MAX_HEADERS = 256
 _BACKLOG = 1024
+_CANCELLED_SECONDS = 1.0
 # Nobody sees it: the caller did not wait for the answer.
 _CALLER_GONE = 499
 
@@ -78,6 +79,7 @@ class HttpServer:
         self._drain_seconds = drain_seconds
         self._clock = clock
         self._runner: web.ServerRunner | None = None
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Binds and serves.
@@ -90,11 +92,14 @@ class HttpServer:
             request_factory=_request,
             handler_cancellation=True,  # a caller that goes away ends what runs for it
             access_log=None,
+            auto_decompress=False,  # a body that is no JSON is told so, however it is packed
+            max_line_size=_MAX_FIELD_BYTES,
             max_field_size=_MAX_FIELD_BYTES,
             max_headers=_MAX_HEADERS,
         )
+        # aiohttp waits twice: for the handler, and again before it cancels it.
         self._runner = web.ServerRunner(
-            server, handle_signals=False, shutdown_timeout=self._drain_seconds
+            server, handle_signals=False, shutdown_timeout=self._drain_seconds / 2
         )
         await self._runner.setup()
         host, _, port = self.address.rpartition(":")
@@ -105,6 +110,8 @@ class HttpServer:
         """Accepts no more connections, lets running requests end for a time, then cancels them."""
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._running:  # cancelled now: what they used is still to be written down
+            await asyncio.wait(self._running, timeout=_CANCELLED_SECONDS)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -123,11 +130,14 @@ class HttpServer:
         """Handles a request and tells metrics, span and log how it ended."""
         started = self._clock.monotonic_seconds()
         status = _CALLER_GONE
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # a coroutine runs in a task
+        self._running.add(task)
         try:
-            response = await _handled(handler, request)
-            status = response.status
+            response, status = await _handled(handler, request)
             return response
         finally:
+            self._running.discard(task)
             seconds = self._clock.monotonic_seconds() - started
             http_metrics.handled(path, status, seconds)
             span = trace.get_current_span()
@@ -139,12 +149,15 @@ class HttpServer:
                         "http.response.status_code": status,
                     }
                 )
+                if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                    span.set_status(trace.StatusCode.ERROR)
             # What went well is in the metrics, the edge's access log and the handler's own line.
             if status != HTTPStatus.OK:
                 _log.info("http", path=path, status=status, duration_seconds=round(seconds, 6))
 
 
-async def _handled(handler: Handler, request: web.BaseRequest) -> web.StreamResponse:
+async def _handled(handler: Handler, request: web.BaseRequest) -> tuple[web.StreamResponse, int]:
+    """Returns the answer, and the status that stands for what happened, if it came too late."""
     exchange: Exchange | None = None
     try:
         exchange = Exchange(request, await _body(request))
@@ -152,17 +165,18 @@ async def _handled(handler: Handler, request: web.BaseRequest) -> web.StreamResp
     except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
         response = exchange.response if exchange else None
         if isinstance(raised, ConnectionError) and _has_gone(request):
-            return response or web.Response(status=_CALLER_GONE)
+            return response or web.Response(status=_CALLER_GONE), _CALLER_GONE
         error = as_headrace_error(raised)
+        status = _HTTP_STATUSES[error.code]
         if response is None or not response.prepared:
-            return _failure(error)
+            return _failure(error), status
         # Too late for a status. Of its own errors a handler has told; what nobody foresaw cuts the
         # answer, so that it does not look complete.
         if error is not raised and request.transport is not None:
             request.transport.abort()
-        return response
+        return response, status
     assert exchange.response is not None  # noqa: S101  # a handler answers or raises
-    return exchange.response
+    return exchange.response, exchange.response.status
 
 
 def _has_gone(request: web.BaseRequest) -> bool:

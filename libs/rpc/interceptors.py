@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -40,6 +41,7 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 # What a caller still sends when its call fails is read for so long, up to so many bytes.
 READ_OUT_SECONDS = 0.5
 READ_OUT_BYTES = 16 * 1024 * 1024
+ABORT_SECONDS = 5.0
 
 _PLUMBING = ("/grpc.health.", "/grpc.reflection.")
 
@@ -161,7 +163,7 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             error = as_headrace_error(raised)
             status = error.code
             if isinstance(request, AsyncIterator):
-                await _read_out(request)
+                await _read_out(request, context.time_remaining())
             await _abort(context, error)
         finally:
             seconds = self._clock.monotonic_seconds() - started
@@ -194,27 +196,33 @@ def _check_size(request: Any) -> None:
         raise InvalidArgument.too_large("", text, limit_bytes=MAX_REQUEST_BYTES)
 
 
-async def _read_out(requests: AsyncIterator[Any]) -> None:
+async def _read_out(requests: AsyncIterator[Any], remaining_seconds: float | None) -> None:
     """Reads on for a while: a client of grpc.aio whose send fails never sees the status."""
 
     async def read() -> None:
         left = READ_OUT_BYTES
         async for message in requests:
-            left -= message.ByteSize()
+            left -= len(message) if isinstance(message, bytes) else message.ByteSize()
             if left < 0:
                 return
 
     reading = asyncio.ensure_future(read())
     # Left to end with the RPC: to cancel a read is to cancel the RPC.
     reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.wait({reading}, timeout=READ_OUT_SECONDS)
+    limit = READ_OUT_SECONDS
+    if remaining_seconds is not None:
+        limit = min(limit, max(0.0, remaining_seconds - DEADLINE_MARGIN_SECONDS))
+    await asyncio.wait({reading}, timeout=limit)
 
 
 async def _abort(context: Any, error: HeadraceError) -> NoReturn:
     status = to_status(error)
     details = status.SerializeToString()
-    await context.abort(grpc_code(error), status.message, ((DETAILS_KEY, details),))
-    raise AssertionError("abort raises")
+    # Sent at once, but behind what the caller has not read yet: it does not hold us up for ever.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ABORT_SECONDS):
+            await context.abort(grpc_code(error), status.message, ((DETAILS_KEY, details),))
+    raise grpc.aio.AbortError
 
 
 def _written(generator: Callable[[Any, Any], AsyncIterator[Any]]) -> Behavior:

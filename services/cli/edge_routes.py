@@ -174,7 +174,10 @@ def _chat_completions_route() -> dict[str, Any]:
     return {
         "match": {
             "path": CHAT_COMPLETIONS_PATH,
-            "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
+            # OPTIONS, so that the CORS filter finds this route and answers a page's preflight.
+            "headers": [
+                {"name": ":method", "string_match": {"safe_regex": {"regex": "POST|OPTIONS"}}}
+            ],
         },
         "route": action,
         "decorator": {"operation": f"POST {CHAT_COMPLETIONS_PATH}"},

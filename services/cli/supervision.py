@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,7 @@ START_RETRIES = 60
 STOP_WAIT_SECONDS = DRAIN_SECONDS + 5
 LOG_BYTES = 10 * 1024 * 1024
 LOG_BACKUPS = 2
+OPEN_FILES = 16_384
 # The order in which they end: supervisord takes the highest priority first.
 _GROUP_PRIORITIES = {"backends": 1, "services": 2, "edge": 3}
 _RUNNING_SUPERVISOR_STATE = 1
@@ -57,6 +59,7 @@ def render(layout: Layout, processes: Sequence[ProcessSpec]) -> str:
                 "logfile_backups": LOG_BACKUPS,
                 "childlogdir": layout.logs,
                 "directory": REPOSITORY,
+                "minfds": _open_files(),
             },
         ),
         (
@@ -137,6 +140,12 @@ def _call(layout: Layout, method: str, *arguments: Any) -> Any:
     # The address is not used: the transport has the socket's.
     with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as proxy:
         return getattr(proxy.supervisor, method)(*arguments)
+
+
+def _open_files() -> int:
+    """Returns how many files each process may have open: of a stream, three are connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
 
 
 def _program(layout: Layout, process: ProcessSpec) -> Mapping[str, object]:

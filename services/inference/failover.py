@@ -47,6 +47,7 @@ class Run:
     max_tokens: int
     started_seconds: float
     fallbacks: tuple[RouteTarget, ...] = ()
+    fell_back: bool = False
     delivered: Delivered = field(default_factory=Delivered)
     first_seconds: float | None = None
     ending: Ending | None = None
@@ -156,7 +157,8 @@ class Failover:
         """
         backends = run.choice.target.backends
         if run.fallbacks and not run.delivered.token_count:
-            if all(failures[backend.id] for backend in backends):
+            # One that failed again was asked because no other was willing.
+            if all(failures[each.id] for each in backends) or max(failures.values()) > 1:
                 raise DeploymentFailedError(failure.told.error(failures)) from failure
             return
         version = run.choice.target.model_version

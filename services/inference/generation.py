@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
 
+import structlog
 from headrace.common.v1 import model_pb2
 from headrace.inference.v1 import inference_pb2
+from headrace.router.v1.router_pb2 import RouteTarget
 
 from libs.clock import Clock
-from libs.errors import InvalidArgument
-from libs.routes import EMPTY, RouteTable
+from libs.errors import ResourceExhausted
+from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
@@ -20,7 +24,17 @@ from services.inference.domain import ChatCall, DeploymentFailedError, Ending, P
 from services.inference.failover import Failover, Run
 from services.inference.hedge import HedgeLimits
 from services.inference.record import Outcome, Recorder
-from services.inference.relay import Behind, Relay, RelayLimits, Sink, Whole, merged
+from services.inference.relay import (
+    READER_TOO_SLOW,
+    Behind,
+    Relay,
+    RelayLimits,
+    Sink,
+    Whole,
+    merged,
+)
+
+_log = structlog.get_logger()
 
 Deliver = Callable[[Piece], Awaitable[None]]
 
@@ -62,8 +76,7 @@ class Generator:
             choice=choice,
             max_tokens=call.limited_to(choice.target.schema.max_output_tokens),
             started_seconds=self._clock.monotonic_seconds(),
-            # Another version would not go on with the text that came before.
-            fallbacks=() if call.resume_from else choice.fallbacks,
+            fallbacks=_fallbacks(call, choice),
         )
         with metrics.LIVE_STREAMS.track_inprogress():
             try:
@@ -76,42 +89,57 @@ class Generator:
         return _final(run, outcome.usage, cost_nano_usd)
 
     async def _run(self, run: Run, deliver: Deliver) -> None:
-        """Runs the answer on the chosen deployment, or on the next one that its name stands for."""
+        """Runs the answer on the chosen deployment, or on the next one that its name stands for.
+
+        Where all of them have failed, it is the first one's again, which is then waited for.
+        """
+        first = run.choice
         while True:
             try:
                 return await self._relay(run, deliver)
             except DeploymentFailedError as failed:
-                _fall_back(run, failed)
+                _log.warning("fallback", model=run.choice.model, because=failed.error.message)
+                target, *others = run.fallbacks
+                run.fallbacks = tuple(others)
+                run.max_tokens = run.call.limited_to(target.schema.max_output_tokens)
+                failed_version = run.choice.target.model_version
+                run.fell_back = bool(others)
+                if not others:
+                    run.choice = first
+                    continue
+                reason = f"fallback: the backends of {failed_version} failed"
+                run.choice = first._replace(target=target, reason=reason)
+                metrics.FALLBACKS.labels(first.model).inc()
 
     async def _work(self, run: Run, sink: Sink) -> None:
         """Holds a place for as long as the backends work, whatever the reader does."""
         queue = self.admission.queue(run.choice.target.deployment)
-        async with queue.place(
-            places=places_of(run.choice),
-            deadline_seconds=run.call.deadline_seconds,
-            priority=run.call.priority,
-        ):
-            await self._failover.run(run, sink)
+        try:
+            async with queue.place(
+                places=places_of(run.choice),
+                deadline_seconds=run.call.deadline_seconds,
+                priority=run.call.priority,
+            ):
+                await self._failover.run(run, sink)
+        except ResourceExhausted as busy:
+            # The caller asked for the first deployment; that a fallback is busy is not its matter.
+            if run.fallbacks and run.fell_back and not run.delivered.token_count:
+                raise DeploymentFailedError(busy) from busy
+            raise
 
     async def _relay(self, run: Run, deliver: Deliver) -> None:
         if not run.call.streamed:
-            return await self._relay_whole(run, deliver)
+            await self._relay_whole(run, deliver)
+            return
         relay = Relay(self._relay_limits)
         skipped = run.call.resume_from
         sink = Behind(relay, token_count=skipped) if skipped else relay
-        source = asyncio.create_task(self._work(run, sink))
-        source.add_done_callback(lambda _: relay.close())
-        try:
+        async with _filled(relay, self._work(run, sink)):
             while (piece := await relay.take()) is not None:
                 if run.first_seconds is None:
                     run.first_seconds = self._clock.monotonic_seconds()
                 if piece.text:
                     await deliver(piece)
-            await source  # raises what ended it early
-        finally:
-            if not source.done():
-                source.cancel()
-                await asyncio.gather(source, return_exceptions=True)
 
     async def _relay_whole(self, run: Run, deliver: Deliver) -> None:
         """Nobody reads while the engine writes: no task and no buffer are needed between them."""
@@ -140,25 +168,47 @@ class Generator:
         )
 
 
-def _fall_back(run: Run, failed: DeploymentFailedError) -> None:
-    """Lets the run go on at its first fallback that can give as long an answer.
+@asynccontextmanager
+async def _filled(relay: Relay, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs what fills a relay beside the block that reads it; raises what ended it early."""
+    reader = asyncio.current_task()
+    assert reader is not None  # noqa: S101  # a coroutine runs in a task
+    source = asyncio.create_task(work)
 
-    Raises:
-        HeadraceError: there is none.
-    """
-    version = run.choice.target.model_version
-    while run.fallbacks:
-        target, *others = run.fallbacks
-        run.fallbacks = tuple(others)
-        try:
-            run.max_tokens = run.call.limited_to(target.schema.max_output_tokens)
-        except InvalidArgument:
-            continue
-        metrics.FALLBACKS.labels(run.choice.model).inc()
-        reason = f"fallback: the backends of {version} failed"
-        run.choice = run.choice._replace(target=target, reason=reason)
-        return
-    raise failed.error from failed
+    def ended(_: asyncio.Task[None]) -> None:
+        relay.close()
+        if _too_slow(source):  # the reader waits for room to write, perhaps for ever
+            reader.cancel()
+
+    source.add_done_callback(ended)
+    try:
+        yield
+        await source
+    except asyncio.CancelledError:
+        if (error := _too_slow(source)) is None or reader.uncancel():
+            raise
+        raise error from None
+    finally:
+        if not source.done():
+            source.cancel()
+            await asyncio.gather(source, return_exceptions=True)
+
+
+def _too_slow(source: asyncio.Task[None]) -> ResourceExhausted | None:
+    """Returns the error of a source that ended because nobody took what it had."""
+    error = source.exception() if source.done() and not source.cancelled() else None
+    if isinstance(error, ResourceExhausted) and error.reason == READER_TOO_SLOW:
+        return error
+    return None
+
+
+def _fallbacks(call: ChatCall, choice: Choice) -> tuple[RouteTarget, ...]:
+    """Returns who may answer after the first one, which is the last resort, too."""
+    if call.resume_from:  # another version would not go on with the text that came before
+        return ()
+    wanted = call.max_tokens or 1
+    others = [t for t in choice.fallbacks if t.schema.max_output_tokens >= wanted]
+    return (*others, choice.target) if others else ()
 
 
 def _usage(run: Run) -> model_pb2.TokenUsage:

@@ -10,7 +10,7 @@ from headrace.inference.v1 import inference_pb2
 from headrace.openai.v1 import openai_pb2, openai_pb2_grpc
 
 from libs.clock import Clock
-from libs.errors import HeadraceError
+from libs.errors import HeadraceError, ResourceExhausted
 from libs.http.exchange import Exchange
 from libs.http.server import Handler
 from libs.ids import uuid7
@@ -29,6 +29,7 @@ from libs.openai.chat_response import DONE, ChunkWriter, completion_object, erro
 from libs.rpc.identity import Context, Identity, identity_of
 from services.inference.domain import ChatCall, Piece, Turn
 from services.inference.generation import Generator
+from services.inference.relay import READER_TOO_SLOW
 
 Events = Callable[[bytes], Awaitable[None]]
 
@@ -90,7 +91,8 @@ class ChatCompletions:
         try:
             final = await self._generator.answer(call, identity, deliver)
         except HeadraceError as error:
-            if not prefix:  # the status line is gone: the error must be an event
+            # The status line is gone: the error must be an event, for one that reads.
+            if not prefix and error.reason != READER_TOO_SLOW:
                 await write(error_event(error))
             raise
         usage = chunks.usage(final.usage) if asked.include_usage else b""
@@ -124,7 +126,12 @@ def chat_completions_over_http(completions: ChatCompletions) -> Handler:
         async def write(events: bytes) -> None:
             await exchange.part(events, content_type=EVENT_STREAM_TYPE)
 
-        whole = await completions.answer(exchange.body, exchange.identity, write)
+        try:
+            whole = await completions.answer(exchange.body, exchange.identity, write)
+        except ResourceExhausted as error:
+            if error.reason == READER_TOO_SLOW:
+                exchange.cut()
+            raise
         if whole is not None:
             exchange.whole(whole, content_type=JSON_TYPE)
 

@@ -12,6 +12,7 @@ from services.inference.domain import Piece
 
 # An engine that is so far ahead of its reader is not read further: HTTP/2 slows it down.
 MAX_WAITING_PIECES = 256
+READER_TOO_SLOW = "READER_TOO_SLOW"
 
 
 class Sink(Protocol):
@@ -69,8 +70,8 @@ class Relay:
     """Holds the pieces that the reader has not taken yet.
 
     A reader as fast as the model gets every piece on its own. One that is slower, or a process
-    that is busy, finds several waiting and gets them in one; the next ones are then gathered for a
-    moment. Under load a token costs less, not more.
+    that is busy, comes back to several: these are gathered for a moment and go out as one. Under
+    load a token costs less, not more.
     """
 
     def __init__(self, limits: RelayLimits = RelayLimits()) -> None:  # never changes
@@ -81,7 +82,6 @@ class Relay:
         self._taken = asyncio.Event()
         self._hurry = asyncio.Event()
         self._closed = False
-        self._lags = False
         self._taken_seconds = 0.0
 
     @property
@@ -113,7 +113,7 @@ class Relay:
         except TimeoutError as error:
             raise ResourceExhausted(
                 f"nothing was read for {limit:g} s while the model had more",
-                reason="READER_TOO_SLOW",
+                reason=READER_TOO_SLOW,
                 metadata={"limit_seconds": f"{limit:g}"},
             ) from error
 
@@ -125,7 +125,7 @@ class Relay:
 
     async def take(self) -> Piece | None:
         """Returns all that has come since the last take, as one piece; None at the end."""
-        if self._lags:
+        if len(self._waiting) > 1:  # the reader was not back when the second one came
             await self._gather()
         while not self._waiting:
             if self._closed:
@@ -134,11 +134,8 @@ class Relay:
             await self._changed.wait()
         taken, self._waiting = self._waiting, []
         self._taken.set()
-        self._lags = len(taken) > 1
-        if not self._lags:
-            return taken[0]
         self._taken_seconds = self._loop.time()
-        return merged(taken)
+        return taken[0] if len(taken) == 1 else merged(taken)
 
     async def _gather(self) -> None:
         """Waits until the delay is over, the buffer is full, or no more will come."""

@@ -138,6 +138,14 @@ async def test_a_page_of_an_allowed_origin_may_call(mesh: ScriptedMesh) -> None:
         assert "grpc-status" in response.headers["access-control-expose-headers"]
 
 
+async def test_a_page_may_call_openais_paths(mesh: ScriptedMesh) -> None:
+    """The one that goes on as HTTP, too."""
+    for path in ("/v1/chat/completions", "/v1/models"):
+        async with mesh.http.options(path, headers=_PREFLIGHT) as response:
+            assert response.status == 200
+            assert response.headers["access-control-allow-origin"] == _ORIGIN
+
+
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "http://localhost.evil.example", "null"]
 )

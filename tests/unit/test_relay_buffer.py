@@ -35,57 +35,54 @@ async def test_a_slow_reader_gets_what_has_queued_in_one():
 NEVER_SECONDS = 1000.0
 
 
-def lagging() -> Relay:
-    """A relay whose reader has just found two pieces waiting."""
-    relay = Relay(RelayLimits(max_delay_seconds=NEVER_SECONDS))
-    relay.put(Piece("a", (1,), 1))
-    relay.put(Piece("b", (2,), 1))
+async def behind(limits: RelayLimits) -> Relay:
+    """A relay whose reader took a piece a moment ago and comes back to two."""
+    relay = Relay(limits)
+    relay.put(Piece("0", (0,), 1))
+    await relay.take()
+    for text in ("a", "b"):
+        relay.put(Piece(text, (1,), 1))
     return relay
 
 
-async def test_after_a_lag_pieces_are_gathered():
-    """The next take does not return with the first piece that comes."""
-    relay = lagging()
-    await relay.take()
+async def test_what_a_lagging_reader_comes_back_to_is_gathered_for_a_moment():
+    """More that comes within the delay goes out with it."""
+    relay = await behind(RelayLimits(max_delay_seconds=NEVER_SECONDS))
     taking = asyncio.create_task(relay.take())
     for text in ("c", "d"):
-        relay.put(Piece(text, (3,), 1))
         await asyncio.sleep(0.01)
         assert not taking.done()
+        relay.put(Piece(text, (3,), 1))
     relay.close()
     taken = await taking
     assert taken is not None
-    assert taken.text == "cd"
+    assert taken.text == "abcd"
 
 
 async def test_gathering_ends_when_the_delay_is_over():
-    """And with it the lag, if only one piece has come: the reader keeps up again."""
-    relay = Relay(RelayLimits(max_delay_seconds=0.02))
-    relay.put(Piece("a", (1,), 1))
-    relay.put(Piece("b", (2,), 1))
-    await relay.take()
-    relay.put(Piece("c", (3,), 1))
+    """A reader that is back before the second piece gets the next one at once."""
+    relay = await behind(RelayLimits(max_delay_seconds=0.02))
     async with asyncio.timeout(5):
+        assert (await relay.take()) == Piece("ab", (1, 1), 2)
+        relay.put(Piece("c", (3,), 1))
         assert await relay.take() == Piece("c", (3,), 1)
-        relay.put(Piece("d", (4,), 1))
-        assert await relay.take() == Piece("d", (4,), 1)
 
 
 async def test_gathering_ends_when_the_buffer_is_full_or_nothing_more_comes():
     """A delay must neither slow the engine nor the end of an answer."""
-    full, closed = lagging(), lagging()
-    for relay in (full, closed):
-        await relay.take()
+    limits = RelayLimits(max_delay_seconds=NEVER_SECONDS)
+    full, closed = await behind(limits), await behind(limits)
     takings = [asyncio.create_task(relay.take()) for relay in (full, closed)]
     await asyncio.sleep(0)
-    for _ in range(MAX_WAITING_PIECES):
+    for _ in range(MAX_WAITING_PIECES - 2):
         full.put(Piece("x", (1,), 1))
     closed.close()
     async with asyncio.timeout(5):
-        whole, nothing = await asyncio.gather(*takings)
+        whole, rest = await asyncio.gather(*takings)
     assert whole is not None
     assert whole.token_count == MAX_WAITING_PIECES
-    assert nothing is None
+    assert rest is not None
+    assert rest.text == "ab"
 
 
 async def test_without_a_delay_nothing_is_gathered():

@@ -1,0 +1,177 @@
+"""Which deployment answers when one fails, and when nobody reads. Providers are real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import cast
+
+import pytest
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind, ModelSchema
+from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+
+from libs.clock import SystemClock
+from libs.errors import ResourceExhausted, Unavailable
+from libs.routes import RouteTable
+from libs.rpc.identity import Identity
+from services.inference import relay as relay_module
+from services.inference.api_keys import ApiKeys
+from services.inference.backends import Backends
+from services.inference.domain import ChatCall, Piece, Turn
+from services.inference.generation import Generator
+from services.inference.hedge import HedgeLimits
+from services.inference.record import Outcome, Recorder
+from services.inference.relay import RelayLimits
+from services.inference.stall import StallLimits
+from tests.support.provider import TEXT, MockProvider, mock_provider
+
+CALL = ChatCall(request_id="r", model="m", turns=(Turn("user", "hello"),))
+CALLER = Identity(tenant="t", user="u")
+
+
+class Notes:
+    """Keeps what would be billed."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    async def record(self, outcome: Outcome) -> int:
+        self.outcomes.append(outcome)
+        return 0
+
+    def record_later(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+
+class Mesh:
+    """A generator over one model, whose versions have a provider each."""
+
+    def __init__(self, folder: Path) -> None:
+        clock = SystemClock()
+        stall = StallLimits(first_token_seconds=5.0, between_tokens_seconds=5.0)
+        self.notes = Notes()
+        self.backends = Backends(clock=clock, keys=ApiKeys(folder), stall=stall)
+        self.generator = Generator(
+            backends=self.backends,
+            recorder=cast("Recorder", self.notes),
+            hedge=HedgeLimits(),
+            relay=RelayLimits(slow_reader_seconds=0.1),
+            clock=clock,
+        )
+
+    def route(self, providers: Sequence[MockProvider], *, max_output_tokens: int = 100) -> None:
+        """Deploys them, the newest version first; all but that give `max_output_tokens`."""
+        targets = [
+            RouteTarget(
+                deployment=f"deployments/{version}",
+                model_version=f"models/m/versions/{version}.0.0",
+                schema=ModelSchema(
+                    kind=MODEL_KIND_CHAT,
+                    max_output_tokens=100 if version == len(providers) else max_output_tokens,
+                ),
+                backends=[
+                    Backend(
+                        id=f"provider-{version}",
+                        address=provider.base_url,
+                        backend_model="upstream",
+                        kind=BackendKind.BACKEND_KIND_OPENAI,
+                    )
+                ],
+            )
+            for version, provider in zip(range(len(providers), 0, -1), providers, strict=True)
+        ]
+        self.generator.routes = RouteTable(
+            revision=1, routes=[ModelRoute(model="m", targets=targets)]
+        )
+
+    async def ask(self, call: ChatCall = CALL) -> tuple[str, str, str]:
+        """Returns the text, the version and the reason."""
+        texts = []
+
+        async def deliver(piece: Piece) -> None:
+            texts.append(piece.text)
+
+        final = await self.generator.answer(call, CALLER, deliver)
+        return "".join(texts), final.model_version, final.route.reason
+
+
+@pytest.fixture
+async def mesh(tmp_path) -> AsyncIterator[Mesh]:
+    mesh = Mesh(tmp_path)
+    yield mesh
+    await mesh.backends.close()
+
+
+@pytest.fixture
+async def servers() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def providers_of(servers: AsyncExitStack, *modes: str) -> list[MockProvider]:
+    return [await servers.enter_async_context(mock_provider(mode)) for mode in modes]
+
+
+async def test_deployments_are_asked_in_the_order_of_the_route(mesh, servers):
+    """Each once; the bill names the one that answered."""
+    providers = await providers_of(servers, "500", "401", "ok", "ok")
+    mesh.route(providers)
+    assert await mesh.ask() == (
+        TEXT,
+        "models/m/versions/2.0.0",
+        "fallback: the backends of models/m/versions/3.0.0 failed",
+    )
+    assert [len(provider.requests) for provider in providers] == [1, 1, 1, 0]
+    (outcome,) = mesh.notes.outcomes
+    assert outcome.choice.target.model_version == "models/m/versions/2.0.0"
+
+
+async def test_where_all_fail_the_first_one_is_tried_on(mesh, servers):
+    """And its failure is what the caller hears, as if there were no others."""
+    providers = await providers_of(servers, "500", "500")
+    mesh.route(providers)
+    with pytest.raises(Unavailable) as raised:
+        await mesh.ask()
+    assert raised.value.metadata == {"backend": "provider-2"}
+    assert len(providers[0].requests) > 1
+    assert len(providers[1].requests) == 1
+
+
+async def test_a_deployment_that_gives_shorter_answers_is_no_fallback(mesh, servers):
+    """The first one is tried on instead, as without it."""
+    providers = await providers_of(servers, "500", "ok")
+    mesh.route(providers, max_output_tokens=10)
+    call = ChatCall(request_id="r", model="m", turns=CALL.turns, max_tokens=50)
+    with pytest.raises(Unavailable):
+        await mesh.ask(call)
+    assert len(providers[0].requests) > 1
+    assert providers[1].requests == []
+
+
+async def test_an_answer_that_is_gone_on_with_stays_with_its_version(mesh, servers):
+    """Another version would say something else."""
+    providers = await providers_of(servers, "cut_mid", "ok")
+    mesh.route(providers)
+    with pytest.raises(Unavailable):
+        await mesh.ask()
+    assert providers[1].requests == []
+
+
+async def test_an_answer_that_nobody_reads_ends(mesh, servers, monkeypatch):
+    """Its place is free again, and what was generated is billed."""
+    monkeypatch.setattr(relay_module, "MAX_WAITING_PIECES", 1)
+    mesh.route(await providers_of(servers, "slow"))
+
+    async def never(_piece: Piece) -> None:
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(ResourceExhausted) as raised:
+            await mesh.generator.answer(CALL, CALLER, never)
+    assert raised.value.reason == "READER_TOO_SLOW"
+    (outcome,) = mesh.notes.outcomes
+    assert outcome.error is raised.value
+    assert 0 < outcome.usage.completion_tokens < 9
+    assert (await mesh.ask())[0] == TEXT
