@@ -27,6 +27,8 @@ POSTGRESQL_CONNECTIONS = 10
 CONNECTION_WAIT_SECONDS = 10
 # For writers of other processes; those of this one wait in asyncio.
 SQLITE_BUSY_TIMEOUT_MILLIS = 5_000
+# Of each connection. What is written is new rows; what is read, mostly the newest.
+SQLITE_CACHE_KIB = 512
 CONNECT_TIMEOUT_SECONDS = 5
 RETRY_AFTER_SECONDS = 1.0
 
@@ -190,6 +192,7 @@ def _on_sqlite_connect(dbapi_connection: Any, _record: Any) -> None:
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
+        f"cache_size = -{SQLITE_CACHE_KIB}",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

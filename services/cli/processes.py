@@ -182,6 +182,8 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         "HEADRACE_METRICS_ADDRESS": address(ports, f"{name}.metrics"),
         "HEADRACE_INPUT_HASH_KEY_FILE": str(keys.input_hash_key_path(layout.home)),
         "HEADRACE_DRAIN_SECONDS": str(DRAIN_SECONDS),
+        # Threads share these many heaps: by default each may keep one of its own half empty.
+        "MALLOC_ARENA_MAX": "2",
     }
     for peer in _PEERS[service]:
         if peer == "nats":
