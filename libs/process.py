@@ -28,10 +28,6 @@ _TASKS = Gauge("headrace_process_tasks_count", "Tasks of asyncio that are not do
 
 _log = structlog.get_logger()
 
-# A request makes some hundred objects that die with it: the collector looks after so many requests,
-# not after every second one.
-GC_ALLOCATIONS = 20_000
-
 
 class Process:
     """One service process, from start to drained end. Made by `process()`."""
@@ -66,7 +62,6 @@ class Process:
             await beside.start()
         gc.collect()
         gc.freeze()  # what there is now stays: the collector need not look at it again and again
-        gc.set_threshold(GC_ALLOCATIONS)
         _log.info("serving", address=self.server.address)
         await self._stop.wait()
         _log.info("draining", drain_seconds=self._drain_seconds)
