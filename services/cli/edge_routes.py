@@ -24,7 +24,7 @@ from headrace.router.v1 import router_pb2
 
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
-from libs.rpc.interceptors import MAX_REQUEST_BYTES
+from services.cli.edge_replies import MAX_JSON_BODY_BYTES
 
 # Where inference takes requests in HTTP/1.1.
 HTTP_CLUSTER = "inference_http"
@@ -71,7 +71,7 @@ _FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 _COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
 _GATHER = {
     "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-    "buffer": {"max_request_bytes": MAX_REQUEST_BYTES},
+    "buffer": {"max_request_bytes": MAX_JSON_BODY_BYTES},
 }
 _GATHERED = MappingProxyType({"envoy.filters.http.buffer": {"@type": _FILTER, "config": _GATHER}})
 _NOT_TRANSCODED = MappingProxyType(
