@@ -12,7 +12,6 @@ from headrace.common.v1.model_pb2 import Backend, BackendKind
 
 from libs.clock import Clock
 from libs.errors import InvalidArgument
-from libs.rpc.channel import open_channel
 from services.inference import metrics
 from services.inference.api_keys import ApiKeys
 from services.inference.breaker import Breaker, BreakerLimits, Permit
@@ -225,9 +224,7 @@ class Backends:
                 stall=self._stall,
                 clock=self._clock,
             )
-        # Untraced and without gRPC's retries: attempts are ours, with spans of their own.
-        channel = open_channel(address.address, traced=False, retries=False)
-        return Triton(channel, stall=self._stall)
+        return Triton(address.address, stall=self._stall)
 
     def _serve(self, address: _Address, model: str) -> _Served:
         is_provider = address.kind == BackendKind.BACKEND_KIND_OPENAI

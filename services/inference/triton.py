@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from contextlib import closing
+from typing import Any
 
 import grpc
 from opentelemetry import propagate
 from tritonclient.grpc import service_pb2
 
 from libs.errors import BY_CODE, HeadraceError
+from libs.rpc.channel import open_channel
+from libs.rpc.raw_stream import RawCallError, RawClient
 from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Piece, Turn
 from services.inference.relay import Sink
 from services.inference.stall import StallGuard, StallLimits
@@ -39,15 +42,12 @@ class Triton:
         stall_limits: how long it may be silent.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, *, stall: StallLimits) -> None:
-        self.channel = channel
+    def __init__(self, address: str, *, stall: StallLimits) -> None:
+        # Untraced and without gRPC's retries: attempts are ours, with spans of their own.
+        self.channel = open_channel(address, traced=False, retries=False)
+        self._raw = RawClient(address)
         self.stall_limits = stall
-        self._stream = channel.unary_stream(
-            _STREAM,
-            request_serializer=None,  # bytes as they are
-            response_deserializer=None,
-        )
-        self._infer = channel.unary_unary(
+        self._infer = self.channel.unary_unary(
             _INFER,
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,
             response_deserializer=service_pb2.ModelInferResponse.FromString,
@@ -70,22 +70,22 @@ class Triton:
         """
         request = _chat_request(backend_model, call, max_tokens=max_tokens, delivered=delivered)
         with StallGuard(self.stall_limits) as guard:
-            stream = self._stream(request, metadata=trace_metadata())
             try:
-                while message := cast(bytes, await stream.read()):  # EOF is falsy
-                    piece = _piece(message)
-                    delivered.add(piece)
-                    relay.put(piece)
-                    if piece.ending is not None:
-                        return piece.ending
-                    if relay.full:
-                        guard.wait()
-                        await relay.room()
-                    guard.progress()
-            except grpc.aio.AioRpcError as error:
-                raise BackendFailedError(f"{error.code().name}: {error.details()}") from error
-            finally:
-                stream.cancel()
+                stream = await self._raw.call(_STREAM, request, trace_metadata())
+                with closing(stream):
+                    while messages := await stream.read():
+                        for message in messages:
+                            piece = _piece(message)
+                            delivered.add(piece)
+                            relay.put(piece)
+                            if piece.ending is not None:
+                                return piece.ending
+                        if relay.full:
+                            guard.wait()
+                            await relay.room()
+                        guard.progress()
+            except RawCallError as error:
+                raise BackendFailedError(str(error)) from error
         # Without an ending every end is a failure, also one with status OK.
         raise BackendFailedError("the stream ended without an ending")
 
@@ -118,7 +118,8 @@ class Triton:
         ]
 
     async def close(self) -> None:
-        """Closes the channel."""
+        """Closes all connections."""
+        await self._raw.close()
         await self.channel.close(None)
 
 

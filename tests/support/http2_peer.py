@@ -1,0 +1,168 @@
+"""A peer that speaks HTTP/2 frame by frame, as a test tells it: also what no server would say."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import hpack
+
+from libs.http2 import frames
+from libs.http2.frames import Frame, FrameType
+
+ANSWER = {":status": "200", "content-type": "application/grpc"}
+OK = {"grpc-status": "0"}
+
+_HEAD_BYTES = 9
+
+
+class Peer:
+    """The other end of one connection of a client's.
+
+    Attributes:
+        seen: all frames that were read so far.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.seen: list[Frame] = []
+        self._reader = reader
+        self._writer = writer
+        self._encoder = hpack.Encoder()
+        self._decoder = hpack.Decoder()
+
+    async def greet(self, settings: bytes) -> None:
+        """Takes the client's preface, and says what it may do."""
+        assert await self._reader.readexactly(len(frames.PREFACE)) == frames.PREFACE
+        self.send(settings)
+
+    async def next(self, kind: FrameType, *, ack: bool = False) -> Frame:
+        """Returns the next frame of a kind, past all others."""
+        while True:
+            frame = await self._read()
+            is_ack = kind in {FrameType.SETTINGS, FrameType.PING} and frame.flags & frames.ACK
+            if frame.type == kind and bool(is_ack) == ack:
+                return frame
+
+    async def request(self) -> tuple[int, dict[str, str], bytes]:
+        """Reads a whole request: its stream, headers and body."""
+        head = await self.next(FrameType.HEADERS)
+        headers = {str(name): str(value) for name, value in self._decoder.decode(head.payload)}
+        body = b""
+        while True:
+            data = await self.next(FrameType.DATA)
+            assert data.stream_id == head.stream_id
+            body += data.payload
+            if data.flags & frames.END_STREAM:
+                return head.stream_id, headers, body
+
+    async def closed(self) -> None:
+        """Reads on until the client has closed the connection."""
+        try:
+            while True:
+                await self._read()
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            return
+
+    def send(self, *made: bytes) -> None:
+        """Sends bytes, in one go."""
+        self._writer.write(b"".join(made))
+
+    def block(self, fields: dict[str, str]) -> bytes:
+        """Encodes headers, for the next to be sent: they enter the tables of the connection."""
+        return self._encoder.encode(list(fields.items()))
+
+    def headers(self, stream_id: int, fields: dict[str, str], *, end: bool = False) -> bytes:
+        """Returns a frame of headers, for the next to be sent."""
+        flags = frames.END_HEADERS | end * frames.END_STREAM
+        return frames.frame(FrameType.HEADERS, flags, stream_id, self.block(fields))
+
+    def answer(self, stream_id: int, *messages: bytes) -> None:
+        """Sends a whole answer."""
+        self.send(
+            self.headers(stream_id, ANSWER),
+            *(data(stream_id, message(body)) for body in messages),
+            self.headers(stream_id, OK, end=True),
+        )
+
+    def cut(self) -> None:
+        """Ends the connection without a word."""
+        self._writer.transport.abort()
+
+    async def _read(self) -> Frame:
+        head = await self._reader.readexactly(_HEAD_BYTES)
+        length = int.from_bytes(head[:3], "big")
+        stream_id = int.from_bytes(head[5:], "big")
+        payload = await self._reader.readexactly(length)
+        frame = Frame(head[3], head[4], stream_id, payload)
+        self.seen.append(frame)
+        return frame
+
+
+class Peers:
+    """Listens for connections.
+
+    Attributes:
+        address: `host:port`.
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self._waiting: asyncio.Queue[Peer] = asyncio.Queue()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @property
+    def count(self) -> int:
+        """How many connections there were."""
+        return len(self._writers)
+
+    async def accept(self, settings: bytes = frames.settings({})) -> Peer:
+        """Returns the next connection of a client's, which has been greeted."""
+        peer = await self._waiting.get()
+        await peer.greet(settings)
+        return peer
+
+    def accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Takes a connection."""
+        self._writers.append(writer)
+        self._waiting.put_nowait(Peer(reader, writer))
+
+    def cut(self) -> None:
+        """Ends all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def http2_peers() -> AsyncIterator[Peers]:
+    """Listens on a port of the loopback."""
+    peers = Peers()
+    server = await asyncio.start_server(peers.accepted, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    peers.address = f"{host}:{port}"
+    try:
+        yield peers
+    finally:
+        server.close()
+        peers.cut()
+        await server.wait_closed()
+
+
+def message(body: bytes, *, compressed: bool = False) -> bytes:
+    """Returns a message of gRPC's, with what says how long it is."""
+    return struct.pack(">BI", compressed, len(body)) + body
+
+
+def data(stream_id: int, payload: bytes, *, padding: int | None = None, end: bool = False) -> bytes:
+    """Returns a frame of a body."""
+    flags = end * frames.END_STREAM
+    if padding is not None:
+        flags |= frames.PADDED
+        payload = bytes((padding,)) + payload + bytes(padding)
+    return frames.frame(FrameType.DATA, flags, stream_id, payload)
+
+
+def goaway(last_stream_id: int, code: int = 0) -> bytes:
+    """Returns the frame by which a peer takes no more streams."""
+    return frames.frame(FrameType.GOAWAY, 0, 0, struct.pack(">II", last_stream_id, code) + b"why")

@@ -1,0 +1,70 @@
+"""Calls as bytes, and what a test asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from libs.http2 import frames
+from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
+from tests.support.http2_peer import Peer, Peers, http2_peers, message
+
+METHOD = "/test.Raw/Stream"
+
+
+@dataclass
+class Talk:
+    """A client, and the peers that it calls."""
+
+    client: RawClient
+    peers: Peers
+
+    async def begin(self, settings: bytes = frames.settings({})) -> tuple[RawCall, Peer]:
+        """Makes the first call, on stream 1, and returns it with the peer that has read it."""
+        call = await self.client.call(METHOD, b"ask")
+        peer = await self.peers.accept(settings)
+        stream_id, headers, body = await peer.request()
+        assert (stream_id, headers[":path"], body) == (1, METHOD, message(b"ask"))
+        return call, peer
+
+    async def is_well(self, peer: Peer, stream_id: int = 3) -> None:
+        """Makes a call, which must arrive at that peer and be answered."""
+        call = await self.client.call(METHOD, b"")
+        assert (await peer.request())[0] == stream_id
+        peer.answer(stream_id, b"well")
+        assert await all_of(call) == [b"well"]
+
+
+@asynccontextmanager
+async def client_of(address: str) -> AsyncIterator[RawClient]:
+    """Opens a client."""
+    client = RawClient(address)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def talking() -> AsyncIterator[Talk]:
+    """Opens a client of peers that do as the test says."""
+    async with http2_peers() as peers, client_of(peers.address) as client:
+        yield Talk(client, peers)
+
+
+async def all_of(call: RawCall, got: list[bytes] | None = None) -> list[bytes]:
+    """Reads a call to its end; what came before an error is in `got`."""
+    got = [] if got is None else got
+    while messages := await call.read():
+        got.extend(messages)
+    return got
+
+
+async def error_of(call: RawCall) -> RawCallError:
+    """Returns what a call ends with."""
+    with pytest.raises(RawCallError) as caught:
+        await all_of(call)
+    return caught.value
