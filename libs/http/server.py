@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -20,7 +21,8 @@ from opentelemetry import trace
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
 from libs.http.exchange import Exchange
-from libs.rpc.interceptors import MAX_REQUEST_BYTES
+from libs.http.grpc_method import CALLER_GONE, PREFIX_BYTES, GrpcMethod, TrailedWriter
+from libs.rpc.handling import MAX_REQUEST_BYTES
 from libs.rpc.status import as_headrace_error, to_status
 from libs.telemetry import http_metrics
 from libs.telemetry.tracing import server_span
@@ -34,8 +36,6 @@ _MAX_FIELD_BYTES = 64 * 1024
 _MAX_HEADERS = 256
 _BACKLOG = 1024
 _CANCELLED_SECONDS = 1.0
-# Nobody sees it: the caller did not wait for the answer.
-_CALLER_GONE = 499
 
 # As the edge's transcoder has it.
 _HTTP_STATUSES = {
@@ -58,7 +58,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 
 class HttpServer:
-    """Serves one handler a path, each by POST, and its health.
+    """Serves one handler or method a path, each by POST, and its health.
 
     Attributes:
         address: `host:port`; once it is started, with the port that it has.
@@ -69,12 +69,14 @@ class HttpServer:
         address: str,
         *,
         handlers: Mapping[str, Handler],
+        methods: Mapping[str, GrpcMethod] = MappingProxyType({}),
         is_ready: Callable[[], bool],
         drain_seconds: float,
         clock: Clock,
     ) -> None:
         self.address = address
         self._handlers = dict(handlers)
+        self._methods = dict(methods)
         self._is_ready = is_ready
         self._drain_seconds = drain_seconds
         self._clock = clock
@@ -89,7 +91,7 @@ class HttpServer:
         """
         server = web.Server(
             self._answer,
-            request_factory=_request,
+            request_factory=self._request,
             handler_cancellation=True,  # a caller that goes away ends what runs for it
             access_log=None,
             auto_decompress=False,  # a body that is no JSON is told so, however it is packed
@@ -113,31 +115,49 @@ class HttpServer:
         if self._running:  # cancelled now: what they used is still to be written down
             await asyncio.wait(self._running, timeout=_CANCELLED_SECONDS)
 
+    def _request(
+        self, message: Any, payload: Any, protocol: Any, _writer: Any, task: Any
+    ) -> web.BaseRequest:
+        """Makes a request as aiohttp does, but with a longer body, and trailers in its answer."""
+        loop = asyncio.get_running_loop()
+        writer = TrailedWriter(protocol, loop)
+        prefix = PREFIX_BYTES if message.path in self._methods else 0
+        limit = MAX_REQUEST_BYTES + prefix
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, loop, client_max_size=limit
+        )
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         if path == HEALTH_PATH:
             healthy = HTTPStatus.OK if self._is_ready() else HTTPStatus.SERVICE_UNAVAILABLE
             return web.Response(status=healthy)
-        handler = self._handlers.get(path) if request.method == "POST" else None
-        if handler is None:
+        handler, method = self._handlers.get(path), self._methods.get(path)
+        if request.method != "POST" or (handler is None and method is None):
             return _failure(Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
-        with server_span(_tracer, f"POST {path}", traceparent=request.headers.get("traceparent")):
-            return await self._told(path, handler, request)
+        name = f"POST {path}" if handler else path.removeprefix("/")
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # a coroutine runs in a task
+        self._running.add(task)
+        try:
+            with server_span(_tracer, name, traceparent=request.headers.get("traceparent")):
+                if method is not None:
+                    return await method.answer(request)
+                assert handler is not None  # noqa: S101  # one of them is there
+                return await self._told(path, handler, request)
+        finally:
+            self._running.discard(task)
 
     async def _told(
         self, path: str, handler: Handler, request: web.BaseRequest
     ) -> web.StreamResponse:
         """Handles a request and tells metrics, span and log how it ended."""
         started = self._clock.monotonic_seconds()
-        status = _CALLER_GONE
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # a coroutine runs in a task
-        self._running.add(task)
+        status = CALLER_GONE
         try:
             response, status = await _handled(handler, request)
             return response
         finally:
-            self._running.discard(task)
             seconds = self._clock.monotonic_seconds() - started
             http_metrics.handled(path, status, seconds)
             span = trace.get_current_span()
@@ -165,7 +185,7 @@ async def _handled(handler: Handler, request: web.BaseRequest) -> tuple[web.Stre
     except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
         response = exchange.response if exchange else None
         if isinstance(raised, ConnectionError) and _has_gone(request):
-            return response or web.Response(status=_CALLER_GONE), _CALLER_GONE
+            return response or web.Response(status=CALLER_GONE), CALLER_GONE
         error = as_headrace_error(raised)
         status = _HTTP_STATUSES[error.code]
         if response is None or not response.prepared:
@@ -199,12 +219,4 @@ def _failure(error: HeadraceError) -> web.Response:
             to_status(error), preserving_proto_field_name=True, indent=None
         ),
         content_type="application/json",
-    )
-
-
-def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-    """Makes a request as aiohttp does, but that a longer body may be read."""
-    loop = asyncio.get_running_loop()
-    return web.BaseRequest(
-        message, payload, protocol, writer, task, loop, client_max_size=MAX_REQUEST_BYTES
     )

@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-import structlog
 from opentelemetry import trace
 from opentelemetry.context import attach, detach
 from opentelemetry.instrumentation.grpc._aio_server import (
@@ -23,20 +22,13 @@ from opentelemetry.instrumentation.grpc._aio_server import (
 from typing_extensions import override
 
 from libs.clock import Clock
-from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, Unimplemented
+from libs.errors import HeadraceError, Unimplemented
+from libs.rpc.handling import DEADLINE_MARGIN_SECONDS, Handling, check_size, within_deadline
 from libs.rpc.status import DETAILS_KEY, as_headrace_error, grpc_code, to_status
-from libs.telemetry import rpc_metrics
 from libs.telemetry.tracing import unkept_trace
-
-_log = structlog.get_logger()
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behavior = Callable[[Any, Any], Any]
-
-# The callee keeps this much of the deadline back, so that it can still say what timed out.
-DEADLINE_MARGIN_SECONDS = 0.020
-# What a request may have. gRPC itself lets more pass, so that we can answer with `ErrorInfo`.
-MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
 # What a caller still sends when its call fails is read for so long, up to so many bytes.
 READ_OUT_SECONDS = 0.5
@@ -147,12 +139,11 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         return refuse
 
     async def _call(self, method: str, behavior: Behavior, request: Any, context: Any) -> Any:
-        started = self._clock.monotonic_seconds()
-        rpc_metrics.started(method)
+        handling = Handling(method, self._clock)
         status = "OK"
         try:
-            _check_size(request)
-            return await _within_deadline(behavior(request, context), context)
+            check_size(request)
+            return await within_deadline(behavior(request, context), context.time_remaining())
         except asyncio.CancelledError:
             status = "CANCELLED"
             raise
@@ -166,34 +157,7 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
                 await _read_out(request, context.time_remaining())
             await _abort(context, error)
         finally:
-            seconds = self._clock.monotonic_seconds() - started
-            rpc_metrics.handled(method, status, seconds)
-            # What went well is in the metrics, the edge's access log and the servicer's own line.
-            log = _log.debug if status == "OK" else _log.info
-            log("rpc", method=method, status=status, duration_seconds=round(seconds, 6))
-
-
-async def _within_deadline(work: Awaitable[Any], context: Any) -> Any:
-    remaining = context.time_remaining()
-    if remaining is None:
-        return await work
-    limit = asyncio.timeout(max(0.0, remaining - DEADLINE_MARGIN_SECONDS))
-    try:
-        async with limit:
-            return await work
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded(
-            "the deadline passed before the work was done", reason="DEADLINE_EXCEEDED"
-        ) from error
-
-
-def _check_size(request: Any) -> None:
-    size = getattr(request, "ByteSize", None)
-    if size is not None and size() > MAX_REQUEST_BYTES:
-        text = f"the message has {size()} bytes, more than {MAX_REQUEST_BYTES}"
-        raise InvalidArgument.too_large("", text, limit_bytes=MAX_REQUEST_BYTES)
+            handling.end(status)
 
 
 async def _read_out(requests: AsyncIterator[Any], remaining_seconds: float | None) -> None:

@@ -50,6 +50,8 @@ _INTERNAL = frozenset(
         "headrace.registry.v1.RegistryService.ReportBackend",
     }
 )
+# Its bytes go on in HTTP/1.1, the status as trailers: every token is a message.
+_OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
 _HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 _REFLECTION = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -91,7 +93,8 @@ def routes() -> list[dict[str, Any]]:
         for method in service.methods:
             if method.full_name in _INTERNAL:
                 continue
-            found.append(_route({"path": f"/{service.full_name}/{method.name}"}, cluster, method))
+            own = HTTP_CLUSTER if method.full_name in _OVER_HTTP else cluster
+            found.append(_route({"path": f"/{service.full_name}/{method.name}"}, own, method))
             found.extend(
                 _route(match, cluster, method, **_OPENAI_ERRORS) for match in _http_matches(method)
             )
@@ -152,7 +155,7 @@ def _route(
     match: Mapping[str, str], cluster: str, method: MethodDescriptor, **filters: Any
 ) -> dict[str, Any]:
     streams = method.server_streaming or method.client_streaming
-    tokens = cluster in {"inference", "embedding_cache"}
+    tokens = cluster in {"inference", HTTP_CLUSTER, "embedding_cache"}
     seconds = MAX_WATCH_SECONDS if streams and not tokens else MAX_CALL_SECONDS
     action = _action(cluster, seconds)
     if not method.client_streaming:  # to be sent again, an upload would have to be kept in memory

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from headrace.inference.v1 import inference_pb2_grpc
+from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
+from libs.http.grpc_method import GrpcMethod
 from libs.http.server import HttpServer
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
@@ -33,7 +34,7 @@ from services.inference.openai import (
 )
 from services.inference.record import Recorder
 from services.inference.relay import RelayLimits
-from services.inference.servicer import InferenceServicer
+from services.inference.servicer import GENERATE_PATH, InferenceServicer
 from services.inference.stall import StallLimits
 
 
@@ -91,10 +92,10 @@ async def main() -> None:
         snapshots.start()
 
         server = running.server.grpc
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(generator=generator, embedder=embedder, counter=counter, clock=clock),
-            server,
+        servicer = InferenceServicer(
+            generator=generator, embedder=embedder, counter=counter, clock=clock
         )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
         completions = ChatCompletions(generator=generator, clock=clock)
         openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
             ChatCompletionServicer(completions), server
@@ -105,6 +106,14 @@ async def main() -> None:
         http = HttpServer(
             settings.http_listen_address,
             handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
+            methods={
+                GENERATE_PATH: GrpcMethod(
+                    GENERATE_PATH,
+                    servicer.Generate,
+                    request_type=inference_pb2.GenerateRequest,
+                    clock=clock,
+                )
+            },
             is_ready=lambda: running.server.ready,
             drain_seconds=settings.drain_seconds,
             clock=clock,

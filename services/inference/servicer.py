@@ -12,6 +12,8 @@ from services.inference.domain import Piece
 from services.inference.embedding import Embedder
 from services.inference.generation import Generator
 
+GENERATE_PATH = "/headrace.inference.v1.InferenceService/Generate"
+
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """The gRPC side of generation and embedding."""

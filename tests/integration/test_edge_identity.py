@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from services.cli.keys import keys_dir
-from tests.support.scripted import ScriptedMesh, scripted_mesh
+from tests.support.scripted import GENERATE_PATH, ScriptedMesh, scripted_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -132,8 +132,7 @@ async def test_spoofed_headers_do_not_stand_in_for_missing_claims(mesh: Scripted
 async def test_spoofed_headers_are_overwritten_for_http_too(mesh: ScriptedMesh) -> None:
     """JSON callers cannot spoof either, in whatever case they write the header."""
     headers = mesh.edge.bearer() | {"X-Headrace-Tenant": "victim", "X-HEADRACE-SCOPES": "root"}
-    path = "/headrace.inference.v1.InferenceService/Generate"
-    async with mesh.http.post(path, json={}, headers=headers) as response:
+    async with mesh.http.post(GENERATE_PATH, json={}, headers=headers) as response:
         assert response.status == 200
         await response.read()
     assert mesh.inference.metadata["x-headrace-tenant"] == "acme"

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, empty_pb2
 from grpc_health.v1 import health_pb2
 from typing_extensions import override
 
+from libs.clock import SystemClock
+from libs.http.grpc_method import GrpcCall, GrpcMethod
 from libs.rpc.server import reflect
 from services.cli.edge import CLUSTERS
-from services.cli.edge_routes import descriptors
-from tests.support.edge import NOWHERE, RunningEdge, running_edge
+from services.cli.edge_routes import HTTP_CLUSTER, descriptors
+from tests.support.edge import NOWHERE, RunningEdge, running_edge, serving_http
+from tests.support.scripted import GENERATE_PATH
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,11 +38,13 @@ _INTERNAL = {
 }
 _CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache", "openai": "inference"}
 
+Seen = list[tuple[str, str, dict[str, Any]]]
+
 
 class Recorder(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in stubs only
     """Answers any method with one empty message and notes who was asked."""
 
-    def __init__(self, cluster: str, seen: list[tuple[str, str, dict[str, Any]]]) -> None:
+    def __init__(self, cluster: str, seen: Seen) -> None:
         self._cluster = cluster
         self._seen = seen
 
@@ -75,11 +80,22 @@ async def _recording(recorder: Recorder) -> AsyncIterator[str]:
         await server.stop(grace=None)
 
 
+def _recording_http(seen: Seen) -> AbstractAsyncContextManager[str]:
+    """Serves what goes on in HTTP/1.1, and notes it likewise."""
+
+    async def answer(_request: Any, context: GrpcCall) -> None:
+        seen.append((HTTP_CLUSTER, GENERATE_PATH, dict(context.invocation_metadata())))
+        await context.write(empty_pb2.Empty())
+
+    method = GrpcMethod(GENERATE_PATH, answer, request_type=empty_pb2.Empty, clock=SystemClock())
+    return serving_http(methods={GENERATE_PATH: method})
+
+
 @dataclass
 class RecordedMesh:
     edge: RunningEdge
     channel: grpc.aio.Channel
-    seen: list[tuple[str, str, dict[str, Any]]]
+    seen: Seen
 
     async def call(self, path: str) -> None:
         """Sends one empty message, which suits methods of all four kinds."""
@@ -90,10 +106,13 @@ class RecordedMesh:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory) -> AsyncIterator[RecordedMesh]:
     async with AsyncExitStack() as stack:
-        seen: list[tuple[str, str, dict[str, Any]]] = []
+        seen: Seen = []
         addresses = {}
         for name in CLUSTERS:
-            address = await stack.enter_async_context(_recording(Recorder(name, seen)))
+            grpc_or_http = (
+                _recording_http(seen) if name == HTTP_CLUSTER else _recording(Recorder(name, seen))
+            )
+            address = await stack.enter_async_context(grpc_or_http)
             # Besides the one that lives, each cluster has a replica that does not.
             addresses[name] = [NOWHERE, address]
         home = tmp_path_factory.mktemp("edge")
@@ -113,6 +132,8 @@ def _methods() -> list[str]:
 
 
 def _cluster_of(path: str) -> str:
+    if path == GENERATE_PATH:
+        return HTTP_CLUSTER
     if path.startswith("/headrace.openai.v1.EmbeddingService/"):
         return "embedding_cache"
     package = path.split(".")[1]

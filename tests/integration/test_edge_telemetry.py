@@ -12,11 +12,10 @@ import pytest_asyncio
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from tests.support.otlp import CollectedSpan, Collector, running_collector
-from tests.support.scripted import ScriptedMesh, scripted_mesh
+from tests.support.scripted import GENERATE_PATH, ScriptedMesh, scripted_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
-_GENERATE = "/headrace.inference.v1.InferenceService/Generate"
 _TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 _PARENT_ID = "b7ad6b7169203331"
 
@@ -122,7 +121,7 @@ async def test_refused_calls_are_logged_with_their_cause(mesh: ScriptedMesh) -> 
     """An operator sees what the caller is not told."""
     before = len(await mesh.edge.requests_logged(0))
     with pytest.raises(grpc.aio.AioRpcError):
-        await mesh.channel.unary_unary(_GENERATE, bytes, bytes)(b"")
+        await mesh.channel.unary_unary(GENERATE_PATH, bytes, bytes)(b"")
     line = (await mesh.edge.requests_logged(before + 1))[before]
     assert line["grpc_status"] == "UNAUTHENTICATED"
     assert line["details"] == "jwt_authn_access_denied{Jwt_is_missing}"

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from google.protobuf import empty_pb2
 from google.rpc import error_details_pb2, status_pb2
 from headrace.cost.v1 import cost_pb2
 from headrace.inference.v1 import inference_pb2
+from headrace.registry.v1 import registry_pb2
 
 from libs.errors import InvalidArgument, NotFound
-from tests.support.scripted import ScriptedMesh, scripted_mesh, two_deltas
+from tests.support.scripted import GENERATE_PATH, ScriptedMesh, refusing, scripted_mesh, two_deltas
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
-_GENERATE = "/headrace.inference.v1.InferenceService/Generate"
+_CREATE_PRICE = "/headrace.cost.v1.CostService/CreatePrice"
+_DOWNLOAD = "/headrace.registry.v1.RegistryService/DownloadArtifact"
 _EMBED = "/headrace.inference.v1.InferenceService/Embed"
 _GET_JOB = "/headrace.jobs.v1.JobService/GetJob"
 _ORIGIN = "http://localhost:3000"
@@ -73,7 +76,7 @@ def _web(mesh: ScriptedMesh, suffix: str = "", **more: str) -> dict[str, str]:
 async def test_grpc_web_streams_and_ends_with_trailers(mesh: ScriptedMesh, suffix: str) -> None:
     """A browser gets the same messages, and the status in the last frame of the body."""
     body = _framed(inference_pb2.GenerateRequest(model="m"))
-    async with mesh.http.post(_GENERATE, data=body, headers=_web(mesh, suffix)) as response:
+    async with mesh.http.post(GENERATE_PATH, data=body, headers=_web(mesh, suffix)) as response:
         assert response.status == 200
         assert response.headers["content-type"].startswith("application/grpc-web")
         messages, trailers = _unframed(await response.read())
@@ -83,10 +86,21 @@ async def test_grpc_web_streams_and_ends_with_trailers(mesh: ScriptedMesh, suffi
     assert trailers["grpc-status"] == "0"
 
 
+async def test_streams_of_grpc_services_come_in_grpc_web_and_in_json(mesh: ScriptedMesh) -> None:
+    """Most services speak gRPC to the edge, where generation speaks HTTP/1.1."""
+    body = _framed(registry_pb2.DownloadArtifactRequest())
+    async with mesh.http.post(_DOWNLOAD, data=body, headers=_web(mesh)) as response:
+        messages, trailers = _unframed(await response.read())
+    chunks = [registry_pb2.DownloadArtifactResponse.FromString(m).chunk for m in messages]
+    assert (chunks, trailers["grpc-status"]) == ([b"x"], "0")
+    async with mesh.http.post(_DOWNLOAD, json={}, headers=mesh.edge.bearer()) as response:
+        assert json.loads(await response.read()) == {"chunk": base64.b64encode(b"x").decode()}
+
+
 async def test_grpc_web_text_streams_too(mesh: ScriptedMesh) -> None:
     """Browsers that cannot read binary streams use base64."""
     body = base64.b64encode(_framed(inference_pb2.GenerateRequest(model="m")))
-    async with mesh.http.post(_GENERATE, data=body, headers=_web(mesh, "-text")) as response:
+    async with mesh.http.post(GENERATE_PATH, data=body, headers=_web(mesh, "-text")) as response:
         assert response.headers["content-type"].startswith("application/grpc-web-text")
         encoded = await response.read()
     # Each frame is padded by itself.
@@ -98,20 +112,16 @@ async def test_grpc_web_text_streams_too(mesh: ScriptedMesh) -> None:
 
 async def test_grpc_web_errors_carry_details(mesh: ScriptedMesh) -> None:
     """The service's errors and the edge's own are the same for browsers."""
-
-    async def refuse(_request: Any, context: Any) -> AsyncIterator[Any]:
-        if context.code() is None:  # always; a generator has a yield somewhere
-            raise NotFound("no model m", reason="MODEL_NOT_FOUND")
-        yield inference_pb2.GenerateResponse()
-
-    mesh.inference.generate = refuse
-    body = _framed(inference_pb2.GenerateRequest(model="m"))
+    mesh.inference.generate = refusing(NotFound("no model m", reason="MODEL_NOT_FOUND"))
+    mesh.cost.refusals_left = 1
     no_token = _web(mesh) | {"authorization": ""}
-    for headers, code, reason in (
-        (_web(mesh), "5", "MODEL_NOT_FOUND"),
-        (no_token, "16", "TOKEN_INVALID"),
+    for path, headers, code, reason in (
+        (GENERATE_PATH, _web(mesh), "5", "MODEL_NOT_FOUND"),
+        (_CREATE_PRICE, _web(mesh), "14", "DEPENDENCY_UNAVAILABLE"),
+        (GENERATE_PATH, no_token, "16", "TOKEN_INVALID"),
     ):
-        async with mesh.http.post(_GENERATE, data=body, headers=headers) as response:
+        body = _framed(empty_pb2.Empty())
+        async with mesh.http.post(path, data=body, headers=headers) as response:
             assert response.status == 200
             _, trailers = _unframed(await response.read())
             found = {**response.headers, **trailers}  # without messages, trailers are headers
@@ -125,14 +135,14 @@ async def test_grpc_web_errors_carry_details(mesh: ScriptedMesh) -> None:
 
 async def test_a_page_of_an_allowed_origin_may_call(mesh: ScriptedMesh) -> None:
     """The preflight needs no token and allows what gRPC-Web and JSON clients send."""
-    async with mesh.http.options(_GENERATE, headers=_PREFLIGHT) as response:
+    async with mesh.http.options(GENERATE_PATH, headers=_PREFLIGHT) as response:
         assert response.status == 200
         assert response.headers["access-control-allow-origin"] == _ORIGIN
         assert "POST" in response.headers["access-control-allow-methods"]
         allowed = response.headers["access-control-allow-headers"].split(", ")
         assert set(_PREFLIGHT["access-control-request-headers"].split(",")) <= set(allowed)
     headers = mesh.edge.bearer() | {"origin": _ORIGIN}
-    async with mesh.http.post(_GENERATE, json={}, headers=headers) as response:
+    async with mesh.http.post(GENERATE_PATH, json={}, headers=headers) as response:
         assert response.status == 200
         assert response.headers["access-control-allow-origin"] == _ORIGIN
         assert "grpc-status" in response.headers["access-control-expose-headers"]
@@ -151,13 +161,15 @@ async def test_a_page_may_call_openais_paths(mesh: ScriptedMesh) -> None:
 )
 async def test_a_page_of_another_origin_may_not(mesh: ScriptedMesh, origin: str) -> None:
     """Without the header, browsers keep the answer from the page."""
-    async with mesh.http.options(_GENERATE, headers=_PREFLIGHT | {"origin": origin}) as response:
+    async with mesh.http.options(
+        GENERATE_PATH, headers=_PREFLIGHT | {"origin": origin}
+    ) as response:
         assert "access-control-allow-origin" not in response.headers
 
 
 async def test_a_refused_call_can_be_read_by_the_page(mesh: ScriptedMesh) -> None:
     """A 401 without CORS headers would look like a dead network to the page."""
-    async with mesh.http.post(_GENERATE, json={}, headers={"origin": _ORIGIN}) as response:
+    async with mesh.http.post(GENERATE_PATH, json={}, headers={"origin": _ORIGIN}) as response:
         assert response.status == 401
         assert response.headers["access-control-allow-origin"] == _ORIGIN
 
@@ -169,9 +181,8 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
         "model": "m",
         "input_nano_usd_per_million_tokens": "9007199254740993",
     }
-    path = "/headrace.cost.v1.CostService/CreatePrice"
     headers = mesh.edge.bearer()
-    async with mesh.http.post(path, json={"price": price}, headers=headers) as response:
+    async with mesh.http.post(_CREATE_PRICE, json={"price": price}, headers=headers) as response:
         assert response.status == 200
         assert response.content_type == "application/json"
         answer = await response.json()
@@ -196,7 +207,7 @@ async def test_json_streams_line_by_line(mesh: ScriptedMesh) -> None:
     mesh.inference.generate = generate
     async with (
         asyncio.timeout(_PATIENCE_SECONDS),
-        mesh.http.post(_GENERATE, json={"model": "m"}, headers=mesh.edge.bearer()) as response,
+        mesh.http.post(GENERATE_PATH, json={"model": "m"}, headers=mesh.edge.bearer()) as response,
     ):
         first = json.loads(await response.content.readline())
         assert first == {"delta": {"text": "a", "token_count": 1}}
@@ -208,28 +219,28 @@ async def test_json_streams_line_by_line(mesh: ScriptedMesh) -> None:
 
 async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
     """Code, message and details in JSON, with the HTTP status that belongs to the code."""
-
-    async def refuse(_request: Any, context: Any) -> AsyncIterator[Any]:
-        if context.code() is None:  # always; a generator has a yield somewhere
-            raise InvalidArgument.of_field("messages", "must not be empty")
-        yield inference_pb2.GenerateResponse()
-
-    mesh.inference.generate = refuse
-    async with mesh.http.post(_GENERATE, json={}, headers=mesh.edge.bearer()) as response:
+    mesh.inference.generate = refusing(InvalidArgument.of_field("messages", "must not be empty"))
+    async with mesh.http.post(GENERATE_PATH, json={}, headers=mesh.edge.bearer()) as response:
         assert response.status == 400
         body = await response.json()
     info, bad_request = body["details"]
     assert (body["code"], body["message"]) == (3, "messages: must not be empty")
     assert (info["reason"], info["domain"]) == ("INVALID_FIELD", "headrace")
     assert bad_request["field_violations"][0]["field"] == "messages"
+    mesh.cost.refusals_left = 1
+    async with mesh.http.post(_CREATE_PRICE, json={}, headers=mesh.edge.bearer()) as response:
+        assert response.status == 503
+        body = await response.json()
+    assert body["details"][0]["reason"] == "DEPENDENCY_UNAVAILABLE"
+    assert body["details"][1]["retry_delay"] == "0.100s"
 
 
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
-        ({"path": _GENERATE, "data": b'{"model":'}, (400, 3, "INVALID_FIELD")),
-        ({"path": _GENERATE, "json": {"model": 7}}, (400, 3, "INVALID_FIELD")),
-        ({"path": _GENERATE, "json": {}, "headers": {}}, (401, 16, "TOKEN_INVALID")),
+        ({"path": GENERATE_PATH, "data": b'{"model":'}, (400, 3, "INVALID_FIELD")),
+        ({"path": GENERATE_PATH, "json": {"model": 7}}, (400, 3, "INVALID_FIELD")),
+        ({"path": GENERATE_PATH, "json": {}, "headers": {}}, (401, 16, "TOKEN_INVALID")),
         ({"path": _EMBED, "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
         ({"path": "/nothing", "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
         ({"path": _GET_JOB, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),

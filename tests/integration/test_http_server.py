@@ -15,7 +15,7 @@ from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
 from libs.http.exchange import Exchange
 from libs.http.server import HttpServer
-from libs.rpc.interceptors import MAX_REQUEST_BYTES
+from libs.rpc.handling import MAX_REQUEST_BYTES
 from libs.telemetry.tracing import current_trace_id
 
 pytestmark = pytest.mark.integration

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
 import grpc
 
 from libs.clock import SystemClock
+from libs.http.grpc_method import GrpcMethod
 from libs.http.server import Handler, HttpServer
 from libs.rpc.server import RpcServer
 from services.cli.edge import CLUSTERS, Edge, argv, render
@@ -127,11 +129,17 @@ async def serving(
 
 
 @asynccontextmanager
-async def serving_http(handlers: Mapping[str, Handler]) -> AsyncIterator[str]:
-    """Runs the mesh's own HTTP server with some handlers and yields its `host:port`."""
+async def serving_http(
+    handlers: Mapping[str, Handler] = MappingProxyType({}),
+    methods: Mapping[str, GrpcMethod] = MappingProxyType({}),
+    *,
+    address: str = "127.0.0.1:0",
+) -> AsyncIterator[str]:
+    """Runs the mesh's own HTTP server with some handlers and methods; yields its `host:port`."""
     server = HttpServer(
-        "127.0.0.1:0",
+        address,
         handlers=handlers,
+        methods=methods,
         is_ready=lambda: True,
         drain_seconds=0,
         clock=SystemClock(),

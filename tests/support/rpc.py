@@ -8,6 +8,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from libs.rpc.channel import open_channel
 from tests.support.edge import serving
@@ -57,3 +59,13 @@ async def handled_by(
 
 def value(text: str) -> StringValue:
     return StringValue(value=text)
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """Returns the reason in the details, which must have the call's own code and message."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an error is a call
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "headrace"
+    return str(info.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ import grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import empty_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.inference.v1 import inference_pb2
 from headrace.openai.v1 import openai_pb2, openai_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 from typing_extensions import override
 
+from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
 from libs.http.exchange import Exchange
+from libs.http.grpc_method import GrpcCall, GrpcMethod
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from tests.support.edge import RunningEdge, running_edge, serving, serving_http
+
+GENERATE_PATH = "/headrace.inference.v1.InferenceService/Generate"
 
 
 async def two_deltas(_request: Any, _context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
@@ -35,7 +39,18 @@ async def one_object(_body: bytes) -> AsyncIterator[HttpBody]:
     yield HttpBody(content_type="application/json", data=b'{"object":"chat.completion"}')
 
 
-class Inference(inference_pb2_grpc.InferenceServiceServicer):
+def refusing(error: Exception) -> Any:
+    """Returns what to generate where a call shall fail before its first message."""
+
+    async def generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        for message in list[inference_pb2.GenerateResponse]():  # a generator has a yield
+            yield message
+        raise error
+
+    return generate
+
+
+class Inference:
     """Generates what the test says and keeps the metadata of the last call."""
 
     def __init__(self) -> None:
@@ -43,12 +58,12 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         self.metadata: dict[str, Any] = {}
         self.calls = 0
 
-    @override
-    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def handle(self, request: inference_pb2.GenerateRequest, context: GrpcCall) -> None:
         self.calls += 1
         self.metadata = dict(context.invocation_metadata())
-        async for message in self.generate(request, context):
-            yield message
+        async with aclosing(self.generate(request, context)) as messages:
+            async for message in messages:
+                await context.write(message)
 
 
 class Chat:
@@ -84,15 +99,21 @@ class Models(openai_pb2_grpc.ModelServiceServicer):
         )
 
 
+async def no_work(_context: Any) -> None:
+    """Does nothing."""
+
+
 class Cost(cost_pb2_grpc.CostServiceServicer):
-    """Refuses as often as the test says, then answers."""
+    """Refuses as often as the test says, then lists prices once the work that it says is done."""
 
     def __init__(self) -> None:
         self.refusals_left = 0
+        self.work: Any = no_work
 
     @override
-    async def ListPrices(self, _request: Any, _context: Any) -> cost_pb2.ListPricesResponse:
+    async def ListPrices(self, _request: Any, context: Any) -> cost_pb2.ListPricesResponse:
         self._refuse()
+        await self.work(context)
         return cost_pb2.ListPricesResponse()
 
     @override
@@ -106,8 +127,21 @@ class Cost(cost_pb2_grpc.CostServiceServicer):
             raise Unavailable("not yet", reason="DEPENDENCY_UNAVAILABLE", retry_after_seconds=0.1)
 
 
+async def one_chunk() -> AsyncIterator[bytes]:
+    """Is an artifact of one byte."""
+    yield b"x"
+
+
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """Counts the bytes of what is uploaded."""
+    """Counts the bytes of what is uploaded; what is downloaded, the test says."""
+
+    def __init__(self) -> None:
+        self.download: Any = one_chunk
+
+    @override
+    async def DownloadArtifact(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        async for chunk in self.download():
+            yield registry_pb2.DownloadArtifactResponse(chunk=chunk)
 
     @override
     async def UploadArtifact(
@@ -124,26 +158,43 @@ class ScriptedMesh:
     """An edge, the services behind it, and clients of it."""
 
     def __init__(self) -> None:
-        # What a service does not define answers UNIMPLEMENTED.
-        self.inference = Inference()  # type: ignore[abstract]  # see above
+        self.inference = Inference()
         self.chat = Chat()
+        # What a service does not define answers UNIMPLEMENTED.
         self.cost = Cost()  # type: ignore[abstract]  # see above
+        self.registry = Registry()  # type: ignore[abstract]  # see above
         self.edge: RunningEdge
         self.channel: grpc.aio.Channel
         self.http: aiohttp.ClientSession
 
-    def add_inference(self, server: grpc.aio.Server) -> None:
-        """Registers what the inference process serves."""
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.inference, server)
-        openai_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
-
-    def add_control(self, server: grpc.aio.Server) -> None:
-        """Registers the control services that tests call, in one process."""
-        cost_pb2_grpc.add_CostServiceServicer_to_server(self.cost, server)
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(
-            Registry(),  # type: ignore[abstract]  # see above
-            server,
+    def serving_inference(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
+        """Serves what the inference process serves in HTTP/1.1, and yields its `host:port`."""
+        generate = GrpcMethod(
+            GENERATE_PATH,
+            self.inference.handle,
+            request_type=inference_pb2.GenerateRequest,
+            clock=SystemClock(),
         )
+        return serving_http(
+            {CHAT_COMPLETIONS_PATH: self.chat.handle}, {GENERATE_PATH: generate}, address=address
+        )
+
+    def serving_models(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
+        """Serves what only gRPC has of the inference process, and yields its `host:port`."""
+
+        def register(server: grpc.aio.Server) -> None:
+            openai_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
+
+        return serving(register, address=address)
+
+    def serving_control(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
+        """Serves the control services that tests call, in one process; yields its `host:port`."""
+
+        def register(server: grpc.aio.Server) -> None:
+            cost_pb2_grpc.add_CostServiceServicer_to_server(self.cost, server)
+            registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, server)
+
+        return serving(register, address=address)
 
 
 @asynccontextmanager
@@ -151,14 +202,14 @@ async def scripted_mesh(home: Path, **settings: Any) -> AsyncIterator[ScriptedMe
     """Runs inference, cost and registry behind an edge; the other services do not run."""
     mesh = ScriptedMesh()
     async with (
-        serving(mesh.add_inference) as inference,
-        serving(mesh.add_control) as control,
-        serving_http({CHAT_COMPLETIONS_PATH: mesh.chat.handle}) as http,
+        mesh.serving_inference() as inference,
+        mesh.serving_models() as models,
+        mesh.serving_control() as control,
         running_edge(
             home,
             {
-                "inference": [inference],
-                "inference_http": [http],
+                "inference": [models],
+                "inference_http": [inference],
                 "cost": [control],
                 "registry": [control],
             },

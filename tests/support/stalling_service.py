@@ -1,4 +1,4 @@
-"""An inference process that stalls after its first message, so that a test can kill it there."""
+"""A process that stalls after its first message, so that a test can kill it there."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 from google.api.httpbody_pb2 import HttpBody
 from headrace.inference.v1 import inference_pb2
 
-from libs.openai.bodies import CHAT_COMPLETIONS_PATH
-from tests.support.edge import serving, serving_http
 from tests.support.scripted import ScriptedMesh
 
 _ADDRESSES = "addresses: "
@@ -20,7 +18,7 @@ _ADDRESSES = "addresses: "
 
 @asynccontextmanager
 async def stalling_service() -> AsyncIterator[tuple[asyncio.subprocess.Process, str, str]]:
-    """Runs this module and yields the process and its `host:port`, for gRPC and for HTTP."""
+    """Runs this module; yields the process and its `host:port`, of inference and of control."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.stalling_service", stdout=asyncio.subprocess.PIPE
     )
@@ -30,8 +28,8 @@ async def stalling_service() -> AsyncIterator[tuple[asyncio.subprocess.Process, 
             assert process.stdout is not None
             line = (await process.stdout.readline()).decode()
             assert line, "the service ended before it listened"
-        address, http_address = line.removeprefix(_ADDRESSES).split()
-        yield process, address, http_address
+        inference, control = line.removeprefix(_ADDRESSES).split()
+        yield process, inference, control
     finally:
         if process.returncode is None:
             process.kill()
@@ -48,15 +46,18 @@ async def _chat(_body: bytes) -> AsyncIterator[HttpBody]:
     await asyncio.Event().wait()
 
 
+async def _download() -> AsyncIterator[bytes]:
+    yield b"a"
+    await asyncio.Event().wait()
+
+
 async def _main() -> None:
     mesh = ScriptedMesh()
     mesh.inference.generate = _generate
     mesh.chat.answer = _chat
-    async with (
-        serving(mesh.add_inference) as address,
-        serving_http({CHAT_COMPLETIONS_PATH: mesh.chat.handle}) as http_address,
-    ):
-        print(f"{_ADDRESSES}{address} {http_address}", flush=True)
+    mesh.registry.download = _download
+    async with mesh.serving_inference() as inference, mesh.serving_control() as control:
+        print(f"{_ADDRESSES}{inference} {control}", flush=True)
         await asyncio.Event().wait()
 
 

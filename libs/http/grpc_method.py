@@ -1,0 +1,251 @@
+"""A method of gRPC that streams its answer, over HTTP/1.1.
+
+The edge takes gRPC's HTTP/2 apart and passes the same bytes on in chunks, with the status in the
+trailers: a message costs this process a write, where one of `grpc.aio` costs it a queue, a thread
+and a wake-up. The handler is the servicer's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+from aiohttp.http import StreamWriter
+from google.protobuf.message import DecodeError, Message
+from opentelemetry import trace
+from typing_extensions import override
+
+from libs.clock import Clock
+from libs.errors import HeadraceError, InvalidArgument, Unimplemented
+from libs.rpc.handling import MAX_REQUEST_BYTES, Handling, within_deadline
+from libs.rpc.status import DETAILS_KEY, as_headrace_error, grpc_code, to_status
+
+_PREFIX = struct.Struct(">BI")  # whether it is compressed, and its length
+PREFIX_BYTES = _PREFIX.size
+_CONTENT_TYPE = "application/grpc"
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+_ENCODINGS = ",".join(("identity", *_WINDOW_BITS))
+_TIMEOUT_UNITS = {"H": 3600, "M": 60, "S": 1, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+# Whoever does not read gets no status: it would wait behind what was written before.
+ENDING_SECONDS = 5.0
+# Nobody sees it: the caller did not wait for the answer.
+CALLER_GONE = 499
+
+Behavior = Callable[[Any, Any], Awaitable[None]]
+
+
+class TrailedWriter(StreamWriter):
+    """Writes an answer that may end with trailers.
+
+    Attributes:
+        trailers: header lines; empty: an answer ends as others do.
+    """
+
+    trailers = b""
+
+    @override
+    async def drain(self) -> None:
+        # aiohttp keeps the future of a wait that was cancelled, as at a deadline: whoever waits
+        # next would be cancelled by it at once.
+        waiter = self._protocol._drain_waiter  # noqa: SLF001  # there is no other way to it
+        if waiter is not None and waiter.cancelled():
+            self._protocol._drain_waiter = None  # noqa: SLF001  # likewise
+        await super().drain()
+
+    @override
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        if self.trailers and self.transport is not None:
+            self.send_headers()
+            self.transport.write(b"0\r\n" + self.trailers + b"\r\n")
+            self.chunked = False  # the last chunk is out
+        await super().write_eof(chunk)
+
+
+class GrpcMethod:
+    """One method."""
+
+    def __init__(
+        self, name: str, behavior: Behavior, *, request_type: type[Message], clock: Clock
+    ) -> None:
+        """Makes the method `/package.Service/Method` of a servicer's method that writes."""
+        self._name = name
+        self._behavior = behavior
+        self._request_type = request_type
+        self._clock = clock
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answers a call, and tells metrics, span and log how it ended."""
+        handling = Handling(self._name, self._clock)
+        call = GrpcCall(request, self._clock)
+        status = "CANCELLED"
+        try:
+            error = await self._handle(call)
+            status = error.code if error else "OK"
+            return await call.end(error)
+        except ConnectionError:
+            if not call.abandoned:
+                raise
+            return web.Response(status=CALLER_GONE)
+        finally:
+            handling.end(status)
+            span = trace.get_current_span()
+            if span.is_recording():
+                self._describe(span, status)
+
+    async def _handle(self, call: GrpcCall) -> HeadraceError | None:
+        try:
+            await within_deadline(self._work(call), call.time_remaining())
+        except Exception as raised:  # the boundary: everything becomes a status
+            if isinstance(raised, ConnectionError) and call.abandoned:
+                raise
+            return as_headrace_error(raised)
+        return None
+
+    async def _work(self, call: GrpcCall) -> None:
+        await self._behavior(self._parse(await call.message()), call)
+
+    def _parse(self, message: bytes) -> Message:
+        try:
+            return self._request_type.FromString(message)
+        except DecodeError as error:
+            name = self._request_type.DESCRIPTOR.full_name
+            raise InvalidArgument(f"the message is no {name}", reason="INVALID_FIELD") from error
+
+    def _describe(self, span: trace.Span, status: str) -> None:
+        service, _, method = self._name.removeprefix("/").rpartition("/")
+        span.set_attributes(
+            {
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": method,
+                "rpc.grpc.status_code": status,
+            }
+        )
+        if status in {"INTERNAL", "UNAVAILABLE", "UNKNOWN", "DATA_LOSS"}:
+            span.set_status(trace.StatusCode.ERROR)
+
+
+class GrpcCall:
+    """A call that runs, as a servicer sees it: what it uses of `grpc.aio.ServicerContext`."""
+
+    def __init__(self, request: web.BaseRequest, clock: Clock) -> None:
+        self._request = request
+        self._clock = clock
+        self._response: web.StreamResponse | None = None
+        timeout = _timeout_seconds(request.headers.get("grpc-timeout", ""))
+        self._deadline = None if timeout is None else clock.monotonic_seconds() + timeout
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the caller has gone: a write may notice before we are told."""
+        return self._request.transport is None or self._request.transport.is_closing()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Returns the headers."""
+        return tuple(self._request.headers.items())
+
+    def time_remaining(self) -> float | None:
+        """Returns the seconds until the caller gives up; None: it does not."""
+        if self._deadline is None:
+            return None
+        return max(0.0, self._deadline - self._clock.monotonic_seconds())
+
+    async def write(self, message: Message) -> None:
+        """Writes a message; waits while its reader lags."""
+        response = self._response
+        if response is None:
+            response = self._response = web.StreamResponse(headers={"Content-Type": _CONTENT_TYPE})
+            await response.prepare(self._request)
+        data = message.SerializeToString()
+        await response.write(_PREFIX.pack(0, len(data)) + data)
+
+    async def message(self) -> bytes:
+        """Returns the request.
+
+        Raises:
+            InvalidArgument: there is not one message, or it is too large.
+            Unimplemented: it is compressed in a way that nobody here knows.
+        """
+        try:
+            body = await self._request.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            raise _too_large("the message has") from error
+        if len(body) < PREFIX_BYTES:
+            raise InvalidArgument("a call without a message", reason="INVALID_FIELD")
+        compressed, length = _PREFIX.unpack_from(body)
+        if len(body) != PREFIX_BYTES + length:
+            raise InvalidArgument("not one whole message", reason="INVALID_FIELD")
+        message = body[PREFIX_BYTES:]
+        return self._decompressed(message) if compressed else message
+
+    def _decompressed(self, message: bytes) -> bytes:
+        encoding = self._request.headers.get("grpc-encoding", "identity")
+        if encoding not in _WINDOW_BITS:
+            raise Unimplemented(
+                f"no message encoding {encoding}; there are {_ENCODINGS}", reason="INVALID_FIELD"
+            )
+        unpacking = zlib.decompressobj(_WINDOW_BITS[encoding])
+        try:
+            unpacked = unpacking.decompress(message, MAX_REQUEST_BYTES + 1)
+        except zlib.error as error:
+            raise InvalidArgument(
+                f"the message is no {encoding}", reason="INVALID_FIELD"
+            ) from error
+        if len(unpacked) > MAX_REQUEST_BYTES:
+            raise _too_large("unpacked, the message has")
+        if not unpacking.eof:
+            raise InvalidArgument(f"the message is no whole {encoding}", reason="INVALID_FIELD")
+        return unpacked
+
+    async def end(self, error: HeadraceError | None) -> web.StreamResponse:
+        """Returns the answer with its status, which is written behind what was written before."""
+        trailers = _trailers(error)
+        response = self._response
+        if response is None:  # nothing was written: the status takes the place of the headers
+            accepted = {"grpc-accept-encoding": _ENCODINGS}
+            return web.Response(headers={"Content-Type": _CONTENT_TYPE, **accepted, **trailers})
+        writer = self._request.writer
+        assert isinstance(writer, TrailedWriter)  # noqa: S101  # the server makes no other
+        lines = "".join(f"{name}: {value}\r\n" for name, value in trailers.items())
+        writer.trailers = lines.encode("ascii")
+        try:
+            async with asyncio.timeout(ENDING_SECONDS):
+                await response.write_eof()
+                await writer.drain()
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+        return response
+
+
+def _trailers(error: HeadraceError | None) -> dict[str, str]:
+    if error is None:
+        return {"grpc-status": "0"}
+    status = to_status(error)
+    details = base64.b64encode(status.SerializeToString()).rstrip(b"=").decode()
+    return {
+        "grpc-status": str(grpc_code(error).value[0]),
+        # What is not printable is percent-encoded, as gRPC has it; spaces are, too, because
+        # HTTP/1.1 drops those at the ends, and clients compare the message with the details.
+        "grpc-message": quote(status.message, safe="!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"),
+        DETAILS_KEY: details,
+    }
+
+
+def _timeout_seconds(text: str) -> float | None:
+    """Returns what `grpc-timeout` says; the edge has refused what is none."""
+    digits, unit = text[:-1], text[-1:]
+    if not digits.isdecimal() or unit not in _TIMEOUT_UNITS:
+        return None
+    return int(digits) * _TIMEOUT_UNITS[unit]
+
+
+def _too_large(what: str) -> InvalidArgument:
+    text = f"{what} more than {MAX_REQUEST_BYTES} bytes"
+    return InvalidArgument.too_large("", text, limit_bytes=MAX_REQUEST_BYTES)

@@ -1,0 +1,208 @@
+"""Services that are down, mute, dying or not there yet, as the edge's callers see them.
+
+Each is tried with `Generate`, which goes on in HTTP/1.1, and with a service that speaks gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
+
+from tests.support.edge import NOWHERE, running_edge
+from tests.support.rpc import reason_of
+from tests.support.scripted import GENERATE_PATH, ScriptedMesh, scripted_mesh
+from tests.support.stalling_service import stalling_service
+
+pytestmark = pytest.mark.integration
+
+
+async def _generate(mesh: ScriptedMesh) -> None:
+    assert [message async for message in _generation(mesh)]
+
+
+async def _list_prices(mesh: ScriptedMesh) -> None:
+    stub = cost_pb2_grpc.CostServiceStub(mesh.channel)
+    await stub.ListPrices(cost_pb2.ListPricesRequest(), metadata=mesh.edge.metadata())
+
+
+def _generation(mesh: ScriptedMesh) -> Any:
+    stub = inference_pb2_grpc.InferenceServiceStub(mesh.channel)
+    return stub.Generate(inference_pb2.GenerateRequest(), metadata=mesh.edge.metadata())
+
+
+def _download(mesh: ScriptedMesh) -> Any:
+    stub = registry_pb2_grpc.RegistryServiceStub(mesh.channel)
+    request = registry_pb2.DownloadArtifactRequest()
+    return stub.DownloadArtifact(request, metadata=mesh.edge.metadata())
+
+
+@dataclass(frozen=True)
+class _Service:
+    """A service, one of its calls, and how it is served."""
+
+    cluster: str
+    path: str
+    call: Callable[[ScriptedMesh], Any]
+    serving: Callable[..., AbstractAsyncContextManager[str]]
+
+
+EACH_SERVICE = pytest.mark.parametrize(
+    "service",
+    [
+        _Service("inference_http", GENERATE_PATH, _generate, ScriptedMesh.serving_inference),
+        _Service(
+            "cost",
+            "/headrace.cost.v1.CostService/ListPrices",
+            _list_prices,
+            ScriptedMesh.serving_control,
+        ),
+    ],
+    ids=lambda service: service.cluster,
+)
+
+
+async def _free_address(mesh: ScriptedMesh) -> str:
+    async with mesh.serving_models() as address:
+        return address  # takes a port and gives it up
+
+
+@EACH_SERVICE
+async def test_the_deadline_is_kept_even_where_the_service_is_mute(tmp_path, service) -> None:
+    """A host that takes connections and says nothing does not hold its callers for ever.
+
+    Through gRPC-Web, because gRPC's own clients keep the deadline themselves.
+    """
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with (
+        server,
+        running_edge(tmp_path, {service.cluster: [f"{host}:{port}"]}) as edge,
+        aiohttp.ClientSession(edge.url) as http,
+    ):
+        headers = {
+            **edge.bearer(),
+            "content-type": "application/grpc-web+proto",
+            "grpc-timeout": "300m",
+        }
+        body = struct.pack(">BI", 0, 0)
+        async with http.post(service.path, data=body, headers=headers) as response:
+            assert response.headers["grpc-status"] == "4"
+            encoded = response.headers["grpc-status-details-bin"]
+    status = status_pb2.Status.FromString(base64.b64decode(encoded))
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (status.code, info.reason) == (4, "DEADLINE_EXCEEDED")
+
+
+@EACH_SERVICE
+async def test_a_service_that_is_down_is_unavailable_with_a_time_to_retry(
+    tmp_path, service
+) -> None:
+    """The caller learns that trying again may help, and when."""
+    mesh = ScriptedMesh()
+    async with running_edge(tmp_path, {}) as mesh.edge, mesh.edge.channel() as mesh.channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.call(mesh)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert reason_of(caught.value) == "EDGE_UNAVAILABLE"
+    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]  # an error is a call
+    assert status is not None
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 1000
+    assert "127.0.0.1" not in (caught.value.details() or "")
+
+
+async def test_a_service_that_dies_in_mid_stream_never_looks_like_a_good_end(tmp_path) -> None:
+    """What was delivered stays delivered; the end is an error, in gRPC and in server-sent events.
+
+    Once a stream has begun, Envoy can only reset it, and gRPC's clients call that INTERNAL.
+    """
+    mesh = ScriptedMesh()
+    async with (
+        stalling_service() as (process, inference, control),
+        running_edge(tmp_path, {"inference_http": [inference], "registry": [control]}) as mesh.edge,
+        mesh.edge.channel() as mesh.channel,
+        aiohttp.ClientSession(mesh.edge.url) as http,
+        http.post("/v1/chat/completions", json={}, headers=mesh.edge.bearer()) as events,
+    ):
+        assert await events.content.readany() == b"data: 1\n\n"
+        generation, download = _generation(mesh), _download(mesh)
+        assert (await generation.read()).delta.text == "a"
+        assert (await download.read()).chunk == b"a"
+        process.kill()
+        for call in (generation, download):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await events.content.readany()
+
+
+@EACH_SERVICE
+async def test_a_service_that_starts_later_is_found(tmp_path, service) -> None:
+    """Services start in any order; after a restart nobody has to touch the edge."""
+    mesh = ScriptedMesh()
+    address = await _free_address(mesh)
+    async with (
+        running_edge(tmp_path, {service.cluster: [address]}) as mesh.edge,
+        mesh.edge.channel() as mesh.channel,
+    ):
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await service.call(mesh)
+            async with service.serving(mesh, address=address):
+                await mesh.edge.cluster_is_healthy(service.cluster)
+                await service.call(mesh)
+
+
+async def test_health_over_http_follows_inference(tmp_path) -> None:
+    """`GET /healthz` says whether tokens can flow, not whether Envoy runs."""
+    async with scripted_mesh(tmp_path) as mesh, mesh.http.get("/healthz") as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("down", ["inference", "inference_http"])
+async def test_health_over_http_asks_for_both_sides_of_inference(tmp_path, down) -> None:
+    """Of what one process serves in gRPC and in HTTP/1.1, nothing may be missing."""
+    mesh = ScriptedMesh()
+    async with mesh.serving_models() as models, mesh.serving_inference() as inference:
+        addresses = {"inference": [models], "inference_http": [inference]}
+        async with (
+            running_edge(tmp_path, addresses | {down: [NOWHERE]}) as edge,
+            aiohttp.ClientSession(edge.url) as http,
+            http.get("/healthz") as response,
+        ):
+            assert response.status == 503
+
+
+@EACH_SERVICE
+async def test_a_dead_replica_is_passed_over(tmp_path, service) -> None:
+    """With two replicas, one of them dead, every call succeeds."""
+    mesh = ScriptedMesh()
+    async with (
+        service.serving(mesh) as address,
+        running_edge(tmp_path, {service.cluster: [NOWHERE, address]}) as mesh.edge,
+        mesh.edge.channel() as mesh.channel,
+    ):
+        for _ in range(20):
+            await service.call(mesh)

@@ -1,0 +1,147 @@
+"""What a method of gRPC over HTTP/1.1 takes for a request, and what it reads from the headers."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from libs.http.grpc_method import GrpcCall
+from libs.rpc.handling import MAX_REQUEST_BYTES
+from libs.rpc.identity import identity_of
+from tests.support.grpc_over_http import Caller, Service, framed, serving_method
+from tests.support.rpc import value
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    async with serving_method() as service:
+        yield service
+
+
+@pytest.fixture
+async def caller(service: Service) -> AsyncIterator[Caller]:
+    async with service.caller() as caller:
+        yield caller
+
+
+async def echo(request: Any, context: GrpcCall) -> None:
+    await context.write(request)
+
+
+GZIPPED = gzip.compress(value("x" * 10_000).SerializeToString())
+BOMB = gzip.compress(bytes(64 * MAX_REQUEST_BYTES))
+LARGE = framed(value("x" * (MAX_REQUEST_BYTES - 4)).SerializeToString())  # by one byte
+TEXT = value("text").SerializeToString()
+
+
+def packed(message: bytes) -> bytes:
+    return framed(message, compressed=True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        pytest.param((b"", ""), (3, "INVALID_FIELD"), id="no message"),
+        pytest.param((b"\0\0\0", ""), (3, "INVALID_FIELD"), id="half a prefix"),
+        pytest.param((framed(TEXT)[:-1], ""), (3, "INVALID_FIELD"), id="half a message"),
+        pytest.param((framed(TEXT) * 2, ""), (3, "INVALID_FIELD"), id="two messages"),
+        pytest.param((framed(TEXT) + TEXT, ""), (3, "INVALID_FIELD"), id="more than a message"),
+        pytest.param((framed(b"\xff"), ""), (3, "INVALID_FIELD"), id="not a protobuf"),
+        pytest.param((packed(TEXT), "gzip"), (3, "INVALID_FIELD"), id="not gzip"),
+        pytest.param((packed(GZIPPED[:-9]), "gzip"), (3, "INVALID_FIELD"), id="half of a gzip"),
+        pytest.param((packed(TEXT), "br"), (12, "INVALID_FIELD"), id="no encoding that we know"),
+        pytest.param((packed(TEXT), ""), (12, "INVALID_FIELD"), id="no encoding"),
+        pytest.param((packed(BOMB), "gzip"), (3, "MESSAGE_TOO_LARGE"), id="a bomb"),
+        pytest.param((LARGE, ""), (3, "MESSAGE_TOO_LARGE"), id="too large"),
+    ],
+)
+async def test_a_request_that_cannot_be_read_is_told_so(service, caller, sent, told):
+    """And reaches no handler."""
+    body, encoding = sent
+    handled = asyncio.Event()
+
+    async def handle(_request: Any, _context: GrpcCall) -> None:
+        handled.set()
+
+    service.handle = handle
+    answer = await caller.call(body, **({"grpc_encoding": encoding} if encoding else {}))
+    assert (answer.status.code, answer.reason) == told
+    assert not handled.is_set()
+
+
+async def test_a_bomb_is_not_unpacked_whole(service, caller):
+    """Only until the limit is passed; this one would have 256 MiB."""
+    service.handle = echo
+    tracemalloc.start()
+    try:
+        await caller.call(packed(BOMB), grpc_encoding="gzip")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 * MAX_REQUEST_BYTES
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+async def test_a_request_may_be_compressed(service, caller, encoding, compress):
+    """Message by message: where the flag is not set, it is not, whatever the header says."""
+    service.handle = echo
+    for body in (packed(compress(TEXT)), framed(TEXT)):
+        assert (await caller.call(body, grpc_encoding=encoding)).messages == ["text"]
+
+
+async def test_the_longest_message_passes(service, caller):
+    """Compressed or not; it is the message that is measured, not its prefix."""
+
+    async def handle(request: StringValue, context: GrpcCall) -> None:
+        await context.write(value(str(request.ByteSize())))
+
+    service.handle = handle
+    message = value("x" * (MAX_REQUEST_BYTES - 5)).SerializeToString()
+    assert len(message) == MAX_REQUEST_BYTES
+    zipped = packed(gzip.compress(message))
+    for body, encoding in ((framed(message), "identity"), (zipped, "gzip")):
+        answer = await caller.call(body, grpc_encoding=encoding)
+        assert answer.messages == [str(MAX_REQUEST_BYTES)]
+
+
+async def test_the_edge_names_the_caller(service, caller):
+    """In the headers, where it puts what the token says."""
+
+    async def handle(_request: Any, context: Any) -> None:
+        identity = identity_of(context)
+        await context.write(value(f"{identity.tenant} {identity.user} {sorted(identity.scopes)}"))
+
+    service.handle = handle
+    assert (await caller.call()).messages == ["acme ann ['infer']"]
+    unnamed = await caller.call(x_headrace_tenant="")
+    assert (unnamed.status.code, unnamed.reason) == (16, "TOKEN_INVALID")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [("1H", 3600), ("2M", 120), ("30S", 30), ("40000m", 40), ("50000000u", 50), ("x", None)],
+)
+async def test_the_handler_knows_how_long_its_caller_waits(service, caller, timeout, seconds):
+    """None where nobody said."""
+    remaining: list[float | None] = []
+
+    async def handle(_request: Any, context: GrpcCall) -> None:
+        remaining.append(context.time_remaining())
+
+    service.handle = handle
+    await caller.call()
+    await caller.call(grpc_timeout=timeout)
+    unlimited, limited = remaining
+    assert unlimited is None
+    assert limited is None if seconds is None else seconds - 5 < (limited or 0) <= seconds

@@ -1,0 +1,183 @@
+"""A method of gRPC over HTTP/1.1 that a test writes, and a caller that speaks as the edge does."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc import error_details_pb2, status_pb2
+from prometheus_client import REGISTRY
+from typing_extensions import override
+
+from libs.clock import SystemClock
+from libs.http.grpc_method import Behavior, GrpcCall, GrpcMethod
+from tests.support.edge import serving_http
+
+METHOD = "headrace.test.v1.TestService/Stream"
+CALLER = {"x-headrace-tenant": "acme", "x-headrace-user": "ann", "x-headrace-scopes": "infer"}
+
+
+def framed(message: bytes, *, compressed: bool = False) -> bytes:
+    """Returns a message with its prefix."""
+    return struct.pack(">BI", compressed, len(message)) + message
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back; names of headers and trailers in lower case."""
+
+    http_status: int
+    headers: dict[str, str]
+    messages: list[str]
+    trailers: dict[str, str]
+
+    @property
+    def status(self) -> status_pb2.Status:
+        """The status; it is in the headers if and only if there is no message."""
+        assert ("grpc-status" in self.headers) != ("grpc-status" in self.trailers)
+        found = self.headers | self.trailers
+        encoded = found.get("grpc-status-details-bin", "")
+        status = status_pb2.Status.FromString(base64.b64decode(encoded + "=" * (-len(encoded) % 4)))
+        assert status.code == int(found["grpc-status"])
+        return status
+
+    @property
+    def reason(self) -> str:
+        info = error_details_pb2.ErrorInfo()
+        assert self.status.details[0].Unpack(info)
+        return str(info.reason)
+
+
+class Caller:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def call(self, body: bytes = framed(b""), /, **headers: str) -> Answer:
+        """Sends a request and reads all of the answer, which leaves the connection free."""
+        self.send(body, **headers)
+        return await self.answer()
+
+    def send(self, body: bytes = framed(b""), /, verb: str = "POST", **headers: str) -> None:
+        """Sends a request; an underscore in a header's name stands for a hyphen."""
+        lines = [f"{verb} /{METHOD} HTTP/1.1", "host: test", "content-type: application/grpc"]
+        named = CALLER | {name.replace("_", "-"): text for name, text in headers.items()}
+        lines += [f"{name}: {text}" for name, text in named.items()]
+        lines.append(f"content-length: {len(body)}")
+        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    async def answer(self) -> Answer:
+        """Reads an answer to its end.
+
+        Raises:
+            asyncio.IncompleteReadError, ConnectionError: it has none.
+        """
+        http_status, headers = await self.head()
+        if "content-length" in headers:
+            body = await self.reader.readexactly(int(headers["content-length"]))
+            return Answer(http_status, headers, _messages(body), {})
+        assert headers["transfer-encoding"] == "chunked"
+        body = b""
+        while chunk := await self.chunk():
+            body += chunk
+        return Answer(http_status, headers, _messages(body), await self._fields())
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """Reads status and headers."""
+        version, http_status, _ = (await self.reader.readuntil(b"\r\n")).decode().split(" ", 2)
+        assert version == "HTTP/1.1"
+        return int(http_status), await self._fields()
+
+    async def chunk(self) -> bytes:
+        """Reads a chunk; the last is empty."""
+        length = int(await self.reader.readuntil(b"\r\n"), 16)
+        if not length:
+            return b""
+        chunk = await self.reader.readexactly(length)
+        assert await self.reader.readexactly(2) == b"\r\n"
+        return chunk
+
+    async def _fields(self) -> dict[str, str]:
+        fields = {}
+        while line := (await self.reader.readuntil(b"\r\n")).decode("ascii").strip():
+            name, _, text = line.partition(":")
+            assert name.lower() not in fields
+            fields[name.lower()] = text.strip()
+        return fields
+
+
+class Service:
+    """A server with one method.
+
+    Attributes:
+        handle: what it does; the test writes it.
+        answered: one for each call that was answered, or given up, and counted.
+    """
+
+    def __init__(self) -> None:
+        self.handle: Behavior
+        self.answered = asyncio.Semaphore(0)
+        self.address = ""
+
+    @asynccontextmanager
+    async def caller(self) -> AsyncIterator[Caller]:
+        """Connects."""
+        host, _, port = self.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            yield Caller(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def run(self, request: Message, context: GrpcCall) -> None:
+        await self.handle(request, context)
+
+
+class _Method(GrpcMethod):
+    """Tells when it is done with a call."""
+
+    def __init__(self, service: Service) -> None:
+        clock = SystemClock()
+        super().__init__(f"/{METHOD}", service.run, request_type=StringValue, clock=clock)
+        self._service = service
+
+    @override
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await super().answer(request)
+        finally:
+            self._service.answered.release()
+
+
+@asynccontextmanager
+async def serving_method() -> AsyncIterator[Service]:
+    """Runs a server on a port of the kernel's choice."""
+    service = Service()
+    async with serving_http(methods={f"/{METHOD}": _Method(service)}) as service.address:
+        yield service
+
+
+def calls_counted(status: str, method: str = METHOD) -> float:
+    """Returns how many calls ended with a status code."""
+    labels: dict[str, Any] = {"grpc_method": method, "grpc_status": status}
+    return REGISTRY.get_sample_value("grpc_server_call_duration_seconds_count", labels) or 0.0
+
+
+def _messages(body: bytes) -> list[str]:
+    found = []
+    while body:
+        compressed, length = struct.unpack(">BI", body[:5])
+        assert not compressed
+        found.append(StringValue.FromString(body[5 : 5 + length]).value)
+        body = body[5 + length :]
+    return found
