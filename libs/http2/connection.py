@@ -85,12 +85,15 @@ class Connection(asyncio.Protocol):
     Attributes:
         outbox: what waits to be sent.
         failed: why it ended, or goes to end.
+        greeted: done when the peer has spoken, or the connection is lost. One that accepts and says
+            nothing may be about to stop.
     """
 
     def __init__(self, *, on_lost: Callable[[Connection], None]) -> None:
         """Makes a connection; `on_lost` hears of it when it is closed."""
         self.outbox = Outbox(self.write)
         self.failed = ""
+        self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -182,6 +185,7 @@ class Connection(asyncio.Protocol):
             self._pong.cancel()
         self._leave(f"the connection was lost: {exc}" if exc else "the peer closed the connection")
         self._on_lost(self)
+        self._greet()
         self._fail(list(self._streams.values()), self.failed)
 
     def _take_data(self, frame: Frame) -> None:
@@ -245,6 +249,7 @@ class Connection(asyncio.Protocol):
             elif key == Setting.INITIAL_WINDOW_SIZE:
                 self.outbox.set_stream_window(value)
         self.write(frames.frame(FrameType.SETTINGS, frames.ACK, 0))
+        self._greet()
 
     def _take_push_promise(self, _frame: Frame) -> None:
         raise ProtocolViolationError(ErrorCode.PROTOCOL_ERROR, "a push, though it was refused")
@@ -285,6 +290,10 @@ class Connection(asyncio.Protocol):
             if stream.outgoing.left:
                 self.write(frames.rst_stream(stream.id, ErrorCode.CANCEL))
             self._fail([stream], None)
+
+    def _greet(self) -> None:
+        if not self.greeted.done():
+            self.greeted.set_result(None)
 
     def _fail(self, streams: Iterable[Stream], error: str | None) -> None:
         for stream in streams:

@@ -214,6 +214,11 @@ class RawClient:
                     self._host,
                     self._port,
                 )
+                try:
+                    await connection.greeted
+                except asyncio.CancelledError:  # by the timeout, or by `close`
+                    connection.close()
+                    raise
         except OSError as error:  # TimeoutError is one, too
             raise RawCallError(
                 grpc.StatusCode.UNAVAILABLE, f"cannot connect to {self._address}: {error!r}"

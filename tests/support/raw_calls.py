@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,11 +25,18 @@ class Talk:
 
     async def begin(self, settings: bytes = frames.settings({})) -> tuple[RawCall, Peer]:
         """Makes the first call, on stream 1, and returns it with the peer that has read it."""
-        call = await self.client.call(METHOD, b"ask")
-        peer = await self.peers.accept(settings)
+        call, peer = await self.call_new_peer(b"ask", settings)
         stream_id, headers, body = await peer.request()
         assert (stream_id, headers[":path"], body) == (1, METHOD, message(b"ask"))
         return call, peer
+
+    async def call_new_peer(
+        self, request: bytes, settings: bytes = frames.settings({})
+    ) -> tuple[RawCall, Peer]:
+        """Makes a call that needs a new connection; the peer greets, and has read nothing yet."""
+        calling = asyncio.create_task(self.client.call(METHOD, request))
+        peer = await self.peers.accept(settings)
+        return await calling, peer
 
     async def is_well(self, peer: Peer, stream_id: int = 3) -> None:
         """Makes a call, which must arrive at that peer and be answered."""
@@ -53,6 +61,12 @@ async def talking() -> AsyncIterator[Talk]:
     """Opens a client of peers that do as the test says."""
     async with http2_peers() as peers, client_of(peers.address) as client:
         yield Talk(client, peers)
+
+
+def fall_silent(client: RawClient) -> None:
+    """Makes a client believe that its peer has said nothing for a minute."""
+    (connection,) = client._connections
+    connection._heard_seconds -= 60
 
 
 async def all_of(call: RawCall, got: list[bytes] | None = None) -> list[bytes]:

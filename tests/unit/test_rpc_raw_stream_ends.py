@@ -16,7 +16,7 @@ from libs.http2.frames import ErrorCode, FrameType, Setting
 from libs.rpc import raw_stream
 from libs.rpc.raw_stream import RawCallError, RawClient
 from tests.support.http2_peer import ANSWER, data, goaway, message
-from tests.support.raw_calls import METHOD, Talk, all_of, error_of, talking
+from tests.support.raw_calls import METHOD, Talk, all_of, error_of, fall_silent, talking
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 HEADERS, CONTINUATION = FrameType.HEADERS, FrameType.CONTINUATION
@@ -93,8 +93,7 @@ async def test_a_peer_that_breaks_the_protocol_is_told_and_left(sent, code, talk
     told = await peer.next(FrameType.GOAWAY)
     assert frames.number(told.payload, 4) == ErrorCode[code]
     await peer.closed()
-    again = await talk.client.call(METHOD, b"")
-    new = await talk.peers.accept()
+    again, new = await talk.call_new_peer(b"")
     await new.request()
     new.answer(1, b"new")
     assert await all_of(again) == [b"new"]
@@ -118,9 +117,8 @@ async def test_a_peer_that_does_not_answer_whether_it_lives_is_left(monkeypatch,
     """It is asked together with a request, once it was silent for long."""
     monkeypatch.setattr(connection_module, "PONG_SECONDS", 0.3)
     first, peer = await talk.begin()
-    await peer.next(FrameType.SETTINGS, ack=True)
     assert FrameType.PING not in {frame.type for frame in peer.seen}
-    monkeypatch.setattr(connection_module, "IDLE_SECONDS", 0.0)
+    fall_silent(talk.client)
     second = await talk.client.call(METHOD, b"")
     await peer.next(FrameType.PING)
     for call in (first, second):
@@ -133,7 +131,6 @@ async def test_a_peer_that_does_not_answer_whether_it_lives_is_left(monkeypatch,
 @pytest.mark.parametrize("sign", ["pong", "data"])
 async def test_a_peer_that_gives_a_sign_of_life_is_kept(sign, monkeypatch, talk):
     """Whichever; only one question is open at a time."""
-    monkeypatch.setattr(connection_module, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(connection_module, "PONG_SECONDS", 1.0)
     looked, look = asyncio.Event(), Connection._look_for_pong
 
@@ -143,8 +140,9 @@ async def test_a_peer_that_gives_a_sign_of_life_is_kept(sign, monkeypatch, talk)
 
     monkeypatch.setattr(Connection, "_look_for_pong", look_and_tell)
     call, peer = await talk.begin()
-    other = await talk.client.call(METHOD, b"")
-    await peer.request()
+    fall_silent(talk.client)
+    others = [await talk.client.call(METHOD, b"") for _ in range(2)]
+    assert [(await peer.request())[0] for _ in others] == [3, 5]
     assert [frame.type for frame in peer.seen].count(FrameType.PING) == 1
     ping = next(frame for frame in peer.seen if frame.type == FrameType.PING)
     if sign == "pong":
@@ -152,9 +150,9 @@ async def test_a_peer_that_gives_a_sign_of_life_is_kept(sign, monkeypatch, talk)
     else:
         peer.send(peer.headers(1, ANSWER), data(1, message(b"sign")))
     await looked.wait()
-    await talk.is_well(peer, 5)
-    call.close()
-    other.close()
+    await talk.is_well(peer, 7)
+    for one in (call, *others):
+        one.close()
 
 
 async def test_closing_the_client_ends_calls_and_connections(talk):
@@ -163,8 +161,7 @@ async def test_closing_the_client_ends_calls_and_connections(talk):
     old, leaving = await talk.begin()
     leaving.send(goaway(1), frames.frame(FrameType.PING, 0, 0, bytes(8)))
     await leaving.next(FrameType.PING, ack=True)
-    new = await talk.client.call(METHOD, b"")
-    peer = await talk.peers.accept()
+    new, peer = await talk.call_new_peer(b"")
     transports = [one._transport for one in talk.client._connections]
     reading = asyncio.create_task(error_of(old))
     await asyncio.sleep(0)
@@ -231,8 +228,8 @@ async def test_a_caller_that_gives_up_leaves_the_connection_to_the_others(monkey
     with pytest.raises(asyncio.CancelledError):
         await gone
     slow.go_on.set()
-    call = await stays
     peer = await talk.peers.accept()
+    call = await stays
     assert (await peer.request())[0] == 1
     peer.answer(1, b"a")
     assert (await all_of(call), slow.tries) == ([b"a"], 1)
@@ -250,6 +247,17 @@ async def test_a_peer_that_cannot_be_connected_to_in_time_is_unavailable(monkeyp
     await talk.begin()
 
 
+async def test_a_peer_that_accepts_and_says_nothing_is_unavailable(monkeypatch, talk):
+    """A server that is about to stop does so; it must not be waited for as for an answer."""
+    monkeypatch.setattr(raw_stream, "CONNECT_SECONDS", 0.05)
+    with pytest.raises(RawCallError, match="TimeoutError") as caught:
+        await talk.client.call(METHOD, b"ask")
+    assert caught.value.code is UNAVAILABLE
+    peer = await talk.peers.accept()
+    await peer.closed()
+    assert FrameType.HEADERS not in {frame.type for frame in peer.seen}
+
+
 @pytest.mark.parametrize("closes", [False, True])
 async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, monkeypatch):
     """By a call or a close: the task that connects has ended, and its callbacks have not run."""
@@ -257,6 +265,7 @@ async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, m
 
     async def at_once(factory: Any, *_address: Any) -> tuple[None, Connection]:
         connections.append(factory())
+        connections[-1].greeted.set_result(None)
         return None, connections[-1]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", at_once)

@@ -33,8 +33,7 @@ async def test_a_peer_that_goes_away_ends_what_it_has_not_begun(talk):
         UNAVAILABLE,
         "UNAVAILABLE: the peer goes away: ENHANCE_YOUR_CALM",
     )
-    new = await talk.client.call(METHOD, b"")
-    second = await talk.peers.accept()
+    new, second = await talk.call_new_peer(b"")
     assert (await second.request())[0] == 1
     second.answer(1, b"new")
     peer.answer(1, b"begun")
@@ -83,7 +82,7 @@ async def test_a_stream_that_is_reset_ends_alone(talk):
 async def test_pings_and_settings_are_answered_and_unknown_frames_are_not(talk):
     """Nor do they harm (RFC 9113, 4.1)."""
     call, peer = await talk.begin()
-    assert await peer.next(FrameType.SETTINGS, ack=True)
+    assert (FrameType.SETTINGS, frames.ACK) in {(one.type, one.flags) for one in peer.seen}
     unknown = [bytes((0, 0, 5, kind, 0xFF, 0, 0, 0, 1)) + b"12345" for kind in (0x2, 0xA, 0xEE)]
     peer.send(*unknown, frames.frame(FrameType.PING, frames.ACK, 0, b"unasked!"))
     peer.send(frames.frame(FrameType.PING, 0, 0, b"01234567"))
@@ -195,9 +194,8 @@ async def test_a_status_that_nobody_knows_is_unknown(talk):
 
 async def test_a_stream_that_ends_before_its_request_was_sent_is_reset(talk):
     """Otherwise it stays open at the peer, which counts it."""
-    call = await talk.client.call(METHOD, bytes(100_000))
     wide = frames.settings({Setting.INITIAL_WINDOW_SIZE: 200_000})  # the connection's is not
-    peer = await talk.peers.accept(wide)
+    call, peer = await talk.call_new_peer(bytes(100_000), wide)
     peer.send(peer.headers(1, ANSWER | {"grpc-status": "7"}, end=True))
     assert (await error_of(call)).code is grpc.StatusCode.PERMISSION_DENIED
     assert (await peer.next(FrameType.RST_STREAM)).stream_id == 1
@@ -209,9 +207,7 @@ async def test_a_stream_that_ends_before_its_request_was_sent_is_reset(talk):
 async def test_a_peer_that_takes_one_stream_at_a_time_gets_more_connections(talk):
     """A stream that has ended makes place for the next."""
     first, peer = await talk.begin(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 1}))
-    await peer.next(FrameType.SETTINGS, ack=True)
-    second = await talk.client.call(METHOD, b"")
-    other = await talk.peers.accept()
+    second, other = await talk.call_new_peer(b"")
     assert (await other.request())[0] == 1
     peer.answer(1, b"first")
     assert await all_of(first) == [b"first"]
