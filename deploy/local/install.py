@@ -47,6 +47,8 @@ def main(arguments: list) -> int:
         print(f"headrace cannot run here: {problem}", file=sys.stderr)
     if problems:
         return 1
+    if stale:
+        print(f"environments are made with {python}", flush=True)
     for number, step in enumerate(stale, start=1):
         status = _install(step, python, f"[{number}/{len(stale)}]")
         if status != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -66,8 +67,18 @@ def test_an_old_c_library_is_named(
     assert [said in problem for problem in problems] == ([True] if said else [])
 
 
-def _python(folder: Path, name: str, *, version: str, has_venv: bool, has_library: bool) -> None:
-    answer = f'["/there/{name}", "{version}", {str(has_venv).lower()}, {str(has_library).lower()}]'
+def _python(
+    folder: Path,
+    name: str,
+    *,
+    version: str = "3.11",
+    has_venv: bool = True,
+    has_library: bool = True,
+    seconds: float = 0.1,
+) -> None:
+    path = f"{folder}/there/{name}"
+    answer = json.dumps([path, version, has_venv, has_library, seconds])
+    folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
     (folder / name).chmod(0o755)
 
@@ -99,12 +110,31 @@ def test_what_a_python_misses_is_named(
 
 def test_the_first_python_that_fits_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One that misses something does not hide another that has all."""
-    _python(tmp_path, "python3.11", version="3.11", has_venv=False, has_library=True)
-    _python(tmp_path, "python3.12", version="3.12", has_venv=True, has_library=True)
+    _python(tmp_path, "python3.11", has_venv=False)
+    _python(tmp_path, "python3.12", version="3.12")
+    _python(tmp_path, "python3")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("PYTHON", raising=False)
 
-    assert preflight.find_python() == ("/there/python3.12", [])
+    assert preflight.find_python() == (f"{tmp_path}/there/python3.12", [])
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.06, "second"), (0.09, "first")])
+def test_a_python_that_is_clearly_faster_is_preferred(
+    seconds: float, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Wherever on the PATH it is: one without optimisation makes each request dearer."""
+    folders = {name: tmp_path / name for name in ("first", "second")}
+    _python(folders["first"], "python3.11")
+    _python(folders["second"], "python3.11", seconds=seconds)
+    _python(folders["second"], "python3.12", version="3.12", has_venv=False, seconds=0.01)
+    monkeypatch.setenv("PATH", os.pathsep.join(map(str, folders.values())))
+    monkeypatch.delenv("PYTHON", raising=False)
+
+    assert preflight.find_python() == (f"{folders[taken]}/there/python3.11", [])
+
+    monkeypatch.setenv("PYTHON", str(folders["first"] / "python3.11"))
+    assert preflight.find_python() == (f"{folders['first']}/there/python3.11", [])
 
 
 def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch):
