@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
+import grpc
 from aiohttp import web
 from aiohttp.http import StreamWriter
 from google.protobuf.message import DecodeError, Message
@@ -31,11 +32,15 @@ PREFIX_BYTES = _PREFIX.size
 _CONTENT_TYPE = "application/grpc"
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _ENCODINGS = ",".join(("identity", *_WINDOW_BITS))
+_TIMEOUT_DIGITS = 8
 _TIMEOUT_UNITS = {"H": 3600, "M": 60, "S": 1, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 # Whoever does not read gets no status: it would wait behind what was written before.
 ENDING_SECONDS = 5.0
 # Nobody sees it: the caller did not wait for the answer.
 CALLER_GONE = 499
+
+# As OpenTelemetry's semantic conventions have it for servers.
+_SERVERS_FAULT = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"})
 
 Behavior = Callable[[Any, Any], Awaitable[None]]
 
@@ -80,7 +85,7 @@ class GrpcMethod:
         self._clock = clock
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answers a call, and tells metrics, span and log how it ended."""
+        """Answers a call, and tells metrics, span and log how its work ended."""
         handling = Handling(self._name, self._clock)
         call = GrpcCall(request, self._clock)
         status = "CANCELLED"
@@ -124,10 +129,10 @@ class GrpcMethod:
                 "rpc.system": "grpc",
                 "rpc.service": service,
                 "rpc.method": method,
-                "rpc.grpc.status_code": status,
+                "rpc.grpc.status_code": grpc.StatusCode[status].value[0],
             }
         )
-        if status in {"INTERNAL", "UNAVAILABLE", "UNKNOWN", "DATA_LOSS"}:
+        if status in _SERVERS_FAULT:
             span.set_status(trace.StatusCode.ERROR)
 
 
@@ -239,9 +244,11 @@ def _trailers(error: HeadraceError | None) -> dict[str, str]:
 
 
 def _timeout_seconds(text: str) -> float | None:
-    """Returns what `grpc-timeout` says; the edge has refused what is none."""
+    """Returns what `grpc-timeout` says, eight digits and a unit at most; None: nothing."""
     digits, unit = text[:-1], text[-1:]
-    if not digits.isdecimal() or unit not in _TIMEOUT_UNITS:
+    if not (digits.isascii() and digits.isdecimal()) or unit not in _TIMEOUT_UNITS:
+        return None
+    if len(digits) > _TIMEOUT_DIGITS:
         return None
     return int(digits) * _TIMEOUT_UNITS[unit]
 

@@ -1,8 +1,8 @@
 """An HTTP/1.1 server for the paths that must cost least; the edge is its only client.
 
 Around each request happens what `libs.rpc.interceptors` does around an RPC: a span, metrics, one
-log line, and whatever is raised becomes a `google.rpc.Status`, here in JSON, under the HTTP status
-of its code.
+log line, and whatever is raised becomes a `google.rpc.Status`: a handler's in JSON, under the HTTP
+status of its code, a method's as in gRPC.
 """
 
 from __future__ import annotations

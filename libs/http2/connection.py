@@ -23,8 +23,11 @@ from libs.http2.outbox import Outbox
 # a single stream back is its own window.
 CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
-# A peer whose kernel acknowledges nothing for so long is gone: ours ends the connection.
-UNACKNOWLEDGED_SECONDS = 10.0
+# A peer whose kernel acknowledges nothing for so long is gone: ours ends the connection, also where
+# a stream only waits. It asks after so many seconds of silence, and again.
+UNACKNOWLEDGED_SECONDS = 10
+KEEPALIVE_SECONDS = 10
+KEEPALIVE_AGAIN_SECONDS = 5
 # A peer that was silent for so long is asked whether it lives, together with the next request.
 IDLE_SECONDS = 10.0
 PONG_SECONDS = 5.0
@@ -146,7 +149,7 @@ class Connection(asyncio.Protocol):
     def forget(self, stream: Stream) -> None:
         """Hands nothing on any more of what comes for a stream."""
         stream.open = False
-        stream.outgoing.dropped = True
+        stream.outgoing.drop()
         self._streams.pop(stream.id, None)
         self._close_if_done()
 
@@ -157,9 +160,7 @@ class Connection(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        transport.get_extra_info("socket").setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNACKNOWLEDGED_SECONDS)
-        )
+        _watch_peer(transport.get_extra_info("socket"))
         more = CONNECTION_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES
         greeting = frames.settings({Setting.ENABLE_PUSH: 0}) + frames.window_update(0, more)
         self.write(frames.PREFACE + greeting)
@@ -314,3 +315,13 @@ class Connection(asyncio.Protocol):
         self.write(frames.goaway(code))
         self._fail(list(self._streams.values()), why)
         self._close_if_done()
+
+
+def _watch_peer(peer: socket.socket) -> None:
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS),
+        (socket.TCP_KEEPINTVL, KEEPALIVE_AGAIN_SECONDS),
+        (socket.TCP_USER_TIMEOUT, 1000 * UNACKNOWLEDGED_SECONDS),
+    ):
+        peer.setsockopt(socket.IPPROTO_TCP, option, value)

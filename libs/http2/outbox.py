@@ -20,6 +20,11 @@ class Outgoing:
         self.window = window
         self.dropped = False
 
+    def drop(self) -> None:
+        """Sends nothing more of it, and does not keep it."""
+        self.dropped = True
+        self.left = memoryview(b"")
+
 
 class Outbox:
     """Sends bodies as far as the windows of their streams and of the connection reach.

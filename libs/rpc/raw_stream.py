@@ -155,12 +155,11 @@ class RawClient:
 
     def __init__(self, address: str) -> None:
         """Makes a client of a `host:port`."""
-        host, _, port = address.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
         self._address = address
         self._connections: list[Connection] = []
         self._connecting: asyncio.Task[Connection] | None = None
         self._blocks: dict[str, bytes] = {}
+        self._closed = False
 
     async def call(self, method: str, message: bytes, metadata: Metadata = ()) -> RawCall:
         """Sends a request and returns its call, which whoever asked for it closes.
@@ -173,16 +172,18 @@ class RawClient:
         Raises:
             RawCallError: UNAVAILABLE, nobody listens.
         """
+        connection = await self._connection()
         block = self._blocks.get(method)
         if block is None:
             block = self._blocks[method] = _request_headers(method, self._address)
         block += b"".join(frames.literal(name, value) for name, value in metadata)
         call = RawCall()
-        call.start(await self._connection(), block, message)
+        call.start(connection, block, message)
         return call
 
     async def close(self) -> None:
-        """Ends all calls and connections."""
+        """Ends all calls and connections; there will be no others."""
+        self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])  # it may have connected all the same
@@ -190,7 +191,7 @@ class RawClient:
             connection.close()
 
     async def _connection(self) -> Connection:
-        while True:
+        while not self._closed:
             for connection in self._connections:
                 if connection.usable:
                     return connection
@@ -199,31 +200,36 @@ class RawClient:
                 self._connecting.add_done_callback(self._connected)
             connecting = self._connecting
             await asyncio.wait([connecting])  # unlike `shield`, does not cancel who waits with it
-            if connecting.cancelled():
-                raise RawCallError(grpc.StatusCode.UNAVAILABLE, "the client was closed")
-            connection = connecting.result()
-            if connection.failed:
-                raise RawCallError(grpc.StatusCode.UNAVAILABLE, connection.failed)
+            if not connecting.cancelled() and (failed := connecting.result().failed):
+                raise self._unavailable(failed)
+        raise self._unavailable("the client was closed")
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
+        host, _, port = self._address.rpartition(":")
         try:
+            self._address.encode("ascii")  # it becomes a header
             async with asyncio.timeout(CONNECT_SECONDS):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(on_lost=self._drop),
-                    self._host,
-                    self._port,
+                    lambda: Connection(on_lost=self._drop), host.strip("[]"), int(port)
                 )
                 try:
                     await connection.greeted
                 except asyncio.CancelledError:  # by the timeout, or by `close`
                     connection.close()
                     raise
-        except OSError as error:  # TimeoutError is one, too
-            raise RawCallError(
-                grpc.StatusCode.UNAVAILABLE, f"cannot connect to {self._address}: {error!r}"
-            ) from error
+        except (OSError, ValueError, OverflowError) as error:  # too late; or the address is none
+            raise self._unavailable(repr(error)) from error
+        if not connection.usable:
+            why = connection.failed or "it takes no streams"
+            connection.close()
+            raise self._unavailable(why)
         return connection
+
+    def _unavailable(self, why: str) -> RawCallError:
+        return RawCallError(
+            grpc.StatusCode.UNAVAILABLE, f"cannot connect to {self._address}: {why}"
+        )
 
     def _connected(self, task: asyncio.Task[Connection]) -> None:
         self._connecting = None

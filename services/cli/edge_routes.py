@@ -50,7 +50,8 @@ _INTERNAL = frozenset(
         "headrace.registry.v1.RegistryService.ReportBackend",
     }
 )
-# Its bytes go on in HTTP/1.1, the status as trailers: every token is a message.
+# Their bytes go on in HTTP/1.1, the status as trailers: every token is a message. The service has
+# them among the `methods` of its HTTP server.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
 _HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 _REFLECTION = (

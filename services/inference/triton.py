@@ -80,9 +80,9 @@ class Triton:
                             relay.put(piece)
                             if piece.ending is not None:
                                 return piece.ending
-                        if relay.full:
-                            guard.wait()
-                            await relay.room()
+                            if relay.full:
+                                guard.wait()
+                                await relay.room()
                         guard.progress()
             except RawCallError as error:
                 raise BackendFailedError(str(error)) from error

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from opentelemetry import trace
@@ -188,7 +189,7 @@ async def test_a_call_is_a_span_in_its_callers_trace(service, caller, monkeypatc
         "rpc.system": "grpc",
         "rpc.service": "headrace.test.v1.TestService",
         "rpc.method": "Stream",
-        "rpc.grpc.status_code": status,
+        "rpc.grpc.status_code": grpc.StatusCode[status].value[0],
     }
     assert (span.status.status_code is trace.StatusCode.ERROR) == (status == "INTERNAL")
 

@@ -130,7 +130,10 @@ async def test_the_edge_names_the_caller(service, caller):
 
 @pytest.mark.parametrize(
     ("timeout", "seconds"),
-    [("1H", 3600), ("2M", 120), ("30S", 30), ("40000m", 40), ("50000000u", 50), ("x", None)],
+    [
+        *[("1H", 3600), ("2M", 120), ("30S", 30), ("40000m", 40), ("50000000u", 50)],
+        *[("x", None), ("", None), ("123456789S", None), ("9" * 5000 + "m", None)],
+    ],
 )
 async def test_the_handler_knows_how_long_its_caller_waits(service, caller, timeout, seconds):
     """None where nobody said."""

@@ -131,7 +131,7 @@ def test_nothing_more_is_sent_of_a_body_that_was_dropped(wire):
     """Nor does it take room from others, or stay in memory."""
     dropped = wire.box.send(1, bytes(WINDOW + 10))
     kept = wire.box.send(3, bytes(10))
-    dropped.dropped = True
+    dropped.drop()
     wire.box.grant(dropped, 100)
     wire.box.grant(None, 10)
     assert (wire.size(1), wire.size(3)) == (WINDOW, 10)
@@ -196,7 +196,7 @@ def _step(wire: Wire, model: Model, kind: str, *arguments: int) -> None:
             model.windows[stream_id] += arguments[1]
             wire.box.grant(outgoing, arguments[1])
         else:
-            outgoing.dropped = True
+            outgoing.drop()
     for key, size in before.items():  # only what has room grew
         assert wire.size(key) == size or wire.size(key) <= model.windows[key]
         assert wire.size(key) == size or not model.bodies[key][0].dropped

@@ -258,6 +258,35 @@ async def test_a_peer_that_accepts_and_says_nothing_is_unavailable(monkeypatch, 
     assert FrameType.HEADERS not in {frame.type for frame in peer.seen}
 
 
+@pytest.mark.parametrize(
+    "address", ["triton", "unix:/tmp/triton", "127.0.0.1:99999", "tríton:8001", "a..b:80"]
+)
+async def test_what_is_no_address_is_unavailable(address):
+    """One backend that is set up wrongly fails alone: the others of its model are tried."""
+    client = RawClient(address)
+    with pytest.raises(RawCallError, match="cannot connect") as caught:
+        await client.call(METHOD, b"")
+    assert caught.value.code is UNAVAILABLE
+
+
+async def test_a_peer_that_takes_no_streams_is_unavailable(talk):
+    """It is not connected to again and again."""
+    calling = asyncio.create_task(talk.client.call(METHOD, b""))
+    peer = await talk.peers.accept(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 0}))
+    with pytest.raises(RawCallError, match="takes no streams"):
+        await calling
+    await peer.closed()
+    assert talk.peers.count == 1
+
+
+async def test_a_client_that_was_closed_connects_no_more(talk):
+    """Nobody would close the connection."""
+    await talk.client.close()
+    with pytest.raises(RawCallError, match="was closed"):
+        await talk.client.call(METHOD, b"")
+    assert talk.peers.count == 0
+
+
 @pytest.mark.parametrize("closes", [False, True])
 async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, monkeypatch):
     """By a call or a close: the task that connects has ended, and its callbacks have not run."""
@@ -278,7 +307,9 @@ async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, m
     if closes:
         await client.close()
         assert connections[0].failed == "the connection was closed"
+        with pytest.raises(RawCallError, match="was closed"):
+            await first
     else:
         await client.call(METHOD, b"")  # in no task of its own: it would begin too late
-    await first
+        await first
     assert len(connections) == 1
