@@ -64,21 +64,16 @@ async def stream(triton: Triton, request: bytes, *, request_id: str, take: Take)
         BackendFailedError: the backend is at fault.
         HeadraceError: the request is.
     """
-    call = triton.channel.unary_stream(f"/{SERVICE}/ModelStreamInfer", None, None)
     with StallGuard(triton.stall_limits) as guard:
-        answers = call(request, metadata=trace_metadata())
-        try:
-            while message := cast(bytes, await answers.read()):  # EOF is falsy
-                streamed = read_streamed(message)
-                if streamed.error_message:
-                    raise _told(streamed.error_message, request_id)
-                guard.wait()  # from here on the reader is the slow one
-                await take(message, streamed)
-                guard.progress()
-        except grpc.aio.AioRpcError as error:
-            raise BackendFailedError(f"{error.code().name}: {error.details()}") from error
-        finally:
-            answers.cancel()
+        async with triton.stream(request) as answers:
+            while messages := await answers.read():
+                for message in messages:
+                    streamed = read_streamed(message)
+                    if streamed.error_message:
+                        raise _told(streamed.error_message, request_id)
+                    guard.wait()  # from here on the reader is the slow one
+                    await take(message, streamed)
+                    guard.progress()
 
 
 async def describe(triton: Triton, method: str, request: Any, response_type: Any) -> Any:

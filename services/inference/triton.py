@@ -1,16 +1,15 @@
 """Triton as a backend: raw tensors in, pieces out.
 
-The token path uses a bare `unary_stream` call on `ModelStreamInfer` with bytes that were
-serialised once, since what costs is each message's way through Python. Each request has a stream of
-its own, so that a cancelled call cancels the generation.
+Streams are read as bytes by a small client of ours, since what costs is each message's way through
+Python. Each request has a stream of its own, so that a cancelled call cancels the generation.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import grpc
@@ -19,7 +18,7 @@ from tritonclient.grpc import service_pb2
 
 from libs.errors import BY_CODE, HeadraceError
 from libs.rpc.channel import open_channel
-from libs.rpc.raw_stream import RawCallError, RawClient
+from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
 from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Piece, Turn
 from services.inference.relay import Sink
 from services.inference.stall import StallGuard, StallLimits
@@ -35,10 +34,10 @@ _FIELD_OF_REASON = {"PROMPT_TOO_LONG": "messages"}
 
 
 class Triton:
-    """One Triton, over one channel.
+    """One Triton.
 
     Attributes:
-        channel: for what is passed through as it is.
+        channel: for what is not streamed.
         stall_limits: how long it may be silent.
     """
 
@@ -70,24 +69,34 @@ class Triton:
         """
         request = _chat_request(backend_model, call, max_tokens=max_tokens, delivered=delivered)
         with StallGuard(self.stall_limits) as guard:
-            try:
-                stream = await self._raw.call(_STREAM, request, trace_metadata())
-                with closing(stream):
-                    while messages := await stream.read():
-                        for message in messages:
-                            piece = _piece(message)
-                            delivered.add(piece)
-                            relay.put(piece)
-                            if piece.ending is not None:
-                                return piece.ending
-                            if relay.full:
-                                guard.wait()
-                                await relay.room()
-                        guard.progress()
-            except RawCallError as error:
-                raise BackendFailedError(str(error)) from error
+            async with self.stream(request) as stream:
+                while messages := await stream.read():
+                    for message in messages:
+                        piece = _piece(message)
+                        delivered.add(piece)
+                        relay.put(piece)
+                        if piece.ending is not None:
+                            return piece.ending
+                        if relay.full:
+                            guard.wait()
+                            await relay.room()
+                    guard.progress()
         # Without an ending every end is a failure, also one with status OK.
         raise BackendFailedError("the stream ended without an ending")
+
+    @asynccontextmanager
+    async def stream(self, request: bytes) -> AsyncIterator[RawCall]:
+        """Calls `ModelStreamInfer` with one request, for as long as a block runs.
+
+        Raises:
+            BackendFailedError: no Triton listens, or it ended the stream with an error.
+        """
+        try:
+            call = await self._raw.call(_STREAM, request, trace_metadata())
+            with closing(call):
+                yield call
+        except RawCallError as error:
+            raise BackendFailedError(str(error)) from error
 
     async def embed(self, backend_model: str, texts: Sequence[str]) -> list[tuple[bytes, int]]:
         """Returns for each text its vector, as little-endian float32, and its count of tokens.
