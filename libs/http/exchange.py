@@ -6,6 +6,14 @@ from aiohttp import web
 
 from libs.rpc.identity import Identity, identity_in
 
+# Nobody sees it: the caller did not wait for the answer.
+CALLER_GONE = 499
+
+
+def has_gone(request: web.BaseRequest) -> bool:
+    """Tells whether the caller closed its connection: a write may notice before we are told."""
+    return request.transport is None or request.transport.is_closing()
+
 
 class Exchange:
     """What a handler gets: the body, who asks, and two ways to answer, of which it takes one.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import struct
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,11 +23,11 @@ from typing_extensions import override
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
+from libs.http.exchange import CALLER_GONE, has_gone
+from libs.rpc.framing import PREFIX, framed
 from libs.rpc.handling import MAX_REQUEST_BYTES, Handling, within_deadline
-from libs.rpc.status import DETAILS_KEY, as_headrace_error, grpc_code, to_status
+from libs.rpc.status import DETAILS_KEY, as_headrace_error, to_status
 
-_PREFIX = struct.Struct(">BI")  # whether it is compressed, and its length
-PREFIX_BYTES = _PREFIX.size
 _CONTENT_TYPE = "application/grpc"
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _ENCODINGS = ",".join(("identity", *_WINDOW_BITS))
@@ -36,8 +35,6 @@ _TIMEOUT_DIGITS = 8
 _TIMEOUT_UNITS = {"H": 3600, "M": 60, "S": 1, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 # Whoever does not read gets no status: it would wait behind what was written before.
 ENDING_SECONDS = 5.0
-# Nobody sees it: the caller did not wait for the answer.
-CALLER_GONE = 499
 
 # As OpenTelemetry's semantic conventions have it for servers.
 _SERVERS_FAULT = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"})
@@ -73,28 +70,32 @@ class TrailedWriter(StreamWriter):
 
 
 class GrpcMethod:
-    """One method."""
+    """One method.
+
+    Attributes:
+        name: its path.
+    """
 
     def __init__(
         self, name: str, behavior: Behavior, *, request_type: type[Message], clock: Clock
     ) -> None:
         """Makes the method `/package.Service/Method` of a servicer's method that writes."""
-        self._name = name
+        self.name = name
         self._behavior = behavior
         self._request_type = request_type
         self._clock = clock
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers a call, and tells metrics, span and log how its work ended."""
-        handling = Handling(self._name, self._clock)
+        handling = Handling(self.name, self._clock)
         call = GrpcCall(request, self._clock)
         status = "CANCELLED"
         try:
-            error = await self._handle(call)
+            error = await self._handle(call, request)
             status = error.code if error else "OK"
             return await call.end(error)
         except ConnectionError:
-            if not call.abandoned:
+            if not has_gone(request):
                 raise
             return web.Response(status=CALLER_GONE)
         finally:
@@ -103,11 +104,11 @@ class GrpcMethod:
             if span.is_recording():
                 self._describe(span, status)
 
-    async def _handle(self, call: GrpcCall) -> HeadraceError | None:
+    async def _handle(self, call: GrpcCall, request: web.BaseRequest) -> HeadraceError | None:
         try:
             await within_deadline(self._work(call), call.time_remaining())
         except Exception as raised:  # the boundary: everything becomes a status
-            if isinstance(raised, ConnectionError) and call.abandoned:
+            if isinstance(raised, ConnectionError) and has_gone(request):
                 raise
             return as_headrace_error(raised)
         return None
@@ -123,7 +124,7 @@ class GrpcMethod:
             raise InvalidArgument(f"the message is no {name}", reason="INVALID_FIELD") from error
 
     def _describe(self, span: trace.Span, status: str) -> None:
-        service, _, method = self._name.removeprefix("/").rpartition("/")
+        service, _, method = self.name.removeprefix("/").rpartition("/")
         span.set_attributes(
             {
                 "rpc.system": "grpc",
@@ -146,11 +147,6 @@ class GrpcCall:
         timeout = _timeout_seconds(request.headers.get("grpc-timeout", ""))
         self._deadline = None if timeout is None else clock.monotonic_seconds() + timeout
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether the caller has gone: a write may notice before we are told."""
-        return self._request.transport is None or self._request.transport.is_closing()
-
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the headers."""
         return tuple(self._request.headers.items())
@@ -167,8 +163,7 @@ class GrpcCall:
         if response is None:
             response = self._response = web.StreamResponse(headers={"Content-Type": _CONTENT_TYPE})
             await response.prepare(self._request)
-        data = message.SerializeToString()
-        await response.write(_PREFIX.pack(0, len(data)) + data)
+        await response.write(framed(message.SerializeToString()))
 
     async def message(self) -> bytes:
         """Returns the request.
@@ -181,12 +176,12 @@ class GrpcCall:
             body = await self._request.read()
         except web.HTTPRequestEntityTooLarge as error:
             raise _too_large("the message has") from error
-        if len(body) < PREFIX_BYTES:
+        if len(body) < PREFIX.size:
             raise InvalidArgument("a call without a message", reason="INVALID_FIELD")
-        compressed, length = _PREFIX.unpack_from(body)
-        if len(body) != PREFIX_BYTES + length:
+        compressed, length = PREFIX.unpack_from(body)
+        if len(body) != PREFIX.size + length:
             raise InvalidArgument("not one whole message", reason="INVALID_FIELD")
-        message = body[PREFIX_BYTES:]
+        message = body[PREFIX.size :]
         return self._decompressed(message) if compressed else message
 
     def _decompressed(self, message: bytes) -> bytes:
@@ -235,7 +230,7 @@ def _trailers(error: HeadraceError | None) -> dict[str, str]:
     status = to_status(error)
     details = base64.b64encode(status.SerializeToString()).rstrip(b"=").decode()
     return {
-        "grpc-status": str(grpc_code(error).value[0]),
+        "grpc-status": str(status.code),
         # What is not printable is percent-encoded, as gRPC has it; spaces are, too, because
         # HTTP/1.1 drops those at the ends, and clients compare the message with the details.
         "grpc-message": quote(status.message, safe="!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"),

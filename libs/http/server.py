@@ -8,9 +8,9 @@ status of its code, a method's as in gRPC.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -20,8 +20,9 @@ from opentelemetry import trace
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
-from libs.http.exchange import Exchange
-from libs.http.grpc_method import CALLER_GONE, PREFIX_BYTES, GrpcMethod, TrailedWriter
+from libs.http.exchange import CALLER_GONE, Exchange, has_gone
+from libs.http.grpc_method import GrpcMethod, TrailedWriter
+from libs.rpc.framing import PREFIX
 from libs.rpc.handling import MAX_REQUEST_BYTES
 from libs.rpc.status import as_headrace_error, to_status
 from libs.telemetry import http_metrics
@@ -69,14 +70,14 @@ class HttpServer:
         address: str,
         *,
         handlers: Mapping[str, Handler],
-        methods: Mapping[str, GrpcMethod] = MappingProxyType({}),
+        methods: Iterable[GrpcMethod] = (),
         is_ready: Callable[[], bool],
         drain_seconds: float,
         clock: Clock,
     ) -> None:
         self.address = address
         self._handlers = dict(handlers)
-        self._methods = dict(methods)
+        self._methods = {method.name: method for method in methods}
         self._is_ready = is_ready
         self._drain_seconds = drain_seconds
         self._clock = clock
@@ -121,7 +122,7 @@ class HttpServer:
         """Makes a request as aiohttp does, but with a longer body, and trailers in its answer."""
         loop = asyncio.get_running_loop()
         writer = TrailedWriter(protocol, loop)
-        prefix = PREFIX_BYTES if message.path in self._methods else 0
+        prefix = PREFIX.size if message.path in self._methods else 0
         limit = MAX_REQUEST_BYTES + prefix
         return web.BaseRequest(
             message, payload, protocol, writer, task, loop, client_max_size=limit
@@ -132,19 +133,21 @@ class HttpServer:
         if path == HEALTH_PATH:
             healthy = HTTPStatus.OK if self._is_ready() else HTTPStatus.SERVICE_UNAVAILABLE
             return web.Response(status=healthy)
-        handler, method = self._handlers.get(path), self._methods.get(path)
-        if request.method != "POST" or (handler is None and method is None):
-            return _failure(Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
-        name = f"POST {path}" if handler else path.removeprefix("/")
+        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+        if request.method != "POST":
+            return _no_such_path()
+        if (method := self._methods.get(path)) is not None:
+            name, answer = path.removeprefix("/"), method.answer
+        elif (handler := self._handlers.get(path)) is not None:
+            name, answer = f"POST {path}", partial(self._told, path, handler)
+        else:
+            return _no_such_path()
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # a coroutine runs in a task
         self._running.add(task)
         try:
             with server_span(_tracer, name, traceparent=request.headers.get("traceparent")):
-                if method is not None:
-                    return await method.answer(request)
-                assert handler is not None  # noqa: S101  # one of them is there
-                return await self._told(path, handler, request)
+                return await answer(request)
         finally:
             self._running.discard(task)
 
@@ -184,7 +187,7 @@ async def _handled(handler: Handler, request: web.BaseRequest) -> tuple[web.Stre
         await handler(exchange)
     except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
         response = exchange.response if exchange else None
-        if isinstance(raised, ConnectionError) and _has_gone(request):
+        if isinstance(raised, ConnectionError) and has_gone(request):
             return response or web.Response(status=CALLER_GONE), CALLER_GONE
         error = as_headrace_error(raised)
         status = _HTTP_STATUSES[error.code]
@@ -199,17 +202,16 @@ async def _handled(handler: Handler, request: web.BaseRequest) -> tuple[web.Stre
     return exchange.response, exchange.response.status
 
 
-def _has_gone(request: web.BaseRequest) -> bool:
-    """Tells whether the caller closed its connection: a write may notice before we are told."""
-    return request.transport is None or request.transport.is_closing()
-
-
 async def _body(request: web.BaseRequest) -> bytes:
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         text = f"longer than {MAX_REQUEST_BYTES} bytes"
         raise InvalidArgument.too_large("body", text, limit_bytes=MAX_REQUEST_BYTES) from error
+
+
+def _no_such_path() -> web.Response:
+    return _failure(Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
 
 
 def _failure(error: HeadraceError) -> web.Response:

@@ -8,7 +8,6 @@ brings come in one `read`.
 from __future__ import annotations
 
 import asyncio
-import struct
 from urllib.parse import unquote
 
 import grpc
@@ -17,10 +16,10 @@ from typing_extensions import override
 from libs.http2 import frames
 from libs.http2.connection import Connection, Headers, Receiver, Stream
 from libs.rpc.channel import MAX_MESSAGE_BYTES
+from libs.rpc.framing import PREFIX, framed
 
 CONNECT_SECONDS = 5.0
 
-_PREFIX = struct.Struct(">BI")  # whether it is compressed, and its length
 _CODES = {str(code.value[0]): code for code in grpc.StatusCode}
 
 Metadata = tuple[tuple[str, str], ...]
@@ -54,8 +53,7 @@ class RawCall(Receiver):
 
     def start(self, connection: Connection, header_block: bytes, message: bytes) -> None:
         """Sends the request."""
-        body = _PREFIX.pack(0, len(message)) + message
-        self._stream = connection.open(header_block, body, self)
+        self._stream = connection.open(header_block, framed(message), self)
 
     async def read(self) -> list[bytes]:
         """Returns all messages that have come, and waits for the first; none: the call is over.
@@ -119,19 +117,19 @@ class RawCall(Receiver):
     def _cut(self, data: bytes) -> bytes:
         """Takes the messages that are whole; returns what is left."""
         at = self._wanted = 0
-        while len(data) - at >= _PREFIX.size:
-            compressed, length = _PREFIX.unpack_from(data, at)
+        while len(data) - at >= PREFIX.size:
+            compressed, length = PREFIX.unpack_from(data, at)
             if compressed:
                 raise RawCallError(grpc.StatusCode.INTERNAL, "a compressed message")
             if length > MAX_MESSAGE_BYTES:
                 raise RawCallError(
                     grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message of {length} bytes"
                 )
-            end = at + _PREFIX.size + length
+            end = at + PREFIX.size + length
             if end > len(data):
                 self._wanted = end - at
                 break
-            self._messages.append(data[at + _PREFIX.size : end])
+            self._messages.append(data[at + PREFIX.size : end])
             at = end
         return data[at:]
 

@@ -106,14 +106,14 @@ async def main() -> None:
         http = HttpServer(
             settings.http_listen_address,
             handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
-            methods={
-                GENERATE_PATH: GrpcMethod(
+            methods=[
+                GrpcMethod(
                     GENERATE_PATH,
                     servicer.Generate,
                     request_type=inference_pb2.GenerateRequest,
                     clock=clock,
                 )
-            },
+            ],
             is_ready=lambda: running.server.ready,
             drain_seconds=settings.drain_seconds,
             clock=clock,

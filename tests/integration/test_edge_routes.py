@@ -88,7 +88,7 @@ def _recording_http(seen: Seen) -> AbstractAsyncContextManager[str]:
         await context.write(empty_pb2.Empty())
 
     method = GrpcMethod(GENERATE_PATH, answer, request_type=empty_pb2.Empty, clock=SystemClock())
-    return serving_http(methods={GENERATE_PATH: method})
+    return serving_http(methods=[method])
 
 
 @dataclass

@@ -24,6 +24,7 @@ from tests.support.grpc_over_http import (
     Caller,
     Service,
     calls_counted,
+    echo,
     framed,
     serving_method,
 )
@@ -46,15 +47,24 @@ async def caller(service: Service) -> AsyncIterator[Caller]:
         yield caller
 
 
-async def echo(request: Any, context: GrpcCall) -> None:
-    await context.write(request)
-
-
 def failing(error: Exception, *texts: str) -> Any:
     async def handle(_request: Any, context: GrpcCall) -> None:
         for text in texts:
             await context.write(value(text))
         raise error
+
+    return handle
+
+
+def waiting(cancelled: asyncio.Event, *texts: str) -> Any:
+    async def handle(_request: Any, context: GrpcCall) -> None:
+        for text in texts:
+            await context.write(value(text))
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     return handle
 
@@ -137,17 +147,7 @@ async def test_a_connection_is_used_again_however_an_answer_ended(service, calle
 async def test_a_deadline_that_passes_ends_the_handler(service, caller, texts):
     """Its caller is told, in headers or trailers, and nobody works on for nobody."""
     cancelled = asyncio.Event()
-
-    async def handle(_request: Any, context: GrpcCall) -> None:
-        for text in texts:
-            await context.write(value(text))
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    service.handle = handle
+    service.handle = waiting(cancelled, *texts)
     async with asyncio.timeout(_PATIENCE_SECONDS):
         answer = await caller.call(grpc_timeout="200m")
     assert (answer.status.code, answer.reason) == (4, "DEADLINE_EXCEEDED")
@@ -207,16 +207,7 @@ async def test_a_caller_that_goes_away_cancels_the_handler(service):
     """While it waits for something else."""
     before = calls_counted("CANCELLED")
     cancelled = asyncio.Event()
-
-    async def handle(_request: Any, context: GrpcCall) -> None:
-        await context.write(value("a"))
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    service.handle = handle
+    service.handle = waiting(cancelled, "a")
     async with service.caller() as caller:
         caller.send()
         await caller.head()

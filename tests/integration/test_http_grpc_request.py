@@ -15,7 +15,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from libs.http.grpc_method import GrpcCall
 from libs.rpc.handling import MAX_REQUEST_BYTES
 from libs.rpc.identity import identity_of
-from tests.support.grpc_over_http import Caller, Service, framed, serving_method
+from tests.support.grpc_over_http import Caller, Service, echo, framed, serving_method
 from tests.support.rpc import value
 
 pytestmark = pytest.mark.integration
@@ -31,10 +31,6 @@ async def service() -> AsyncIterator[Service]:
 async def caller(service: Service) -> AsyncIterator[Caller]:
     async with service.caller() as caller:
         yield caller
-
-
-async def echo(request: Any, context: GrpcCall) -> None:
-    await context.write(request)
 
 
 GZIPPED = gzip.compress(value("x" * 10_000).SerializeToString())

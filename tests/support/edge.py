@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +131,7 @@ async def serving(
 @asynccontextmanager
 async def serving_http(
     handlers: Mapping[str, Handler] = MappingProxyType({}),
-    methods: Mapping[str, GrpcMethod] = MappingProxyType({}),
+    methods: Iterable[GrpcMethod] = (),
     *,
     address: str = "127.0.0.1:0",
 ) -> AsyncIterator[str]:

@@ -163,8 +163,13 @@ class _Method(GrpcMethod):
 async def serving_method() -> AsyncIterator[Service]:
     """Runs a server on a port of the kernel's choice."""
     service = Service()
-    async with serving_http(methods={f"/{METHOD}": _Method(service)}) as service.address:
+    async with serving_http(methods=[_Method(service)]) as service.address:
         yield service
+
+
+async def echo(request: Message, context: GrpcCall) -> None:
+    """Writes the request."""
+    await context.write(request)
 
 
 def calls_counted(status: str, method: str = METHOD) -> float:

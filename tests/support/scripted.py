@@ -175,9 +175,7 @@ class ScriptedMesh:
             request_type=inference_pb2.GenerateRequest,
             clock=SystemClock(),
         )
-        return serving_http(
-            {CHAT_COMPLETIONS_PATH: self.chat.handle}, {GENERATE_PATH: generate}, address=address
-        )
+        return serving_http({CHAT_COMPLETIONS_PATH: self.chat.handle}, [generate], address=address)
 
     def serving_models(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
         """Serves what only gRPC has of the inference process, and yields its `host:port`."""
