@@ -1,32 +1,77 @@
-"""One request and the way to answer it."""
+"""One request and the ways to answer it."""
 
 from __future__ import annotations
 
-from aiohttp import web
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Protocol
 
 from libs.rpc.identity import Identity, identity_in
 
 # Nobody sees it: the caller did not wait for the answer.
 CALLER_GONE = 499
 
+_LAST_CHUNK = b"0\r\n"
+_PHRASES = {status.value: status.phrase for status in HTTPStatus} | {CALLER_GONE: "Caller Gone"}
+_STATUS_LINES = {
+    status: f"HTTP/1.1 {status} {phrase}\r\n".encode() for status, phrase in _PHRASES.items()
+}
 
-def has_gone(request: web.BaseRequest) -> bool:
-    """Tells whether the caller closed its connection: a write may notice before we are told."""
-    return request.transport is None or request.transport.is_closing()
+
+class Answers(Protocol):
+    """The connection that a request came on, as its exchange uses it."""
+
+    transport: asyncio.Transport
+
+    async def drain(self) -> None:
+        """Waits while too much of what was written has not left."""
 
 
 class Exchange:
-    """What a handler gets: the body, who asks, and two ways to answer, of which it takes one.
+    """A request, and two ways to answer it, of which it takes one: at once, or part by part.
 
     Attributes:
-        body: all of it.
-        response: what was answered so far; None: nothing.
+        path: what was asked for, without a query.
+        headers: their names in lower case; of one that came more than once all, joined by commas.
+        body: all of it; nothing where it was too large.
+        too_large: whether the body was longer than requests may be.
+        keep_alive: whether the connection may be used again.
+        status: of the answer; None: none was begun.
     """
 
-    def __init__(self, request: web.BaseRequest, body: bytes) -> None:
+    __slots__ = (
+        "_connection",
+        "_in_parts",
+        "body",
+        "headers",
+        "keep_alive",
+        "method",
+        "path",
+        "status",
+        "too_large",
+    )
+
+    def __init__(
+        self,
+        connection: Answers,
+        *,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        too_large: bool,
+        keep_alive: bool,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
         self.body = body
-        self.response: web.StreamResponse | None = None
-        self._request = request
+        self.too_large = too_large
+        self.keep_alive = keep_alive
+        self.status: int | None = None
+        self._connection = connection
+        self._in_parts = False
 
     @property
     def identity(self) -> Identity:
@@ -35,22 +80,68 @@ class Exchange:
         Raises:
             Unauthenticated: the headers name none; the request did not come through the edge.
         """
-        return identity_in(self._request.headers)
+        return identity_in(self.headers)
 
-    def whole(self, body: bytes, *, content_type: str) -> None:
+    @property
+    def caller_has_gone(self) -> bool:
+        """Whether the connection is closed: a write may notice before the handler is told."""
+        return self._connection.transport.is_closing()
+
+    def whole(
+        self,
+        body: bytes,
+        *,
+        content_type: str,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """Answers with one body."""
-        self.response = web.Response(body=body, headers={"Content-Type": content_type})
+        head = self._head(status, content_type, headers or {})
+        self._write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
 
     async def part(self, data: bytes, *, content_type: str) -> None:
-        """Answers with a part of a body, more of which may follow; waits while its reader lags."""
-        response = self.response
-        if response is None:
-            response = web.StreamResponse(headers={"Content-Type": content_type})
-            self.response = response
-            await response.prepare(self._request)
-        await response.write(data)
+        """Answers with a part of a body, more of which may follow; waits while its reader lags.
+
+        Raises:
+            ConnectionResetError: the caller has gone.
+        """
+        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        if not self._in_parts:
+            self._in_parts = True
+            head = self._head(200, content_type, {})
+            chunk = b"%btransfer-encoding: chunked\r\n\r\n%b" % (head, chunk)
+        self._write(chunk)
+        await self._connection.drain()
+
+    def end(self, trailers: bytes = b"") -> None:
+        """Ends an answer that came in parts; trailers are lines, each with its end."""
+        if self._in_parts and not self.caller_has_gone:
+            self._in_parts = False
+            self._write(b"%b%b\r\n" % (_LAST_CHUNK, trailers))
+
+    async def drain(self) -> None:
+        """Waits while too much of the answer has not left.
+
+        Raises:
+            ConnectionResetError: the caller has gone.
+        """
+        await self._connection.drain()
 
     def cut(self) -> None:
         """Ends the connection: whoever does not read cannot be told anything."""
-        if self._request.transport is not None:
-            self._request.transport.abort()
+        self._connection.transport.abort()
+
+    def _head(self, status: int, content_type: str, headers: Mapping[str, str]) -> bytes:
+        self.status = status
+        lines = f"content-type: {content_type}\r\n"
+        for name, value in headers.items():
+            lines += f"{name}: {value}\r\n"
+        if not self.keep_alive:
+            lines += "connection: close\r\n"
+        return _STATUS_LINES[status] + lines.encode("latin-1")
+
+    def _write(self, data: bytes) -> None:
+        transport = self._connection.transport
+        if transport.is_closing():
+            raise ConnectionResetError("the caller has gone")
+        transport.write(data)

@@ -15,15 +15,12 @@ from typing import Any
 from urllib.parse import quote
 
 import grpc
-from aiohttp import web
-from aiohttp.http import StreamWriter
 from google.protobuf.message import DecodeError, Message
 from opentelemetry import trace
-from typing_extensions import override
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
-from libs.http.exchange import CALLER_GONE, has_gone
+from libs.http.exchange import Exchange
 from libs.rpc.framing import PREFIX, framed
 from libs.rpc.handling import MAX_REQUEST_BYTES, Handling, within_deadline
 from libs.rpc.status import DETAILS_KEY, as_headrace_error, to_status
@@ -42,33 +39,6 @@ _SERVERS_FAULT = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNI
 Behavior = Callable[[Any, Any], Awaitable[None]]
 
 
-class TrailedWriter(StreamWriter):
-    """Writes an answer that may end with trailers.
-
-    Attributes:
-        trailers: header lines; empty: an answer ends as others do.
-    """
-
-    trailers = b""
-
-    @override
-    async def drain(self) -> None:
-        # aiohttp keeps the future of a wait that was cancelled, as at a deadline: whoever waits
-        # next would be cancelled by it at once.
-        waiter = self._protocol._drain_waiter  # noqa: SLF001  # there is no other way to it
-        if waiter is not None and waiter.cancelled():
-            self._protocol._drain_waiter = None  # noqa: SLF001  # likewise
-        await super().drain()
-
-    @override
-    async def write_eof(self, chunk: bytes = b"") -> None:
-        if self.trailers and self.transport is not None:
-            self.send_headers()
-            self.transport.write(b"0\r\n" + self.trailers + b"\r\n")
-            self.chunked = False  # the last chunk is out
-        await super().write_eof(chunk)
-
-
 class GrpcMethod:
     """One method.
 
@@ -85,36 +55,35 @@ class GrpcMethod:
         self._request_type = request_type
         self._clock = clock
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, exchange: Exchange) -> None:
         """Answers a call, and tells metrics, span and log how its work ended."""
         handling = Handling(self.name, self._clock)
-        call = GrpcCall(request, self._clock)
+        call = GrpcCall(exchange, self._clock)
         status = "CANCELLED"
         try:
-            error = await self._handle(call, request)
+            error = await self._handle(call, exchange)
             status = error.code if error else "OK"
-            return await call.end(error)
+            await call.end(error)
         except ConnectionError:
-            if not has_gone(request):
+            if not exchange.caller_has_gone:
                 raise
-            return web.Response(status=CALLER_GONE)
         finally:
             handling.end(status)
             span = trace.get_current_span()
             if span.is_recording():
                 self._describe(span, status)
 
-    async def _handle(self, call: GrpcCall, request: web.BaseRequest) -> HeadraceError | None:
+    async def _handle(self, call: GrpcCall, exchange: Exchange) -> HeadraceError | None:
         try:
             await within_deadline(self._work(call), call.time_remaining())
         except Exception as raised:  # the boundary: everything becomes a status
-            if isinstance(raised, ConnectionError) and has_gone(request):
+            if isinstance(raised, ConnectionError) and exchange.caller_has_gone:
                 raise
             return as_headrace_error(raised)
         return None
 
     async def _work(self, call: GrpcCall) -> None:
-        await self._behavior(self._parse(await call.message()), call)
+        await self._behavior(self._parse(call.message()), call)
 
     def _parse(self, message: bytes) -> Message:
         try:
@@ -140,16 +109,15 @@ class GrpcMethod:
 class GrpcCall:
     """A call that runs, as a servicer sees it: what it uses of `grpc.aio.ServicerContext`."""
 
-    def __init__(self, request: web.BaseRequest, clock: Clock) -> None:
-        self._request = request
+    def __init__(self, exchange: Exchange, clock: Clock) -> None:
+        self._exchange = exchange
         self._clock = clock
-        self._response: web.StreamResponse | None = None
-        timeout = _timeout_seconds(request.headers.get("grpc-timeout", ""))
+        timeout = _timeout_seconds(exchange.headers.get("grpc-timeout", ""))
         self._deadline = None if timeout is None else clock.monotonic_seconds() + timeout
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the headers."""
-        return tuple(self._request.headers.items())
+        return tuple(self._exchange.headers.items())
 
     def time_remaining(self) -> float | None:
         """Returns the seconds until the caller gives up; None: it does not."""
@@ -159,23 +127,19 @@ class GrpcCall:
 
     async def write(self, message: Message) -> None:
         """Writes a message; waits while its reader lags."""
-        response = self._response
-        if response is None:
-            response = self._response = web.StreamResponse(headers={"Content-Type": _CONTENT_TYPE})
-            await response.prepare(self._request)
-        await response.write(framed(message.SerializeToString()))
+        data = framed(message.SerializeToString())
+        await self._exchange.part(data, content_type=_CONTENT_TYPE)
 
-    async def message(self) -> bytes:
+    def message(self) -> bytes:
         """Returns the request.
 
         Raises:
             InvalidArgument: there is not one message, or it is too large.
             Unimplemented: it is compressed in a way that nobody here knows.
         """
-        try:
-            body = await self._request.read()
-        except web.HTTPRequestEntityTooLarge as error:
-            raise _too_large("the message has") from error
+        if self._exchange.too_large:
+            raise _too_large("the message has")
+        body = self._exchange.body
         if len(body) < PREFIX.size:
             raise InvalidArgument("a call without a message", reason="INVALID_FIELD")
         compressed, length = PREFIX.unpack_from(body)
@@ -185,7 +149,7 @@ class GrpcCall:
         return self._decompressed(message) if compressed else message
 
     def _decompressed(self, message: bytes) -> bytes:
-        encoding = self._request.headers.get("grpc-encoding", "identity")
+        encoding = self._exchange.headers.get("grpc-encoding", "identity")
         if encoding not in _WINDOW_BITS:
             raise Unimplemented(
                 f"no message encoding {encoding}; there are {_ENCODINGS}", reason="INVALID_FIELD"
@@ -203,25 +167,20 @@ class GrpcCall:
             raise InvalidArgument(f"the message is no whole {encoding}", reason="INVALID_FIELD")
         return unpacked
 
-    async def end(self, error: HeadraceError | None) -> web.StreamResponse:
-        """Returns the answer with its status, which is written behind what was written before."""
+    async def end(self, error: HeadraceError | None) -> None:
+        """Writes the status, behind what was written before, and waits until it has left."""
         trailers = _trailers(error)
-        response = self._response
-        if response is None:  # nothing was written: the status takes the place of the headers
-            accepted = {"grpc-accept-encoding": _ENCODINGS}
-            return web.Response(headers={"Content-Type": _CONTENT_TYPE, **accepted, **trailers})
-        writer = self._request.writer
-        assert isinstance(writer, TrailedWriter)  # noqa: S101  # the server makes no other
-        lines = "".join(f"{name}: {value}\r\n" for name, value in trailers.items())
-        writer.trailers = lines.encode("ascii")
+        exchange = self._exchange
+        if exchange.status is None:  # nothing was written: it takes the place of the headers
+            trailers["grpc-accept-encoding"] = _ENCODINGS
+            exchange.whole(b"", content_type=_CONTENT_TYPE, headers=trailers)
+            return
+        exchange.end("".join(f"{name}: {value}\r\n" for name, value in trailers.items()).encode())
         try:
             async with asyncio.timeout(ENDING_SECONDS):
-                await response.write_eof()
-                await writer.drain()
+                await exchange.drain()
         except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-        return response
+            exchange.cut()
 
 
 def _trailers(error: HeadraceError | None) -> dict[str, str]:

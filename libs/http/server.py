@@ -11,17 +11,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import Any
 
 import structlog
-from aiohttp import web
 from google.protobuf import json_format
 from opentelemetry import trace
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
-from libs.http.exchange import CALLER_GONE, Exchange, has_gone
-from libs.http.grpc_method import GrpcMethod, TrailedWriter
+from libs.http.connection import Connection
+from libs.http.exchange import CALLER_GONE, Exchange
+from libs.http.grpc_method import GrpcMethod
 from libs.rpc.framing import PREFIX
 from libs.rpc.handling import MAX_REQUEST_BYTES
 from libs.rpc.status import as_headrace_error, to_status
@@ -32,9 +31,8 @@ _log = structlog.get_logger()
 _tracer = trace.get_tracer("headrace.http")
 
 HEALTH_PATH = "/healthz"
-# The edge lets more pass than aiohttp does by default.
-_MAX_FIELD_BYTES = 64 * 1024
-_MAX_HEADERS = 256
+# The edge closes what it does not use before; this is for one that vanished.
+QUIET_SECONDS = 120.0
 _BACKLOG = 1024
 _CANCELLED_SECONDS = 1.0
 
@@ -48,12 +46,15 @@ _HTTP_STATUSES = {
     "ALREADY_EXISTS": 409,
     "ABORTED": 409,
     "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 499,
+    "CANCELLED": CALLER_GONE,
     "INTERNAL": 500,
     "UNIMPLEMENTED": 501,
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+
+_JSON = "application/json"
+_TEXT = "text/plain"
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -76,13 +77,19 @@ class HttpServer:
         clock: Clock,
     ) -> None:
         self.address = address
-        self._handlers = dict(handlers)
-        self._methods = {method.name: method for method in methods}
+        self._answers: dict[str, tuple[str, Handler]] = {
+            path: (f"POST {path}", partial(_told, handler, clock))
+            for path, handler in handlers.items()
+        }
+        self._body_limits = {}
+        for method in methods:
+            self._answers[method.name] = (method.name.removeprefix("/"), method.answer)
+            self._body_limits[method.name] = PREFIX.size + MAX_REQUEST_BYTES
         self._is_ready = is_ready
         self._drain_seconds = drain_seconds
-        self._clock = clock
-        self._runner: web.ServerRunner | None = None
-        self._running: set[asyncio.Task[Any]] = set()
+        self._connections: set[Connection] = set()
+        self._listening: asyncio.Server | None = None
+        self._sweep: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Binds and serves.
@@ -90,135 +97,114 @@ class HttpServer:
         Raises:
             OSError: the address cannot be bound.
         """
-        server = web.Server(
-            self._answer,
-            request_factory=self._request,
-            handler_cancellation=True,  # a caller that goes away ends what runs for it
-            access_log=None,
-            auto_decompress=False,  # a body that is no JSON is told so, however it is packed
-            max_line_size=_MAX_FIELD_BYTES,
-            max_field_size=_MAX_FIELD_BYTES,
-            max_headers=_MAX_HEADERS,
-        )
-        # aiohttp waits twice: for the handler, and again before it cancels it.
-        self._runner = web.ServerRunner(
-            server, handle_signals=False, shutdown_timeout=self._drain_seconds / 2
-        )
-        await self._runner.setup()
         host, _, port = self.address.rpartition(":")
-        await web.TCPSite(self._runner, host, int(port), backlog=_BACKLOG).start()
-        self.address = f"{host}:{self._runner.addresses[0][1]}"
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(
+            self._connection, host, int(port), backlog=_BACKLOG
+        )
+        self.address = f"{host}:{self._listening.sockets[0].getsockname()[1]}"
+        self._close_quiet()
 
     async def stop(self) -> None:
         """Accepts no more connections, lets running requests end for a time, then cancels them."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-        if self._running:  # cancelled now: what they used is still to be written down
-            await asyncio.wait(self._running, timeout=_CANCELLED_SECONDS)
+        if self._listening is None or self._sweep is None:
+            return
+        self._sweep.cancel()
+        self._listening.close()
+        for connection in list(self._connections):
+            connection.finish()
+        await self._until_done(self._drain_seconds)
+        for task in self._running():
+            task.cancel()
+        await self._until_done(_CANCELLED_SECONDS)  # what they used is still to be written down
+        for connection in list(self._connections):
+            connection.transport.abort()
 
-    def _request(
-        self, message: Any, payload: Any, protocol: Any, _writer: Any, task: Any
-    ) -> web.BaseRequest:
-        """Makes a request as aiohttp does, but with a longer body, and trailers in its answer."""
-        loop = asyncio.get_running_loop()
-        writer = TrailedWriter(protocol, loop)
-        prefix = PREFIX.size if message.path in self._methods else 0
-        limit = MAX_REQUEST_BYTES + prefix
-        return web.BaseRequest(
-            message, payload, protocol, writer, task, loop, client_max_size=limit
+    def _connection(self) -> Connection:
+        connection = Connection(
+            self._answer,
+            max_body_bytes=lambda path: self._body_limits.get(path, MAX_REQUEST_BYTES),
+            on_lost=self._connections.discard,
         )
+        self._connections.add(connection)
+        return connection
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = request.path
-        if path == HEALTH_PATH:
+    def _running(self) -> list[asyncio.Task[None]]:
+        return [one.task for one in self._connections if one.task is not None]
+
+    async def _until_done(self, timeout_seconds: float) -> None:
+        if running := self._running():
+            await asyncio.wait(running, timeout=timeout_seconds)
+
+    def _close_quiet(self) -> None:
+        loop = asyncio.get_running_loop()
+        for connection in list(self._connections):
+            quiet_seconds = loop.time() - connection.quiet_since_seconds
+            if connection.task is None and quiet_seconds > QUIET_SECONDS:
+                connection.finish()
+        self._sweep = loop.call_later(QUIET_SECONDS, self._close_quiet)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        if exchange.path == HEALTH_PATH:
             healthy = HTTPStatus.OK if self._is_ready() else HTTPStatus.SERVICE_UNAVAILABLE
-            return web.Response(status=healthy)
-        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-        if request.method != "POST":
-            return _no_such_path()
-        if (method := self._methods.get(path)) is not None:
-            name, answer = path.removeprefix("/"), method.answer
-        elif (handler := self._handlers.get(path)) is not None:
-            name, answer = f"POST {path}", partial(self._told, path, handler)
-        else:
-            return _no_such_path()
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # a coroutine runs in a task
-        self._running.add(task)
-        try:
-            with server_span(_tracer, name, traceparent=request.headers.get("traceparent")):
-                return await answer(request)
-        finally:
-            self._running.discard(task)
-
-    async def _told(
-        self, path: str, handler: Handler, request: web.BaseRequest
-    ) -> web.StreamResponse:
-        """Handles a request and tells metrics, span and log how it ended."""
-        started = self._clock.monotonic_seconds()
-        status = CALLER_GONE
-        try:
-            response, status = await _handled(handler, request)
-            return response
-        finally:
-            seconds = self._clock.monotonic_seconds() - started
-            http_metrics.handled(path, status, seconds)
-            span = trace.get_current_span()
-            if span.is_recording():
-                span.set_attributes(
-                    {
-                        "http.request.method": "POST",
-                        "http.route": path,
-                        "http.response.status_code": status,
-                    }
-                )
-                if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                    span.set_status(trace.StatusCode.ERROR)
-            # What went well is in the metrics, the edge's access log and the handler's own line.
-            if status != HTTPStatus.OK:
-                _log.info("http", path=path, status=status, duration_seconds=round(seconds, 6))
+            exchange.whole(b"", content_type=_TEXT, status=healthy)
+            return
+        found = self._answers.get(exchange.path)
+        if found is None or exchange.method != "POST":
+            _fail(exchange, Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
+            return
+        name, answer = found
+        with server_span(_tracer, name, traceparent=exchange.headers.get("traceparent")):
+            await answer(exchange)
 
 
-async def _handled(handler: Handler, request: web.BaseRequest) -> tuple[web.StreamResponse, int]:
-    """Returns the answer, and the status that stands for what happened, if it came too late."""
-    exchange: Exchange | None = None
+async def _told(handler: Handler, clock: Clock, exchange: Exchange) -> None:
+    """Handles a request and tells metrics, span and log how it ended."""
+    started = clock.monotonic_seconds()
+    status = CALLER_GONE
     try:
-        exchange = Exchange(request, await _body(request))
+        status = await _handled(handler, exchange)
+    finally:
+        seconds = clock.monotonic_seconds() - started
+        http_metrics.handled(exchange.path, status, seconds)
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    "http.request.method": "POST",
+                    "http.route": exchange.path,
+                    "http.response.status_code": status,
+                }
+            )
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                span.set_status(trace.StatusCode.ERROR)
+        # What went well is in the metrics, the edge's access log and the handler's own line.
+        if status != HTTPStatus.OK:
+            _log.info("http", path=exchange.path, status=status, duration_seconds=round(seconds, 6))
+
+
+async def _handled(handler: Handler, exchange: Exchange) -> int:
+    """Answers, and returns the status that stands for what happened, if it came too late."""
+    try:
+        if exchange.too_large:
+            text = f"longer than {MAX_REQUEST_BYTES} bytes"
+            raise InvalidArgument.too_large("body", text, limit_bytes=MAX_REQUEST_BYTES)  # noqa: TRY301  # one place answers errors
         await handler(exchange)
     except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
-        response = exchange.response if exchange else None
-        if isinstance(raised, ConnectionError) and has_gone(request):
-            return response or web.Response(status=CALLER_GONE), CALLER_GONE
+        if isinstance(raised, ConnectionError) and exchange.caller_has_gone:
+            return CALLER_GONE
         error = as_headrace_error(raised)
-        status = _HTTP_STATUSES[error.code]
-        if response is None or not response.prepared:
-            return _failure(error), status
-        # Too late for a status. Of its own errors a handler has told; what nobody foresaw cuts the
-        # answer, so that it does not look complete.
-        if error is not raised and request.transport is not None:
-            request.transport.abort()
-        return response, status
-    assert exchange.response is not None  # noqa: S101  # a handler answers or raises
-    return exchange.response, exchange.response.status
+        if exchange.status is None:
+            _fail(exchange, error)
+        elif error is not raised:
+            # Too late for a status. Of its own errors a handler has told; what nobody foresaw cuts
+            # the answer, so that it does not look complete.
+            exchange.cut()
+        return _HTTP_STATUSES[error.code]
+    return HTTPStatus.OK
 
 
-async def _body(request: web.BaseRequest) -> bytes:
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        text = f"longer than {MAX_REQUEST_BYTES} bytes"
-        raise InvalidArgument.too_large("body", text, limit_bytes=MAX_REQUEST_BYTES) from error
-
-
-def _no_such_path() -> web.Response:
-    return _failure(Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
-
-
-def _failure(error: HeadraceError) -> web.Response:
-    return web.Response(
-        status=_HTTP_STATUSES[error.code],
-        text=json_format.MessageToJson(
-            to_status(error), preserving_proto_field_name=True, indent=None
-        ),
-        content_type="application/json",
-    )
+def _fail(exchange: Exchange, error: HeadraceError) -> None:
+    status = to_status(error)
+    text = json_format.MessageToJson(status, preserving_proto_field_name=True, indent=None)
+    exchange.whole(text.encode(), content_type=_JSON, status=_HTTP_STATUSES[error.code])

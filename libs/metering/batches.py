@@ -29,7 +29,7 @@ MAX_BATCH_RECORDS = 256
 MAX_WAITING_RECORDS = 100_000
 MIN_TIMEOUT_SECONDS = 0.05
 # Where records come together the next ones are awaited so long: messages cost more than records.
-GATHER_SECONDS = 0.003
+GATHER_SECONDS = 0.001
 FULL_RETRY_AFTER_SECONDS = 1.0
 
 

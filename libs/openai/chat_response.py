@@ -59,7 +59,7 @@ def error_event(error: HeadraceError) -> bytes:
 
     Without it a stream that breaks looks to an HTTP/1.1 client as one that ended well.
     """
-    return f"data: {to_json(error_object(error))}\n\n".encode()
+    return b"data: %b\n\n" % to_json(error_object(error))
 
 
 class ChunkWriter:
@@ -83,7 +83,7 @@ class ChunkWriter:
             }
         )
         # Without the closing brace: `choices` and what else belongs to a chunk follow.
-        self._head = f"data: {head[:-1]},".encode()
+        self._head = b"data: %b," % head[:-1]
         # Where usage was asked for, every chunk has the member and all but the last have null.
         self._tail = b',"usage":null' if include_usage else b""
         self._before_text = self._head + b'"choices":[{"index":0,"delta":{"content":'
@@ -95,7 +95,7 @@ class ChunkWriter:
 
     def delta(self, text: str) -> bytes:
         """Returns the event of more text."""
-        return self._before_text + to_json(text).encode() + self._after_text
+        return self._before_text + to_json(text) + self._after_text
 
     def finish(self, finish_reason: str, served: Served) -> bytes:
         """Returns the event that ends the text. It tells what answered and what it cost."""
@@ -103,12 +103,12 @@ class ChunkWriter:
             "system_fingerprint": served.fingerprint,
             "headrace": served.to_json_object(),
         }
-        return self._choice({}, finish_reason) + f",{to_json(extra)[1:]}\n\n".encode()
+        return b"%b,%b\n\n" % (self._choice({}, finish_reason), to_json(extra)[1:])
 
     def usage(self, usage: model_pb2.TokenUsage) -> bytes:
         """Returns the event with the usage, which has no choices."""
         last = {"choices": [], "usage": usage_object(usage)}
-        return self._head + f"{to_json(last)[1:]}\n\n".encode()
+        return b"%b%b\n\n" % (self._head, to_json(last)[1:])
 
     def _choice(self, delta: Json, finish_reason: str | None) -> bytes:
         choice = {
@@ -117,4 +117,4 @@ class ChunkWriter:
             "logprobs": None,
             "finish_reason": finish_reason,
         }
-        return self._head + f'"choices":[{to_json(choice)}]'.encode() + self._tail
+        return b'%b"choices":[%b]%b' % (self._head, to_json(choice), self._tail)

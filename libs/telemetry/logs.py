@@ -8,9 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from libs.telemetry.lines import LineWriter
 
 # Chatty at `info`, and nothing that we would act on.
 _QUIET_LIBRARIES = ("asyncio", "aiosqlite", "alembic", "urllib3")
@@ -29,21 +32,21 @@ def setup_logging(*, service: str, level: str) -> None:
     if threshold is None:
         raise ValueError(f"log level {level!r} is none of debug, info, warning, error")
     shared = _processors(service)
+    lines = LineWriter(sys.stdout.buffer)
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=lambda *_args: lines,
         cache_logger_on_first_use=True,
     )
     _route_standard_library(shared, threshold)
 
 
-def _to_json(event: EventDict, **_default: Any) -> str:
-    return _encode(event)
-
-
-# Made once: `json.dumps` would make one for each line. What JSON cannot say is told as `repr` does.
-_encode = json.JSONEncoder(default=repr).encode
+def _to_json(event: EventDict, **_default: Any) -> bytes:
+    try:
+        return orjson.dumps(event, default=repr)
+    except TypeError:  # among others, half of a surrogate pair and an integer of more than 64 bits
+        return json.dumps(event, default=repr).encode()
 
 
 def _processors(service: str) -> list[Processor]:

@@ -30,7 +30,7 @@ _BATCH_EVENTS = Histogram(
 
 MAX_BATCH_EVENTS = 256
 # Transactions begin no faster: what comes in between shares the next one.
-GATHER_SECONDS = 0.020
+GATHER_SECONDS = 0.050
 
 
 @dataclass(eq=False)

@@ -80,7 +80,7 @@ async def write_embedding_response(answer: Answer, *, model: str, as_base64: boo
             )
         )
     tail = to_json({"model": model, **_account(answer)})
-    return f'{{"object":"list","data":[{",".join(items)}],{tail[1:]}'.encode()
+    return f'{{"object":"list","data":[{",".join(items)}],{tail[1:].decode()}'.encode()
 
 
 def _vector(vector: Vector, as_base64: bool) -> str:

@@ -11,6 +11,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+import orjson
+
 from services.inference.domain import BackendFailedError, Ending, Piece
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -193,7 +195,7 @@ def _string(raw: bytes) -> str | None:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = _loads(data)
     except (ValueError, RecursionError) as error:
         raise BackendFailedError("the provider sends what is no JSON") from error
     if not isinstance(value, dict):
@@ -202,6 +204,13 @@ def _object(data: bytes) -> dict[str, Any]:
         told = told_error(data)
         raise BackendFailedError(f"the provider sends an error: {told.code} {told.message}")
     return value
+
+
+def _loads(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except ValueError:  # among others, half of a surrogate pair: the next event may have the other
+        return json.loads(data)
 
 
 def _first_choice(value: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class ChatCompletions:
             usage=final.usage,
             served=_served(final),
         )
-        return to_json(completion).encode()
+        return to_json(completion)
 
     async def _stream(
         self, asked: ChatRequest, call: ChatCall, identity: Identity, write: Events

@@ -7,18 +7,19 @@ Connections whose answer was read to its end are kept for the next request.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
-import aiohttp
+import orjson
 import structlog
-from yarl import URL
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from libs.http.client import HttpClient
+from libs.http.response import HttpError, Response
 from services.inference import metrics
 from services.inference.api_keys import ApiKeys
 from services.inference.domain import (
@@ -46,9 +47,6 @@ MAX_ERROR_BYTES = 64 * 1024
 # An answer that is not streamed shows no token until it is complete.
 WHOLE_ANSWER_SECONDS = 300.0
 
-# Made once: `json.dumps` would make one for each request.
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
-
 _HEADERS = {
     "Content-Type": "application/json",
     "Accept": "text/event-stream, application/json",
@@ -64,18 +62,19 @@ class Provider:
     def __init__(
         self, base_url: str, *, api_key_name: str, keys: ApiKeys, stall: StallLimits, clock: Clock
     ) -> None:
-        self._url = URL(base_url.rstrip("/") + "/chat/completions")
+        self._host = urlsplit(base_url).hostname or ""
         self._api_key_name = api_key_name
         self._keys = keys
         self._stall = stall
         self._stall_of_whole = replace(stall, first_token_seconds=WHOLE_ANSWER_SECONDS)
         self._clock = clock
         self._running = 0
-        self._lingering: set[aiohttp.ClientResponse] = set()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        self._lingering: set[Response] = set()
+        self._client = HttpClient(
+            base_url.rstrip("/") + "/chat/completions",
+            headers=_HEADERS,
+            connect_seconds=CONNECT_SECONDS,
+            keep_alive_seconds=KEEP_ALIVE_SECONDS,
         )
 
     async def generate(
@@ -123,16 +122,14 @@ class Provider:
         """Closes all connections."""
         for response in self._lingering:
             response.close()
-        await self._session.close()
+        self._client.close()
 
     async def _answer(
         self, request: bytes, *, stall: StallLimits, delivered: Delivered, relay: Sink
     ) -> Ending:
         headers = self._headers()
         with StallGuard(stall) as guard, _failures_of_http():
-            response = await self._session.post(
-                self._url, data=request, headers=headers, allow_redirects=False
-            )
+            response = await self._client.post(request, headers=headers)
             answer = ProviderAnswer(delivered=delivered, relay=relay, guard=guard)
             try:
                 await self._check_status(response)
@@ -142,16 +139,16 @@ class Provider:
                 raise
             self._linger(response)
         if not answer.has_usage:
-            metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels(self._url.host).inc()
-            _log.warning("provider told no usage: chunks are counted", provider=self._url.host)
+            metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels(self._host).inc()
+            _log.warning("provider told no usage: chunks are counted", provider=self._host)
         return ending
 
-    def _linger(self, response: aiohttp.ClientResponse) -> None:
+    def _linger(self, response: Response) -> None:
         """Lets HTTP end after the answer: that puts the connection back into the pool.
 
         Mostly it has by now. A provider that keeps it open longer gets a new connection next time.
         """
-        if response.closed:
+        if response.done:
             return
 
         def ended() -> None:
@@ -164,12 +161,12 @@ class Provider:
 
         self._lingering.add(response)
         timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, cut)
-        response.content.on_eof(ended)
+        response.on_done(ended)
 
     def _headers(self) -> Mapping[str, str]:
         if not self._api_key_name:
-            return _HEADERS
-        return _HEADERS | {"Authorization": f"Bearer {self._key()}"}
+            return {}
+        return {"Authorization": f"Bearer {self._key()}"}
 
     def _key(self) -> str:
         try:
@@ -177,7 +174,7 @@ class Provider:
         except FailedPrecondition as error:
             raise misconfigured(error.message) from error
 
-    async def _check_status(self, response: aiohttp.ClientResponse) -> None:
+    async def _check_status(self, response: Response) -> None:
         if response.status == HTTPStatus.OK:
             return
         body = await read_body(response, MAX_ERROR_BYTES)
@@ -201,14 +198,14 @@ def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> byt
     if call.streamed:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
-    return _to_json(body).encode()
+    return orjson.dumps(body)
 
 
 @contextmanager
 def _failures_of_http() -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientError, OSError) as error:  # timeouts are among the latter
+    except (HttpError, OSError) as error:  # timeouts are among the latter
         raise failed(f"{type(error).__name__}: {error}") from error
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import aiohttp
-
+from libs.http.response import Response
 from services.inference.chat_events import ChatEvents, whole_answer
 from services.inference.domain import BackendFailedError, Delivered, Ending, Piece
 from services.inference.relay import Sink
@@ -27,15 +26,15 @@ class ProviderAnswer:
         self._relay = relay
         self._guard = guard
 
-    async def read(self, response: aiohttp.ClientResponse) -> Ending:
+    async def read(self, response: Response) -> Ending:
         """Reads the answer, as events or, of a provider that does not stream, as one object.
 
         Raises:
             BackendFailedError: it is no answer, or was cut.
-            aiohttp.ClientError: the connection broke.
+            HttpError: the connection broke.
         """
         if response.content_type == "text/event-stream":
-            ending = await self._read_events(response.content)
+            ending = await self._read_events(response)
         elif response.content_type == "application/json":
             ending = self._take_whole(await read_body(response, MAX_WHOLE_BYTES))
         else:
@@ -44,10 +43,10 @@ class ProviderAnswer:
         self._delivered.token_count = ending.completion_tokens
         return ending
 
-    async def _read_events(self, content: aiohttp.StreamReader) -> Ending:
+    async def _read_events(self, response: Response) -> Ending:
         events = ChatEvents()
         chunks = 0
-        while not events.done and (data := await content.readany()):
+        while not events.done and (data := await response.read()):
             piece = events.feed(data)
             if events.chunks != chunks:
                 chunks = events.chunks
@@ -73,14 +72,14 @@ class ProviderAnswer:
         return answer.ending
 
 
-async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def read_body(response: Response, limit: int) -> bytes:
     """Reads a body to its end.
 
     Raises:
         BackendFailedError: it has more bytes than the limit.
     """
     body = bytearray()
-    while data := await response.content.readany():
+    while data := await response.read():
         body += data
         if len(body) > limit:
             raise BackendFailedError(f"the provider answers with more than {limit} bytes")

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2, status_pb2
@@ -18,6 +17,7 @@ from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from libs.clock import SystemClock
+from libs.http.exchange import Exchange
 from libs.http.grpc_method import Behavior, GrpcCall, GrpcMethod
 from tests.support.edge import serving_http
 
@@ -152,9 +152,9 @@ class _Method(GrpcMethod):
         self._service = service
 
     @override
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, exchange: Exchange) -> None:
         try:
-            return await super().answer(request)
+            await super().answer(exchange)
         finally:
             self._service.answered.release()
 
