@@ -10,13 +10,14 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import cast
 from urllib.parse import urlsplit
 
 import aiohappyeyeballs
 import httptools
+from aiohappyeyeballs import AddrInfoType
 from typing_extensions import override
 
 from libs.http.response import HttpError, Response
@@ -24,9 +25,12 @@ from libs.http.response import HttpError, Response
 MAX_HEAD_BYTES = 64 * 1024
 # Another of a host's addresses is tried beside the first after so long (RFC 8305).
 NEXT_ADDRESS_SECONDS = 0.25
+# Many connections at once ask for the addresses of their host once.
+ADDRESSES_SECONDS = 10.0
 
 _PORTS = {"http": 80, "https": 443}
 _FIRST_FINAL_STATUS = 200
+_WRITE_BYTES = 64 * 1024
 
 
 class HttpClient:
@@ -62,6 +66,10 @@ class HttpClient:
         self._head = f"POST {target} HTTP/1.1\r\nhost: {named}\r\n{_lines(headers)}"
         self._idle: deque[ClientConnection] = deque()
         self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._looking_up = asyncio.Lock()
+        self._found: Sequence[AddrInfoType] = ()
+        self._found_until_seconds = 0.0
 
     async def post(self, body: bytes, *, headers: Mapping[str, str]) -> Response:
         """Sends a request and returns its answer when its head has come.
@@ -70,16 +78,14 @@ class HttpClient:
             HttpError: the server does not speak HTTP, or closed the connection.
             OSError: it cannot be reached, `TimeoutError` included.
         """
-        connection = self._kept() or await self._connected()
         head = f"{self._head}{_lines(headers)}content-length: {len(body)}\r\n\r\n"
-        try:
-            return await connection.send(head.encode("latin-1") + body)
-        except BaseException:
-            connection.abort()
-            raise
+        request = head.encode("latin-1") + body
+        connection = self._kept() or await self._connected()
+        return await connection.send(request)
 
     def close(self) -> None:
-        """Closes the connections that no answer uses."""
+        """Closes the connections that no answer uses, and the others when their answers end."""
+        self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
         while self._idle:
@@ -93,6 +99,9 @@ class HttpClient:
         return None
 
     def _keep(self, connection: ClientConnection) -> None:
+        if self._closed:
+            connection.abort()
+            return
         self._idle.append(connection)
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(
@@ -111,19 +120,38 @@ class HttpClient:
             self._sweep = loop.call_at(at, self._close_unused)
 
     async def _connected(self) -> ClientConnection:
+        what = f"no connection to {self._host}:{self._port}"
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                return await self._connect()
+        except TimeoutError as error:
+            raise TimeoutError(f"{what} in {self._connect_seconds:g} s") from error
+        except (socket.gaierror, RuntimeError) as error:  # the latter is uvloop's
+            raise ConnectionError(f"{what}: {error}") from error
+
+    async def _connect(self) -> ClientConnection:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._connect_seconds):
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            sock = await aiohappyeyeballs.start_connection(
-                found, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS
-            )
-            _, connection = await loop.create_connection(
-                lambda: ClientConnection(on_free=self._keep),
-                sock=sock,
-                ssl=_tls() if self._secure else None,
-                server_hostname=self._host if self._secure else None,
-            )
+        sock = await aiohappyeyeballs.start_connection(
+            await self._addresses(), happy_eyeballs_delay=NEXT_ADDRESS_SECONDS
+        )
+        _, connection = await loop.create_connection(
+            lambda: ClientConnection(on_free=self._keep),
+            sock=sock,
+            ssl=_tls() if self._secure else None,
+            server_hostname=self._host.rstrip(".") if self._secure else None,
+        )
         return connection
+
+    async def _addresses(self) -> Sequence[AddrInfoType]:
+        """Looks the host up, once for all connections that are made in a while."""
+        loop = asyncio.get_running_loop()
+        async with self._looking_up:
+            if loop.time() >= self._found_until_seconds:
+                self._found = await loop.getaddrinfo(
+                    self._host, self._port, type=socket.SOCK_STREAM
+                )
+                self._found_until_seconds = loop.time() + ADDRESSES_SECONDS
+        return self._found
 
 
 class ClientConnection(asyncio.Protocol):
@@ -144,6 +172,7 @@ class ClientConnection(asyncio.Protocol):
         self._response: Response | None = None
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
+        self._unparsed_bytes = 0  # since there was anything to make of them
         self._interim = False
 
     @property
@@ -157,9 +186,16 @@ class ClientConnection(asyncio.Protocol):
         Raises:
             HttpError: it did not come.
         """
-        self._answered = self._loop.create_future()
-        self._transport.write(request)
-        return await self._answered
+        answered: asyncio.Future[Response] = self._loop.create_future()
+        self._answered = answered
+        for at in range(0, len(request), _WRITE_BYTES):
+            self._transport.write(request[at : at + _WRITE_BYTES])
+        try:
+            return await answered
+        except BaseException:
+            if self._answered is answered:  # else it is answered, and may be another's by now
+                self.abort()
+            raise
 
     def abort(self) -> None:
         """Closes the connection, whatever is on its way."""
@@ -171,11 +207,20 @@ class ClientConnection(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        self._unparsed_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._end(HttpError(f"the server breaks HTTP: {error.__context__ or error}"))
-            self._transport.abort()
+        except httptools.HttpParserUpgrade:
+            self._break("it changes to another protocol")
+        except httptools.HttpParserError as error:
+            self._break(error.__context__ or error)
+        else:
+            if self._unparsed_bytes > MAX_HEAD_BYTES:
+                self._break("a head without bounds")
+
+    def _break(self, why: object) -> None:
+        self._end(HttpError(f"the server breaks HTTP: {why}"))
+        self._transport.abort()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -198,10 +243,12 @@ class ClientConnection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES:
             raise HttpError("a head without bounds")
-        self._headers.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
+        if self._response is None:  # else it is a trailer
+            self._headers.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
+        self._unparsed_bytes = 0
         status = self._parser.get_status_code()
         self._interim = status < _FIRST_FINAL_STATUS
         if self._interim or self._answered is None:
@@ -212,18 +259,20 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A part of its body came."""
+        self._unparsed_bytes = 0
         if self._response is not None:
             self._response.feed(data)
 
     def on_message_complete(self) -> None:
         """It is complete."""
+        self._unparsed_bytes = 0
         if self._interim:
             return
         # A server that answers before it has read all of a request may not read the rest.
         reusable = self._parser.should_keep_alive() and not self._transport.get_write_buffer_size()
         self._end(None)
         if not reusable:
-            self._transport.close()
+            self._transport.abort()  # `close` would send the rest of the request first
         elif self.usable:
             self.idle_since_seconds = self._loop.time()
             self._on_free(self)
@@ -246,6 +295,6 @@ def _tls() -> ssl.SSLContext:
 
 def _lines(headers: Mapping[str, str]) -> str:
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if lines.count("\n") != len(headers):
+    if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
         raise ValueError("a header's value has more than one line")
     return lines

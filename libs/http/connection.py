@@ -39,25 +39,29 @@ class Connection(asyncio.Protocol):
         answer: Callable[[Exchange], Awaitable[None]],
         *,
         max_body_bytes: Callable[[str], int],
+        on_made: Callable[[Connection], None],
         on_lost: Callable[[Connection], None],
     ) -> None:
         """Makes a connection.
 
         Args:
-            answer: answers a request, and raises nothing.
+            answer: answers a request.
             max_body_bytes: how long the body of a request to a path may be.
-            on_lost: hears of its end.
+            on_made: hears of its begin.
+            on_lost: hears of its end, when it is closed and nothing works for it any more.
         """
         self.transport: asyncio.Transport
         self._answer = answer
         self._max_body_bytes = max_body_bytes
+        self._on_made = on_made
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._path = ""
         self._headers: dict[str, str] = {}
-        self._head_bytes = 0
+        self._in_head = False
+        self._head_bytes = self._untold_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = self._body_limit = 0
         self._exchange: Exchange | None = None
@@ -96,13 +100,20 @@ class Connection(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self._on_made(self)
 
     @override
     def data_received(self, data: bytes) -> None:
+        self._untold_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._refuse()
+            if not isinstance(error.__context__, ValueError | None):
+                raise  # not the caller's fault
+        else:
+            if self._untold_bytes > MAX_HEAD_BYTES:  # of a header that does not end
+                self._refuse()
 
     @override
     def pause_writing(self) -> None:
@@ -117,18 +128,23 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._waiting.clear()
         self._let_writer_go_on()
-        if self._task is not None:
+        if self._task is None:
+            self._on_lost(self)
+        else:
             self._task.cancel()
-        self._on_lost(self)
+            self._task.add_done_callback(lambda _: self._on_lost(self))
+        del self._parser  # each knows the other: only the garbage collector would find them
 
-    # What the parser calls. It makes an error of its own of whatever is raised here.
+    # What the parser calls. It makes an error of its own of whatever is raised here, and waits for
+    # the end of a header before it tells of it.
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._url = b""
         self._headers = {}
+        self._in_head = True
         self._head_bytes = self._body_bytes = 0
-        self._body = []
+        self.quiet_since_seconds = self._loop.time()
 
     def on_url(self, url: bytes) -> None:
         """A part of its target came."""
@@ -138,22 +154,26 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header came, or a trailer."""
         self._count_head(len(name) + len(value))
+        if not self._in_head:  # the edge checks headers, and lets trailers pass
+            return
         key, text = name.lower().decode("latin-1"), value.decode("latin-1")
         known = self._headers.get(key)
         self._headers[key] = text if known is None else f"{known}, {text}"
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
+        self._in_head = False
         if self._parser.get_http_version() != _VERSION:
             raise ValueError("another version of HTTP")
         self._path = self._url.partition(b"?")[0].decode("latin-1")
         self._body_limit = self._max_body_bytes(self._path)
-        if self._headers.get("expect") == "100-continue":
+        if self._exchange is None and self._headers.get("expect", "").lower() == "100-continue":
             self.transport.write(_CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         """A part of its body came."""
         self._body_bytes += len(data)
+        self._untold_bytes = 0
         if self._body_bytes <= self._body_limit:
             self._body.append(data)
             return
@@ -163,14 +183,15 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """It is complete."""
-        if self._closes:  # the answer before this told so
+        body, self._body = b"".join(self._body), []
+        if self._closes or self.transport.is_closing():  # the answer before this told so
             return
         exchange = Exchange(
             self,
             method=self._parser.get_method().decode("latin-1"),
             path=self._path,
             headers=self._headers,
-            body=b"".join(self._body),
+            body=body,
             too_large=self._body_bytes > self._body_limit,
             keep_alive=self._parser.should_keep_alive(),
         )
@@ -181,6 +202,7 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _count_head(self, size: int) -> None:
+        self._untold_bytes = 0
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES:
             raise ValueError("a head without bounds")
@@ -192,6 +214,11 @@ class Connection(asyncio.Protocol):
     async def _run(self, exchange: Exchange) -> None:
         try:
             await self._answer(exchange)
+        except BaseException as raised:
+            gone = self.transport.is_closing()
+            self.transport.abort()  # half of an answer must not look whole
+            if not (gone and isinstance(raised, ConnectionError)):
+                raise
         finally:
             self._exchange = self._task = None
             self.quiet_since_seconds = self._loop.time()

@@ -97,7 +97,8 @@ class Exchange:
     ) -> None:
         """Answers with one body."""
         head = self._head(status, content_type, headers or {})
-        self._write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        sent = b"" if self.method == "HEAD" else body
+        self._write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), sent))
 
     async def part(self, data: bytes, *, content_type: str) -> None:
         """Answers with a part of a body, more of which may follow; waits while its reader lags.
@@ -105,7 +106,7 @@ class Exchange:
         Raises:
             ConnectionResetError: the caller has gone.
         """
-        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""  # of length 0 is the last
         if not self._in_parts:
             self._in_parts = True
             head = self._head(200, content_type, {})
@@ -132,6 +133,8 @@ class Exchange:
         self._connection.transport.abort()
 
     def _head(self, status: int, content_type: str, headers: Mapping[str, str]) -> bytes:
+        if self.status is not None:
+            raise RuntimeError("it was answered before")
         self.status = status
         lines = f"content-type: {content_type}\r\n"
         for name, value in headers.items():

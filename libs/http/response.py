@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Callable, Mapping
 
 # So much may wait unread; then the server is held back.
 MAX_UNREAD_BYTES = 256 * 1024
-MAX_UNPACKED_BYTES = 16 * 1024 * 1024
 
-_GZIP_OR_ZLIB = 47  # zlib's window bits: it looks which of both it is
+# Nobody here unpacks: requests ask for answers as they are, so that tokens are not held back.
+_PACKED = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
 
 
 class HttpError(Exception):
@@ -40,8 +39,6 @@ class Response:
         self._error: HttpError | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._on_done: Callable[[], None] | None = None
-        encoding = headers.get("content-encoding", "identity")
-        self._unpacking = zlib.decompressobj(_GZIP_OR_ZLIB) if encoding != "identity" else None
 
     @property
     def content_type(self) -> str:
@@ -52,8 +49,10 @@ class Response:
         """Returns what has come since the last call, waits if that is nothing; empty: the end.
 
         Raises:
-            HttpError: the answer was cut.
+            HttpError: the answer was cut, or is compressed.
         """
+        if (encoding := self.headers.get("content-encoding", "").lower()) in _PACKED:
+            raise HttpError(f"the answer is compressed, though nobody asked for {encoding}")
         while not self._parts:
             if self.done:
                 if self._error is not None:
@@ -78,45 +77,39 @@ class Response:
     # What the connection calls.
 
     def feed(self, data: bytes) -> None:
-        """Takes a part of the body.
-
-        Raises:
-            HttpError: it is packed in a way that nobody here knows, or too tightly.
-        """
-        if self._unpacking is not None and not (data := self._unpacked(data)):
-            return
+        """Takes a part of the body."""
         self._parts.append(data)
         self._unread_bytes += len(data)
         if self._unread_bytes > MAX_UNREAD_BYTES:
-            self._transport.pause_reading()
+            self._hold_back()
         self._wake()
 
     def end(self, error: HttpError | None) -> None:
         """Notes that nothing more will come; None: all has."""
         self.done = True
         self._error = error
-        if error is None and self._unpacking is not None and not self._unpacking.eof:
-            self._error = HttpError("the end of what was packed is missing")
         self._let_come()
         self._wake()
         if self._on_done is not None:
             self._on_done()
 
-    def _unpacked(self, data: bytes) -> bytes:
-        assert self._unpacking is not None  # noqa: S101  # the caller looked
-        try:
-            unpacked = self._unpacking.decompress(data, MAX_UNPACKED_BYTES)
-        except zlib.error as error:
-            encoding = self.headers["content-encoding"]
-            raise HttpError(f"an encoding that nobody asked for: {encoding}") from error
-        if self._unpacking.unconsumed_tail:
-            raise HttpError(f"unpacked, more than {MAX_UNPACKED_BYTES} bytes")
-        return unpacked
+    def _hold_back(self) -> None:
+        self._transport.pause_reading()
+        # uvloop drops what TLS holds when the connection ends: TLS is to stop at the first byte.
+        if hasattr(self._transport, "set_read_buffer_limits"):
+            self._transport.set_read_buffer_limits(high=1)
 
     def _let_come(self) -> None:
         if self._unread_bytes > MAX_UNREAD_BYTES:
             self._transport.resume_reading()
+            # Behind what TLS holds: the connection's end must not overtake it.
+            asyncio.get_running_loop().call_soon(self._unlimit)
         self._unread_bytes = 0
+
+    def _unlimit(self) -> None:
+        reading = self._transport.is_reading() and not self._transport.is_closing()
+        if reading and hasattr(self._transport, "set_read_buffer_limits"):
+            self._transport.set_read_buffer_limits()
 
     def _wake(self) -> None:
         if self._arrived is not None and not self._arrived.done():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 
@@ -88,6 +89,9 @@ class HttpServer:
         self._is_ready = is_ready
         self._drain_seconds = drain_seconds
         self._connections: set[Connection] = set()
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+        self._stops = False
         self._listening: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -109,38 +113,50 @@ class HttpServer:
         """Accepts no more connections, lets running requests end for a time, then cancels them."""
         if self._listening is None or self._sweep is None:
             return
+        self._stops = True
         self._sweep.cancel()
         self._listening.close()
         for connection in list(self._connections):
             connection.finish()
-        await self._until_done(self._drain_seconds)
-        for task in self._running():
-            task.cancel()
-        await self._until_done(_CANCELLED_SECONDS)  # what they used is still to be written down
+        await self._until_none_left(self._drain_seconds)
+        for connection in list(self._connections):
+            if connection.task is not None:
+                connection.task.cancel()
+        await self._until_none_left(_CANCELLED_SECONDS)  # what was used is still to be written down
         for connection in list(self._connections):
             connection.transport.abort()
 
     def _connection(self) -> Connection:
-        connection = Connection(
+        return Connection(
             self._answer,
             max_body_bytes=lambda path: self._body_limits.get(path, MAX_REQUEST_BYTES),
-            on_lost=self._connections.discard,
+            on_made=self._made,
+            on_lost=self._lost,
         )
+
+    def _made(self, connection: Connection) -> None:
         self._connections.add(connection)
-        return connection
+        self._none_left.clear()
+        if self._stops:
+            connection.finish()
 
-    def _running(self) -> list[asyncio.Task[None]]:
-        return [one.task for one in self._connections if one.task is not None]
+    def _lost(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._none_left.set()
 
-    async def _until_done(self, timeout_seconds: float) -> None:
-        if running := self._running():
-            await asyncio.wait(running, timeout=timeout_seconds)
+    async def _until_none_left(self, timeout_seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._none_left.wait()
 
     def _close_quiet(self) -> None:
         loop = asyncio.get_running_loop()
         for connection in list(self._connections):
             quiet_seconds = loop.time() - connection.quiet_since_seconds
             if connection.task is None and quiet_seconds > QUIET_SECONDS:
+                if connection.transport.is_closing():  # since the last time: nobody reads
+                    connection.transport.abort()
                 connection.finish()
         self._sweep = loop.call_later(QUIET_SECONDS, self._close_quiet)
 
@@ -190,6 +206,8 @@ async def _handled(handler: Handler, exchange: Exchange) -> int:
             text = f"longer than {MAX_REQUEST_BYTES} bytes"
             raise InvalidArgument.too_large("body", text, limit_bytes=MAX_REQUEST_BYTES)  # noqa: TRY301  # one place answers errors
         await handler(exchange)
+        if exchange.status is None:
+            raise RuntimeError("the handler did not answer")  # noqa: TRY301  # likewise
     except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
         if isinstance(raised, ConnectionError) and exchange.caller_has_gone:
             return CALLER_GONE

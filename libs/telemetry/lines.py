@@ -17,6 +17,7 @@ class LineWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._lines: list[bytes] = []
+        self._asked: object = None
         atexit.register(self.flush)
 
     def msg(self, line: bytes) -> None:
@@ -27,7 +28,8 @@ class LineWriter:
         except RuntimeError:
             self.flush()
             return
-        if len(self._lines) == 1:
+        if len(self._lines) == 1 or self._asked is not loop:
+            self._asked = loop
             loop.call_soon(self.flush)
 
     def flush(self) -> None:

@@ -39,7 +39,7 @@ def setup_logging(*, service: str, level: str) -> None:
         logger_factory=lambda *_args: lines,
         cache_logger_on_first_use=True,
     )
-    _route_standard_library(shared, threshold)
+    _route_standard_library(shared, threshold, lines)
 
 
 def _to_json(event: EventDict, **_default: Any) -> bytes:
@@ -70,12 +70,26 @@ def _processors(service: str) -> list[Processor]:
     return [structlog.contextvars.merge_contextvars, complete]
 
 
-def _route_standard_library(shared: Sequence[Processor], threshold: int) -> None:
+class _LineHandler(logging.Handler):
+    """Sends the standard library's records the way that structlog's lines go."""
+
+    def __init__(self, lines: LineWriter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.msg(self.format(record).encode())
+        except Exception:  # noqa: BLE001  # a line that cannot be written stops nobody
+            self.handleError(record)
+
+
+def _route_standard_library(shared: Sequence[Processor], threshold: int, lines: LineWriter) -> None:
     def add_logger_name(_logger: Any, _method: str, event: EventDict) -> EventDict:
         event["logger"] = event["_record"].name
         return event
 
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _LineHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

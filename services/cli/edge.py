@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from services.cli import edge_replies, edge_routes, keys
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "envoy"
@@ -72,6 +73,7 @@ def render(edge: Edge) -> Path:
         "listen_address": _address(edge.listen_address),
         "admin_address": _address(edge.admin_address),
         "tracing": _tracing(edge),
+        "chat_completions_path": CHAT_COMPLETIONS_PATH,
         "local_replies": edge_replies.local_replies(),
         "jwt_issuer": keys.ISSUER,
         "jwt_audience": keys.AUDIENCE,

@@ -39,8 +39,9 @@ _log = structlog.get_logger()
 # Requests to one provider at once, from this process; each has a connection.
 MAX_CONNECTIONS = 1024
 CONNECT_SECONDS = 5.0
-# Shorter than what servers keep: a connection must not be closed while a request is on its way.
-KEEP_ALIVE_SECONDS = 15.0
+# Shorter than the five seconds that most servers keep: a connection must not be closed while a
+# request is on its way.
+KEEP_ALIVE_SECONDS = 4.0
 # After its last event a stream has this long to end, else its connection is not used again.
 LINGER_SECONDS = 1.0
 MAX_ERROR_BYTES = 64 * 1024

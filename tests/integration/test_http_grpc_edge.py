@@ -8,13 +8,17 @@ from typing import Any
 
 import aiohttp
 import grpc
+import hpack
 import pytest
 import pytest_asyncio
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from libs.errors import BY_CODE, DeadlineExceeded, InvalidArgument
 from libs.http.grpc_method import GrpcCall
+from libs.http2 import frames
+from libs.http2.frames import FrameType
 from libs.rpc import handling
+from libs.rpc.framing import framed
 from libs.rpc.handling import MAX_REQUEST_BYTES
 from libs.rpc.identity import identity_of
 from libs.rpc.status import headrace_errors
@@ -239,3 +243,44 @@ async def _connections(mesh: ScriptedMesh) -> int:
     async with aiohttp.ClientSession() as http, http.get(query) as response:
         (stat,) = (await response.json())["stats"]
     return int(stat["value"])
+
+
+async def test_trailers_of_a_request_name_no_caller(mesh: ScriptedMesh) -> None:
+    """The edge checks headers and lets trailers pass: anybody may write what they like there."""
+    seen = []
+
+    async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+        seen.append(identity_of(context))
+        async for message in two_deltas(request, context):
+            yield message
+
+    mesh.inference.generate = generate
+    await _texts(_generate(mesh))
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": GENERATE_PATH,
+        ":authority": "edge",
+        "content-type": "application/grpc",
+        "te": "trailers",
+        "authorization": dict(mesh.edge.metadata())["authorization"],
+    }
+    trailers = {"x-headrace-scopes": "admin", "x-headrace-usage-id": "free"}
+    encoder = hpack.Encoder()
+    host, _, port = mesh.edge.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    end_of_block = frames.END_HEADERS
+    writer.write(
+        frames.PREFACE
+        + frames.settings({})
+        + frames.frame(FrameType.HEADERS, end_of_block, 1, encoder.encode(headers.items()))
+        + frames.frame(FrameType.DATA, 0, 1, framed(b"\n\x01m"))
+        + frames.frame(
+            FrameType.HEADERS, end_of_block | frames.END_STREAM, 1, encoder.encode(trailers.items())
+        )
+    )
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while len(seen) < 2:
+            assert await reader.read(65536)
+    writer.transport.abort()
+    assert seen[1] == seen[0]

@@ -1,0 +1,285 @@
+"""The HTTP lane, byte by byte: what is a request, and where an answer begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import uvloop
+
+from libs.errors import ResourceExhausted
+from libs.http import connection
+from libs.http.exchange import Exchange
+from libs.rpc.handling import MAX_REQUEST_BYTES
+from tests.support.grpc_over_http import Caller
+from tests.support.http_bytes import (
+    CHUNKED,
+    POST,
+    TEXT,
+    HttpService,
+    answer,
+    echo,
+    post,
+    rest,
+    serving_one_path,
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    # pytest-asyncio's other way is a hook for all tests.
+    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture"),
+]
+
+_PATIENCE_SECONDS = 10.0
+_BRIEF_SECONDS = 1.5  # for what comes at once, or, where a test fails, never
+_LARGE = bytes(32 << 20)  # more than the kernel's buffers take
+
+
+@pytest.fixture
+def event_loop_policy() -> Any:
+    """As services run."""
+    return uvloop.EventLoopPolicy()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[HttpService]:
+    async with serving_one_path() as service:
+        yield service
+
+
+@pytest.fixture
+async def caller(service: HttpService) -> AsyncIterator[Caller]:
+    async with asyncio.timeout(_PATIENCE_SECONDS), service.caller() as caller:
+        yield caller
+
+
+async def test_requests_that_come_at_once_are_answered_one_after_the_other(service, caller):
+    """Each begins when the answer to the one before it has ended, in the order of their coming."""
+    running = 0
+
+    async def handle(exchange: Exchange) -> None:
+        nonlocal running
+        running += 1
+        await asyncio.sleep(0)
+        assert running == 1
+        await exchange.part(exchange.body, content_type=TEXT)
+        await asyncio.sleep(0)
+        running -= 1
+
+    service.handle = handle
+    bodies = [b"%d" % number for number in range(100)]
+    caller.writer.write(b"".join(post(body) for body in bodies))
+    assert [await answer(caller) for _ in bodies] == [(200, body) for body in bodies]
+
+
+async def test_a_caller_is_not_read_further_while_requests_of_it_wait(service, caller):
+    """What it sends stays with it."""
+    service.handle = lambda _exchange: asyncio.Event().wait()
+    caller.writer.write(post() + post() + post(_LARGE))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await caller.writer.drain()
+
+
+async def test_a_request_may_come_in_single_bytes(service, caller):
+    """Also one whose body comes in chunks, which may have extensions."""
+    for byte in POST + CHUNKED + b"3;a=b\r\nabc\r\n2\r\nde\r\n0\r\n\r\n":
+        caller.writer.write(bytes([byte]))
+        await asyncio.sleep(0)
+    assert await answer(caller) == (200, b"abcde")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(POST + b"content-length: 3\r\n" + CHUNKED + b"0\r\n\r\n", id="two lengths"),
+        pytest.param(POST + b"content-length: 0\r\ncontent-length: 3\r\n\r\nabc", id="or these"),
+        pytest.param(POST + b"transfer-encoding: chunked, identity\r\n\r\n", id="no last chunk"),
+        pytest.param(POST + CHUNKED + b"-1\r\n", id="a negative chunk"),
+        pytest.param(POST + b"x: a\r\n b\r\n\r\n", id="a folded line"),
+        pytest.param(POST + b"x : a\r\n\r\n", id="a space behind a name"),
+        pytest.param(post().replace(b"1.1", b"1.0"), id="another version"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(
+            POST + b"name: %b\r\n" % (b"y" * 1000) * 270 + b"\r\n", id="a head without bounds"
+        ),
+    ],
+)
+async def test_what_others_might_read_otherwise_is_refused(service, caller, request_bytes):
+    """And its connection is not used again."""
+    handled: list[Exchange] = []
+
+    async def handle(exchange: Exchange) -> None:
+        handled.append(exchange)
+
+    service.handle = handle
+    caller.writer.write(request_bytes)
+    status, headers = await caller.head()
+    assert (status, headers["connection"]) == (400, "close")
+    assert await rest(caller) == b""
+    assert handled == []
+
+
+async def test_one_header_without_end_is_refused(caller):
+    """Before it fills the memory."""
+    caller.writer.write(POST + b"x: " + bytes(8 * connection.MAX_HEAD_BYTES).replace(b"\0", b"y"))
+    async with asyncio.timeout(_BRIEF_SECONDS):
+        await rest(caller)
+
+
+async def test_a_trailer_names_no_caller(service, caller):
+    """The edge writes the headers that do, and passes on whatever trailers its clients send."""
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.whole(str(sorted(exchange.identity.scopes)).encode(), content_type=TEXT)
+
+    service.handle = handle
+    caller.writer.write(POST + CHUNKED + b"0\r\nx-headrace-scopes: admin\r\n\r\n")
+    assert await answer(caller) == (200, b"['infer']")
+
+
+async def test_an_answer_to_head_has_no_body(caller):
+    """It would be taken for the next answer."""
+    caller.writer.write(post().replace(b"POST", b"HEAD") + post(b"next"))
+    assert (await caller.head())[0] == 501
+    assert await answer(caller) == (200, b"next")
+
+
+async def test_an_empty_part_does_not_end_an_answer(service, caller):
+    """A handler may have nothing to say."""
+
+    async def handle(exchange: Exchange) -> None:
+        for data in (b"", b"a", b"", b"b"):
+            await exchange.part(data, content_type=TEXT)
+
+    service.handle = handle
+    caller.writer.write(post())
+    assert await answer(caller) == (200, b"ab")
+
+
+async def test_a_caller_that_asks_before_it_sends_a_body_is_told_to_go_on(caller):
+    """With the status that means so, and then with the answer."""
+    caller.writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+    assert await caller.head() == (100, {})
+    caller.writer.write(b"abc")
+    assert await answer(caller) == (200, b"abc")
+
+
+async def test_no_caller_is_told_to_go_on_inside_of_an_answer(service, caller):
+    """What is written there belongs to the answer."""
+    may_end = asyncio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        await exchange.part(b"a", content_type=TEXT)
+        await may_end.wait()
+
+    service.handle = handle
+    caller.writer.write(post() + POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+    await caller.head()
+    assert await caller.chunk() == b"a"
+    may_end.set()
+    assert await caller.chunk() == b""
+
+
+async def test_a_second_answer_is_not_written(service, caller):
+    """It would be taken for the answer to the next request."""
+
+    async def handle(exchange: Exchange) -> None:
+        for _ in range(2):
+            exchange.whole(b"", content_type=TEXT)
+
+    service.handle = handle
+    caller.writer.write(post(fields=b"connection: close\r\n"))
+    assert (await rest(caller)).count(b"HTTP/1.1") <= 1
+
+
+async def test_what_is_written_after_an_answer_is_nobody_elses(service, caller):
+    """By a task, for example, that its handler left behind."""
+    ended: list[Exchange] = []
+
+    async def handle(exchange: Exchange) -> None:
+        for other in ended:
+            with suppress(RuntimeError):
+                await other.part(b"not yours", content_type=TEXT)
+        await exchange.part(exchange.body, content_type=TEXT)
+        ended.append(exchange)
+
+    service.handle = handle
+    for body in (b"a", b"b"):
+        caller.writer.write(post(body))
+        assert await answer(caller) == (200, body)
+
+
+async def test_a_connection_is_used_again_however_its_answers_end(service, caller):
+    """The edge keeps it, and makes no new one for each request."""
+
+    async def parts(exchange: Exchange) -> None:
+        await exchange.part(exchange.body, content_type=TEXT)
+        await exchange.part(b"!", content_type=TEXT)
+
+    async def told(exchange: Exchange) -> None:
+        await exchange.part(b"half", content_type=TEXT)
+        raise ResourceExhausted("told", reason="QUEUE_FULL")
+
+    async def refused(_exchange: Exchange) -> None:
+        raise ResourceExhausted("full", reason="QUEUE_FULL")
+
+    async def crashed(_exchange: Exchange) -> None:
+        raise RuntimeError
+
+    health = b"GET /healthz HTTP/1.1\r\n\r\n"
+    too_large = post(bytes(MAX_REQUEST_BYTES + 1))
+    for handle, request, status, begin in (
+        (echo, post(b"whole"), 200, b"whole"),
+        (parts, post(b"parts"), 200, b"parts!"),
+        (told, post(), 200, b"half"),
+        (refused, post(), 429, b"{"),
+        (crashed, post(), 500, b"{"),
+        (echo, too_large, 400, b"{"),
+        (echo, post().replace(b"/path", b"/elsewhere"), 501, b"{"),
+        (echo, health, 200, b""),
+        (echo, post(b"again"), 200, b"again"),
+    ):
+        service.handle = handle
+        caller.writer.write(request)
+        got, body = await answer(caller)
+        assert (got, body[: len(begin)]) == (status, begin)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_a_caller_that_wants_the_connection_closed_is_told_that_it_is(
+    service, caller, in_parts
+):
+    """Behind the last byte of the answer."""
+
+    async def parts(exchange: Exchange) -> None:
+        await exchange.part(b"part", content_type=TEXT)
+
+    service.handle = parts if in_parts else echo
+    caller.writer.write(post(b"part", b"connection: close\r\n"))
+    _, headers = await caller.head()
+    assert headers["connection"] == "close"
+    assert await rest(caller) == (b"4\r\npart\r\n0\r\n\r\n" if in_parts else b"part")
+
+
+async def test_a_body_that_does_not_end_is_read_to_a_limit_only(caller, monkeypatch):
+    """Then its sender is cut off."""
+    monkeypatch.setattr(connection, "MAX_REFUSED_BYTES", 2 * MAX_REQUEST_BYTES)
+    caller.writer.write(POST + CHUNKED)
+    for _ in range(3):
+        caller.writer.write(b"%x\r\n%b\r\n" % (MAX_REQUEST_BYTES, bytes(MAX_REQUEST_BYTES)))
+    assert await rest(caller) == b""
+
+
+async def test_a_request_that_nobody_answers_is_a_failure_of_ours(service, caller):
+    """Its caller would wait, and take the next answer for its own."""
+
+    async def forget(_exchange: Exchange) -> None:
+        pass
+
+    service.handle = forget
+    caller.writer.write(post())
+    assert (await caller.head())[0] == 500

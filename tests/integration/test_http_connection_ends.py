@@ -1,0 +1,276 @@
+"""How a connection of the HTTP lane ends: its caller goes, nobody uses it, the server stops."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import tracemalloc
+import weakref
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+from libs.errors import ResourceExhausted
+from libs.http import server
+from libs.http.exchange import Exchange
+from libs.rpc.handling import MAX_REQUEST_BYTES
+from tests.support.grpc_over_http import Caller
+from tests.support.http_bytes import (
+    POST,
+    TEXT,
+    HttpService,
+    answer,
+    post,
+    rest,
+    serving_one_path,
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    # pytest-asyncio's other way is a hook for all tests.
+    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture"),
+]
+
+_PATIENCE_SECONDS = 10.0
+_BRIEF_SECONDS = 1.5  # for what comes at once, or, where a test fails, never
+_POLL_SECONDS = 0.01
+_LARGE = bytes(32 << 20)  # more than the kernel's buffers take
+
+
+@pytest.fixture
+def event_loop_policy() -> Any:
+    """As services run."""
+    return uvloop.EventLoopPolicy()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[HttpService]:
+    async with serving_one_path() as service:
+        yield service
+
+
+@pytest.fixture
+async def caller(service: HttpService) -> AsyncIterator[Caller]:
+    async with asyncio.timeout(_PATIENCE_SECONDS), service.caller() as caller:
+        yield caller
+
+
+async def _until(holds: Callable[[], bool], timeout_seconds: float = _PATIENCE_SECONDS) -> None:
+    async with asyncio.timeout(timeout_seconds):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+async def test_a_caller_that_goes_away_ends_a_handler_that_waits_for_it_to_read(service):
+    """However full the buffers are."""
+    paused, ended = asyncio.Event(), asyncio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        try:
+            asyncio.get_running_loop().call_soon(paused.set)
+            await exchange.part(_LARGE, content_type=TEXT)
+            pytest.fail("all of it has left")
+        finally:
+            ended.set()
+
+    service.handle = handle
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with service.caller() as caller:
+            caller.writer.write(post())
+            await paused.wait()
+        await ended.wait()
+
+
+async def test_an_error_that_finds_the_caller_gone_is_no_failure(service, caller):
+    """There is nobody to tell, and nothing to look into."""
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told))
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.cut()  # or the caller goes in the turn in which the handler fails
+        raise ResourceExhausted("full", reason="QUEUE_FULL")
+
+    service.handle = handle
+    caller.writer.write(post())
+    assert await rest(caller) == b""
+    await _until(lambda: not service.connections)
+    gc.collect()
+    assert failures == []
+
+
+async def test_a_connection_that_nobody_uses_is_closed(service, monkeypatch):
+    """Also one on which half of a request came, and not one whose answer takes long."""
+    may_end = asyncio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        await may_end.wait()
+        exchange.whole(b"late", content_type=TEXT)
+
+    service.handle = handle
+    async with (
+        asyncio.timeout(_PATIENCE_SECONDS),
+        service.caller() as idle,
+        service.caller() as half,
+        service.caller() as busy,
+    ):
+        half.writer.write(post()[:-1])
+        busy.writer.write(post())
+        await _until(lambda: any(one.task for one in service.connections))
+        monkeypatch.setattr(server, "QUIET_SECONDS", _POLL_SECONDS)
+        service.server._sweep.cancel()
+        service.server._close_quiet()
+        assert [await rest(one) for one in (idle, half)] == [b"", b""]
+        may_end.set()
+        assert await answer(busy) == (200, b"late")
+
+
+async def test_a_request_that_is_on_its_way_is_not_taken_for_quiet(service, caller):
+    """Though nothing came for long before it."""
+    await _until(lambda: bool(service.connections))
+    (ours,) = service.connections
+    ours.quiet_since_seconds -= 2 * server.QUIET_SECONDS
+    caller.writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+    assert await caller.head() == (100, {})
+    service.server._sweep.cancel()
+    service.server._close_quiet()
+    caller.writer.write(b"abc")
+    assert await answer(caller) == (200, b"abc")
+
+
+async def test_a_caller_that_never_reads_is_not_kept_for_ever(service, caller, monkeypatch):
+    """Nor the answer that waits for it."""
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.whole(_LARGE, content_type=TEXT)
+
+    service.handle = handle
+    caller.writer.write(post())
+    await caller.head()
+    caller.writer.transport.pause_reading()
+    monkeypatch.setattr(server, "QUIET_SECONDS", 0.05)
+    service.server._sweep.cancel()
+    service.server._close_quiet()
+    await _until(lambda: not service.connections, _BRIEF_SECONDS)
+
+
+async def test_a_connection_without_a_request_holds_no_body(service, caller):
+    """The edge keeps thousands."""
+    large = post(bytes(MAX_REQUEST_BYTES))
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.whole(b"", content_type=TEXT)
+
+    service.handle = handle
+    caller.writer.write(post())
+    await answer(caller)
+    tracemalloc.start()
+    try:
+        caller.writer.write(large)
+        await answer(caller)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < MAX_REQUEST_BYTES // 2
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_connection_that_ended_needs_no_collector(service):
+    """What it held is free at once."""
+    async with service.caller() as caller:
+        caller.writer.write(post())
+        await answer(caller)
+        (ours,) = map(weakref.ref, service.connections)
+        gc.collect()
+        gc.disable()
+    try:
+        await _until(lambda: not service.connections)
+        await asyncio.sleep(_POLL_SECONDS)
+        assert ours() is None
+    finally:
+        gc.enable()
+
+
+async def test_the_end_closes_what_is_idle_and_tells_what_runs(service, caller):
+    """Nobody sends another request on a connection that ends."""
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        begun.set()
+        await may_end.wait()
+        await exchange.part(b"done", content_type=TEXT)
+
+    service.handle = handle
+    async with service.caller() as idle:
+        caller.writer.write(post() + post())
+        await begun.wait()
+        stopping = asyncio.create_task(service.server.stop())
+        assert await rest(idle) == b""
+        may_end.set()
+        assert (await caller.head())[1]["connection"] == "close"
+        assert await rest(caller) == b"4\r\ndone\r\n0\r\n\r\n"
+        await stopping
+
+
+async def test_the_end_does_not_wait_for_a_handler_that_is_stuck(service, caller, monkeypatch):
+    """Not even for one that goes on though it is cancelled."""
+    monkeypatch.setattr(server, "_CANCELLED_SECONDS", 0.1)
+    service.server._drain_seconds = 0
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def handle(_exchange: Exchange) -> None:
+        begun.set()
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                continue
+
+    service.handle = handle
+    caller.writer.write(post())
+    await begun.wait()
+    await service.server.stop()
+    assert await rest(caller) == b""
+    may_end.set()
+
+
+async def test_an_answer_that_the_end_cancels_does_not_look_whole(service, caller):
+    """Its reader must know that there was more to come."""
+    service.server._drain_seconds = 0
+
+    async def handle(exchange: Exchange) -> None:
+        await exchange.part(b"half", content_type=TEXT)
+        await asyncio.Event().wait()
+
+    service.handle = handle
+    caller.writer.write(post())
+    await caller.head()
+    assert await caller.chunk() == b"half"
+    await service.server.stop()
+    assert not (await rest(caller)).endswith(b"0\r\n\r\n")
+
+
+async def test_the_end_lets_leave_what_was_answered(service, caller):
+    """For as long as it is told to drain."""
+
+    async def handle(exchange: Exchange) -> None:
+        exchange.whole(_LARGE, content_type=TEXT)
+
+    service.handle = handle
+    caller.writer.write(post())
+    _, headers = await caller.head()
+    stopping = asyncio.create_task(service.server.stop())
+    assert len(await rest(caller)) == int(headers["content-length"])
+    await stopping
+
+
+async def test_a_connection_that_comes_as_the_end_begins_does_not_break_it(service):
+    """What runs on the others is still drained."""
+    with socket.socket() as newcomer:
+        newcomer.setblocking(False)
+        newcomer.connect_ex(service.host_and_port)
+        # It is accepted before this runs, and made after it.
+        await asyncio.create_task(service.server.stop())

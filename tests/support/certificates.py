@@ -1,0 +1,70 @@
+"""An authority of the tests' own, and the certificates that it signs."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+class Authority:
+    """Signs certificates; a client trusts it where a test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._name = _name("an authority of the tests")
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        constraints = x509.BasicConstraints(ca=True, path_length=0)
+        self._certificate = self._signed(self._name, self._key, constraints)
+
+    def trusted(self) -> ssl.SSLContext:
+        """Returns what a client needs that trusts nobody else."""
+        pem = self._certificate.public_bytes(serialization.Encoding.PEM)
+        return ssl.create_default_context(cadata=pem.decode())
+
+    def server(self, *, names: tuple[str, ...] = (), address: str = "") -> ssl.SSLContext:
+        """Returns what a server needs that has these names, or this address."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        named: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        if address:
+            named.append(x509.IPAddress(ip_address(address)))
+        alternatives = x509.SubjectAlternativeName(named)
+        certificate = self._signed(_name("a server of the tests"), key, alternatives)
+        file = self._folder / "server.pem"
+        file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+            + certificate.public_bytes(serialization.Encoding.PEM)
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+        return context
+
+    def _signed(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=1))
+            .add_extension(extension, critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])

@@ -1,0 +1,107 @@
+"""The mesh's HTTP server with one path, and callers that send it bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from libs.clock import SystemClock
+from libs.http.connection import Connection
+from libs.http.exchange import Exchange
+from libs.http.server import HttpServer
+from tests.support.grpc_over_http import CALLER, Caller
+
+DRAIN_SECONDS = 10.0
+TEXT = "text/plain"
+# The begin of a request, to which more headers may be added.
+POST = (
+    b"POST /path HTTP/1.1\r\n"
+    + "".join(f"{name}: {text}\r\n" for name, text in CALLER.items()).encode()
+)
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
+
+def post(body: bytes = b"", fields: bytes = b"") -> bytes:
+    """Returns a request; fields are lines, each with its end."""
+    return b"%b%bcontent-length: %d\r\n\r\n%b" % (POST, fields, len(body), body)
+
+
+async def echo(exchange: Exchange) -> None:
+    """Answers with the body of the request."""
+    exchange.whole(exchange.body, content_type=TEXT)
+
+
+class HttpService:
+    """A server with one path.
+
+    Attributes:
+        handle: what it does there; the test writes it.
+    """
+
+    def __init__(self) -> None:
+        self.handle: Callable[[Exchange], Awaitable[object]] = echo
+        self.server = HttpServer(
+            "127.0.0.1:0",
+            handlers={"/path": self._handle},
+            is_ready=lambda: True,
+            drain_seconds=DRAIN_SECONDS,
+            clock=SystemClock(),
+        )
+
+    async def _handle(self, exchange: Exchange) -> None:
+        await self.handle(exchange)
+
+    @property
+    def connections(self) -> set[Connection]:
+        """Those that are open."""
+        return self.server._connections
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        host, _, port = self.server.address.rpartition(":")
+        return host, int(port)
+
+    @asynccontextmanager
+    async def caller(self) -> AsyncIterator[Caller]:
+        """Connects."""
+        reader, writer = await asyncio.open_connection(*self.host_and_port)
+        try:
+            yield Caller(reader, writer)
+        finally:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def serving_one_path() -> AsyncIterator[HttpService]:
+    """Runs a server on a port of the kernel's choice."""
+    service = HttpService()
+    await service.server.start()
+    try:
+        yield service
+    finally:
+        service.server._drain_seconds = 0
+        await service.server.stop()
+
+
+async def answer(caller: Caller) -> tuple[int, bytes]:
+    """Reads an answer without trailers: its status and its body."""
+    status, headers = await caller.head()
+    if "content-length" in headers:
+        return status, await caller.reader.readexactly(int(headers["content-length"]))
+    body = b""
+    while chunk := await caller.chunk():
+        body += chunk
+    assert await caller.reader.readexactly(2) == b"\r\n"
+    return status, body
+
+
+async def rest(caller: Caller) -> bytes:
+    """Reads until the connection ends."""
+    data = b""
+    try:
+        while more := await caller.reader.read(1 << 16):
+            data += more
+    except ConnectionError:
+        pass
+    return data

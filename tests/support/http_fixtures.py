@@ -1,0 +1,37 @@
+"""Fixtures for modules that import them: the HTTP client on both loops, and over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from libs.http import client as client_module
+from tests.support.certificates import Authority
+
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+# pytest-asyncio's fixture. Services run on uvloop, tests and tools on asyncio's own loop.
+@pytest.fixture(name="_asyncio_loop_factory", params=LOOPS, ids=["asyncio", "uvloop"], autouse=True)
+def both_loops(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(name="authority")
+def trusted_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """Is trusted by clients."""
+    made = Authority(tmp_path)
+    trusted = made.trusted()
+    monkeypatch.setattr(client_module, "_tls", lambda: trusted)
+    return made
+
+
+@pytest.fixture(name="tls")
+def loopback_tls(authority: Authority) -> ssl.SSLContext:
+    """What a server on the loopback needs."""
+    return authority.server(address="127.0.0.1")
