@@ -59,6 +59,12 @@ _REFUSED: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "presence_penalty": (_is_off, "must be 0: penalties are not supported"),
 }
 
+_REFUSED_OF_MESSAGES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "tool_calls": (_is_empty, "tools are not supported"),
+    "function_call": (_is_empty, "functions are not supported"),
+    "audio": (_is_empty, "audio is not supported"),
+}
+
 _KNOWN = _READ | _IGNORED | _REFUSED.keys()
 
 
@@ -110,13 +116,7 @@ def _message(message: Fields) -> tuple[str, str]:
     role = _ROLES.get(name)
     if role is None:
         message.refuse("role", f"{name!r} is not one of {', '.join(_ROLES)}")
-    message.refuse_unless(
-        {
-            "tool_calls": (_is_empty, "tools are not supported"),
-            "function_call": (_is_empty, "functions are not supported"),
-            "audio": (_is_empty, "audio is not supported"),
-        }
-    )
+    message.refuse_unless(_REFUSED_OF_MESSAGES)
     return role, _content(message)
 
 

@@ -120,9 +120,11 @@ class Fields:
 
     def refuse_unless(self, checks: Mapping[str, tuple[Callable[[object], bool], str]]) -> None:
         """Raises unless each member that is there passes its check; says what is wrong with it."""
-        for key, (passes, description) in checks.items():
-            value = self._values.get(key)
-            if value is not None and not passes(value):
+        for key, value in self._values.items():
+            if key not in checks or value is None:
+                continue
+            passes, description = checks[key]
+            if not passes(value):
                 self.refuse(key, description)
 
     def refuse_unknown(self, known: Iterable[str]) -> None:
