@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._next_id = 1
         self._max_streams = frames.MAX_STREAM_ID
         self._received = 0
+        self._gathered: list[bytes] | None = None
         self._block: tuple[Frame, bytearray] | None = None
         self._heard_seconds = self._loop.time()
         self._pong: asyncio.TimerHandle | None = None
@@ -135,15 +136,19 @@ class Connection(asyncio.Protocol):
             receiver: takes the answer.
         """
         stream_id, self._next_id = self._next_id, self._next_id + 2
-        self.write(self._ask_if_alive() + frames.headers(stream_id, header_block))
+        self._gathered = [self._ask_if_alive(), frames.headers(stream_id, header_block)]
         stream = self._streams[stream_id] = Stream(self, stream_id, receiver, body)
+        gathered, self._gathered = self._gathered, None
+        self.write(b"".join(gathered))  # one write: the peer wakes once
         if self._next_id > frames.MAX_STREAM_ID:
             self._leave("it has no numbers left for streams")
         return stream
 
     def write(self, data: bytes) -> None:
         """Sends frames."""
-        if self._transport is not None:
+        if self._gathered is not None:
+            self._gathered.append(data)
+        elif self._transport is not None:
             self._transport.write(data)
 
     def forget(self, stream: Stream) -> None:
