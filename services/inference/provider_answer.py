@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from libs.http.response import Response
 from services.inference.chat_events import ChatEvents, whole_answer
 from services.inference.domain import BackendFailedError, Delivered, Ending, Piece
@@ -66,9 +64,9 @@ class ProviderAnswer:
     def _take_whole(self, body: bytes) -> Ending:
         answer = whole_answer(body)
         self.has_usage = answer.usage is not None
-        piece = Piece(answer.text, (), answer.ending.completion_tokens)
+        piece = Piece(answer.text, (), answer.ending.completion_tokens, answer.ending)
         self._delivered.add(piece)
-        self._relay.put(replace(piece, ending=answer.ending))
+        self._relay.put(piece)
         return answer.ending
 
 

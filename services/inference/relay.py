@@ -184,6 +184,8 @@ class Behind:
 
 def merged(pieces: list[Piece]) -> Piece:
     """Returns several pieces as one."""
+    if len(pieces) == 1:
+        return pieces[0]
     return Piece(
         text="".join(piece.text for piece in pieces),
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from services.inference.domain import BackendFailedError
+
+# How much later than its time a stall may be seen.
+LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +30,16 @@ class StallLimits:
 class StallGuard:
     """Ends the block it guards with `BackendFailedError` where `progress` is not told in time.
 
-    `asyncio.timeout` around every read would make and cancel a timer for each token. Here a token
-    only moves the deadline: the one timer looks at it when it fires, and is set again if it moved.
+    `asyncio.timeout` around every read would make and cancel a timer for each token, and one timer
+    a guard is still a few per cent of a request. A guard only says until when; one timer looks at
+    all that are, every `LOOK_SECONDS`.
     """
 
     def __init__(self, limits: StallLimits) -> None:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
+        self._watch = _watches.setdefault(self._loop, _Watch())
         self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
         self._started = False
         self._stalled = False
 
@@ -44,7 +49,7 @@ class StallGuard:
         self._task = task
         self._cancelling = task.cancelling()
         self._deadline = self._loop.time() + self._limits.first_token_seconds
-        self._set_timer()
+        self._watch.add(self)
         return self
 
     def __exit__(
@@ -53,8 +58,7 @@ class StallGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watch.remove(self)
         # As in `asyncio.timeout`: only a cancellation of our own becomes another error.
         ours = self._stalled and self._task.uncancel() <= self._cancelling
         if ours and kind is asyncio.CancelledError:
@@ -63,29 +67,48 @@ class StallGuard:
     def progress(self) -> None:
         """A token came."""
         self._deadline = self._loop.time() + self._limits.between_tokens_seconds
-        if not self._started:  # now the deadline may be earlier than the timer
-            self._started = True
-            self._set_timer()
+        self._started = True
 
     def wait(self) -> None:
         """The reader is the slow one: no token is asked for until `progress` is told again."""
         self._deadline = float("inf")
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        latest = self._loop.time() + self._limits.between_tokens_seconds
-        at = min(self._deadline, latest) if self._started else self._deadline
-        self._timer = self._loop.call_at(at, self._look)
-
-    def _look(self) -> None:
-        if self._loop.time() < self._deadline:
-            self._set_timer()
-            return
-        self._stalled = True
-        self._task.cancel()
+    def look(self, now_seconds: float) -> None:
+        """Ends the block if its time is over."""
+        if now_seconds >= self._deadline and not self._stalled:
+            self._stalled = True
+            self._task.cancel()
 
     def _story(self) -> str:
         if self._started:
             return f"no token for {self._limits.between_tokens_seconds:g} s"
         return f"no first token in {self._limits.first_token_seconds:g} s"
+
+
+class _Watch:
+    """The guards of one event loop."""
+
+    def __init__(self) -> None:
+        self._guards: set[StallGuard] = set()
+        self._looks = False
+
+    def add(self, guard: StallGuard) -> None:
+        self._guards.add(guard)
+        if not self._looks:
+            self._looks = True
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def remove(self, guard: StallGuard) -> None:
+        self._guards.discard(guard)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        now_seconds = loop.time()
+        for guard in self._guards:
+            guard.look(now_seconds)
+        self._looks = bool(self._guards)
+        if self._looks:
+            loop.call_later(LOOK_SECONDS, self._look)
+
+
+_watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = weakref.WeakKeyDictionary()
