@@ -20,7 +20,7 @@ import httptools
 from aiohappyeyeballs import AddrInfoType
 from typing_extensions import override
 
-from libs.http.response import HttpError, Response
+from libs.http.client_response import HttpError, Response
 
 MAX_HEAD_BYTES = 64 * 1024
 # Another of a host's addresses is tried beside the first after so long (RFC 8305).
@@ -30,6 +30,7 @@ ADDRESSES_SECONDS = 10.0
 
 _PORTS = {"http": 80, "https": 443}
 _FIRST_FINAL_STATUS = 200
+# TLS tells what has not left of whole writes only: of a long one it would say that all has.
 _WRITE_BYTES = 64 * 1024
 
 
@@ -55,7 +56,8 @@ class HttpClient:
         """
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
-        self._host = (parts.hostname or "").encode("idna").decode()
+        host = parts.hostname or ""
+        self._host = host if host.isascii() else host.encode("idna").decode()
         self._port = parts.port or _PORTS[parts.scheme]
         self._connect_seconds = connect_seconds
         self._keep_alive_seconds = keep_alive_seconds
@@ -126,7 +128,7 @@ class HttpClient:
                 return await self._connect()
         except TimeoutError as error:
             raise TimeoutError(f"{what} in {self._connect_seconds:g} s") from error
-        except (socket.gaierror, RuntimeError) as error:  # the latter is uvloop's
+        except (socket.gaierror, UnicodeError, RuntimeError) as error:  # the last is uvloop's
             raise ConnectionError(f"{what}: {error}") from error
 
     async def _connect(self) -> ClientConnection:
@@ -172,7 +174,7 @@ class ClientConnection(asyncio.Protocol):
         self._response: Response | None = None
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
-        self._unparsed_bytes = 0  # since there was anything to make of them
+        self._untold_bytes = 0  # since there was anything to make of them
         self._interim = False
 
     @property
@@ -207,7 +209,7 @@ class ClientConnection(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        self._unparsed_bytes += len(data)
+        self._untold_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -215,7 +217,7 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._break(error.__context__ or error)
         else:
-            if self._unparsed_bytes > MAX_HEAD_BYTES:
+            if self._untold_bytes > MAX_HEAD_BYTES:
                 self._break("a head without bounds")
 
     def _break(self, why: object) -> None:
@@ -248,7 +250,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
-        self._unparsed_bytes = 0
+        self._untold_bytes = 0
         status = self._parser.get_status_code()
         self._interim = status < _FIRST_FINAL_STATUS
         if self._interim or self._answered is None:
@@ -259,13 +261,13 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A part of its body came."""
-        self._unparsed_bytes = 0
+        self._untold_bytes = 0
         if self._response is not None:
             self._response.feed(data)
 
     def on_message_complete(self) -> None:
         """It is complete."""
-        self._unparsed_bytes = 0
+        self._untold_bytes = 0
         if self._interim:
             return
         # A server that answers before it has read all of a request may not read the rest.

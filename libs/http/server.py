@@ -1,8 +1,8 @@
 """An HTTP/1.1 server for the paths that must cost least; the edge is its only client.
 
-Around each request happens what `libs.rpc.interceptors` does around an RPC: a span, metrics, one
-log line, and whatever is raised becomes a `google.rpc.Status`: a handler's in JSON, under the HTTP
-status of its code, a method's as in gRPC.
+Around each request happens what `libs.rpc.interceptors` does around an RPC: a span, metrics, a log
+line of what went wrong, and whatever is raised becomes a `google.rpc.Status`: a handler's in JSON,
+under the HTTP status of its code, a method's as in gRPC.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from opentelemetry import trace
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
-from libs.http.connection import Connection
 from libs.http.exchange import CALLER_GONE, Exchange
 from libs.http.grpc_method import GrpcMethod
+from libs.http.server_connection import Connection
 from libs.rpc.framing import PREFIX
 from libs.rpc.handling import MAX_REQUEST_BYTES
 from libs.rpc.status import as_headrace_error, to_status
@@ -34,6 +34,8 @@ _tracer = trace.get_tracer("headrace.http")
 HEALTH_PATH = "/healthz"
 # The edge closes what it does not use before; this is for one that vanished.
 QUIET_SECONDS = 120.0
+# The edge asks each second whether it should come, and stays away at once when it should not.
+NOTICE_SECONDS = 1.2
 _BACKLOG = 1024
 _CANCELLED_SECONDS = 1.0
 
@@ -116,9 +118,14 @@ class HttpServer:
         self._stops = True
         self._sweep.cancel()
         self._listening.close()
+        # Requests may be on their way, on connections that the edge keeps: it is let see first.
+        notice_seconds = min(NOTICE_SECONDS, self._drain_seconds / 2)
+        for connection in list(self._connections):
+            connection.finish(at_once=False)
+        await self._until_none_left(notice_seconds)
         for connection in list(self._connections):
             connection.finish()
-        await self._until_none_left(self._drain_seconds)
+        await self._until_none_left(self._drain_seconds - notice_seconds)
         for connection in list(self._connections):
             if connection.task is not None:
                 connection.task.cancel()
@@ -155,9 +162,7 @@ class HttpServer:
         for connection in list(self._connections):
             quiet_seconds = loop.time() - connection.quiet_since_seconds
             if connection.task is None and quiet_seconds > QUIET_SECONDS:
-                if connection.transport.is_closing():  # since the last time: nobody reads
-                    connection.transport.abort()
-                connection.finish()
+                connection.transport.abort()
         self._sweep = loop.call_later(QUIET_SECONDS, self._close_quiet)
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -194,7 +199,7 @@ async def _told(handler: Handler, clock: Clock, exchange: Exchange) -> None:
             )
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 span.set_status(trace.StatusCode.ERROR)
-        # What went well is in the metrics, the edge's access log and the handler's own line.
+        # What went well is in the metrics and the handler's own line.
         if status != HTTPStatus.OK:
             _log.info("http", path=exchange.path, status=status, duration_seconds=round(seconds, 6))
 

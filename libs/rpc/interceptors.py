@@ -85,7 +85,7 @@ def _traceparent(context: Any) -> str | None:
 
 
 class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
-    """Deadline, metrics, one log line and errors of each call."""
+    """Deadline, metrics and errors of each call, and a log line of what went wrong."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+from contextlib import suppress
 from typing import BinaryIO
 
 
@@ -36,7 +37,9 @@ class LineWriter:
         """Writes what waits."""
         lines, self._lines = self._lines, []
         if lines:
-            self._file.write(b"\n".join([*lines, b""]))
-            self._file.flush()
+            # Nobody reads them any more: telling that would be one line more for nobody.
+            with suppress(BrokenPipeError):
+                self._file.write(b"\n".join([*lines, b""]))
+                self._file.flush()
 
-    log = debug = info = warning = error = critical = exception = fatal = msg
+    debug = info = warning = error = critical = msg

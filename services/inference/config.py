@@ -18,7 +18,9 @@ class Settings(ServiceSettings):
         default=None, description="Where to see that the bus writes before it acknowledges."
     )
     stall_first_token_seconds: float = Field(
-        default=60.0, description="A backend that is silent for longer at first has failed."
+        default=60.0,
+        description="A backend that is silent for longer at first has failed; asked for "
+        "a whole answer it has 300 s at least.",
     )
     stall_between_tokens_seconds: float = Field(
         default=15.0, description="One that falls silent for longer later has failed."

@@ -1,4 +1,4 @@
-"""An external provider with OpenAI's API as a backend: HTTP/1.1, server-sent events in, pieces out.
+"""An external provider with OpenAI's API as a backend: events or one object in, pieces out.
 
 Each stream has a connection of its own, so that a cancelled call closes it and the provider stops.
 Connections whose answer was read to its end are kept for the next request.
@@ -14,12 +14,11 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import orjson
-import structlog
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from libs.http.client import HttpClient
-from libs.http.response import HttpError, Response
+from libs.http.client_response import HttpError, Response
 from services.inference import metrics
 from services.inference.api_keys import ApiKeys
 from services.inference.domain import (
@@ -33,8 +32,6 @@ from services.inference.provider_answer import ProviderAnswer, read_body
 from services.inference.provider_errors import MAX_ATTEMPTS, failed, misconfigured, refusal
 from services.inference.relay import Sink
 from services.inference.stall import StallGuard, StallLimits
-
-_log = structlog.get_logger()
 
 # Requests to one provider at once, from this process; each has a connection.
 MAX_CONNECTIONS = 1024
@@ -67,10 +64,10 @@ class Provider:
         self._api_key_name = api_key_name
         self._keys = keys
         self._stall = stall
-        self._stall_of_whole = replace(stall, first_token_seconds=WHOLE_ANSWER_SECONDS)
+        patience_seconds = max(WHOLE_ANSWER_SECONDS, stall.first_token_seconds)
+        self._stall_of_whole = replace(stall, first_token_seconds=patience_seconds)
         self._clock = clock
         self._running = 0
-        self._lingering: set[Response] = set()
         self._client = HttpClient(
             base_url.rstrip("/") + "/chat/completions",
             headers=_HEADERS,
@@ -115,14 +112,13 @@ class Provider:
                 relay=relay,
             )
         except BackendFailedError as error:
-            raise _explained(error, delivered) from error
+            _explain(error, delivered)
+            raise
         finally:
             self._running -= 1
 
     async def close(self) -> None:
         """Closes all connections."""
-        for response in self._lingering:
-            response.close()
         self._client.close()
 
     async def _answer(
@@ -141,28 +137,16 @@ class Provider:
             self._linger(response)
         if not answer.has_usage:
             metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels(self._host).inc()
-            _log.warning("provider told no usage: chunks are counted", provider=self._host)
         return ending
 
-    def _linger(self, response: Response) -> None:
+    @staticmethod
+    def _linger(response: Response) -> None:
         """Lets HTTP end after the answer: that puts the connection back into the pool.
 
         Mostly it has by now. A provider that keeps it open longer gets a new connection next time.
         """
-        if response.done:
-            return
-
-        def ended() -> None:
-            timer.cancel()
-            self._lingering.discard(response)
-
-        def cut() -> None:
-            self._lingering.discard(response)
-            response.close()
-
-        self._lingering.add(response)
-        timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, cut)
-        response.on_done(ended)
+        if not response.done:
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, response.close)
 
     def _headers(self) -> Mapping[str, str]:
         if not self._api_key_name:
@@ -178,10 +162,17 @@ class Provider:
     async def _check_status(self, response: Response) -> None:
         if response.status == HTTPStatus.OK:
             return
-        body = await read_body(response, MAX_ERROR_BYTES)
+        body = await _error_body(response)
         if self._api_key_name:  # whoever quotes it must not spread it
             body = body.replace(self._key().encode(), b"[API key]")
         raise refusal(response.status, response.headers, body, self._clock)
+
+
+async def _error_body(response: Response) -> bytes:
+    try:
+        return await read_body(response, MAX_ERROR_BYTES)
+    except (HttpError, BackendFailedError):
+        return b""  # the status says enough
 
 
 def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> bytes:
@@ -210,11 +201,10 @@ def _failures_of_http() -> Iterator[None]:
         raise failed(f"{type(error).__name__}: {error}") from error
 
 
-def _explained(error: BackendFailedError, delivered: Delivered) -> BackendFailedError:
+def _explain(error: BackendFailedError, delivered: Delivered) -> None:
     """Adds what holds for every failure of a provider."""
     error.attempts = error.attempts or MAX_ATTEMPTS
     if delivered.token_count:
         # Without token ids another backend would have to guess where the text stopped.
         error.resumable = False
         error.told = BACKENDS_FAILED
-    return error

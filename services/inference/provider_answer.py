@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from libs.http.response import Response
+from libs.http.client_response import Response
 from services.inference.chat_events import ChatEvents, whole_answer
 from services.inference.domain import BackendFailedError, Delivered, Ending, Piece
 from services.inference.relay import Sink

@@ -10,7 +10,7 @@ from typing import Protocol
 from libs.errors import InvalidArgument, ResourceExhausted
 from services.inference.domain import Piece
 
-# An engine that is so far ahead of its reader is not read further: HTTP/2 slows it down.
+# An engine that is so far ahead of its reader is not read further: its connection slows it down.
 MAX_WAITING_PIECES = 256
 READER_TOO_SLOW = "READER_TOO_SLOW"
 

@@ -131,6 +131,7 @@ def _is_base_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         named = bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")  # a label is neither empty nor longer than 63
     except ValueError:
         return False
     return named and parts.scheme in ("http", "https") and not any(c in text for c in "@?#")

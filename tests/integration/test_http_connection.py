@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from libs.errors import ResourceExhausted
-from libs.http import connection
+from libs.http import server_connection
 from libs.http.exchange import Exchange
 from libs.rpc.handling import MAX_REQUEST_BYTES
 from tests.support.grpc_over_http import Caller
@@ -125,7 +125,9 @@ async def test_what_others_might_read_otherwise_is_refused(service, caller, requ
 
 async def test_one_header_without_end_is_refused(caller):
     """Before it fills the memory."""
-    caller.writer.write(POST + b"x: " + bytes(8 * connection.MAX_HEAD_BYTES).replace(b"\0", b"y"))
+    caller.writer.write(
+        POST + b"x: " + bytes(8 * server_connection.MAX_HEAD_BYTES).replace(b"\0", b"y")
+    )
     async with asyncio.timeout(_BRIEF_SECONDS):
         await rest(caller)
 
@@ -267,7 +269,7 @@ async def test_a_caller_that_wants_the_connection_closed_is_told_that_it_is(
 
 async def test_a_body_that_does_not_end_is_read_to_a_limit_only(caller, monkeypatch):
     """Then its sender is cut off."""
-    monkeypatch.setattr(connection, "MAX_REFUSED_BYTES", 2 * MAX_REQUEST_BYTES)
+    monkeypatch.setattr(server_connection, "MAX_REFUSED_BYTES", 2 * MAX_REQUEST_BYTES)
     caller.writer.write(POST + CHUNKED)
     for _ in range(3):
         caller.writer.write(b"%x\r\n%b\r\n" % (MAX_REQUEST_BYTES, bytes(MAX_REQUEST_BYTES)))

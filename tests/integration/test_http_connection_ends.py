@@ -274,3 +274,16 @@ async def test_a_connection_that_comes_as_the_end_begins_does_not_break_it(servi
         newcomer.connect_ex(service.host_and_port)
         # It is accepted before this runs, and made after it.
         await asyncio.create_task(service.server.stop())
+
+
+async def test_a_request_on_its_way_when_the_end_begins_is_answered(service, caller):
+    """The edge may have sent it before it could see; the connection is closed behind the answer."""
+    caller.writer.write(post(b"before"))
+    assert await answer(caller) == (200, b"before")
+    stopping = asyncio.create_task(service.server.stop())
+    await asyncio.sleep(0)  # now it has begun
+    caller.writer.write(post(b"after"))
+    status, headers = await caller.head()
+    assert (status, headers["connection"]) == (200, "close")
+    assert await rest(caller) == b"after"
+    await stopping

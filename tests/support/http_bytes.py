@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from libs.clock import SystemClock
-from libs.http.connection import Connection
 from libs.http.exchange import Exchange
 from libs.http.server import HttpServer
+from libs.http.server_connection import Connection
 from tests.support.grpc_over_http import CALLER, Caller
 
 DRAIN_SECONDS = 10.0

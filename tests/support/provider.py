@@ -218,6 +218,22 @@ async def _rate_limit(provider: MockProvider, _request: web.Request) -> web.Stre
     return provider.refuse(429)
 
 
+async def _rate_limit_long(provider: MockProvider, _request: web.Request) -> web.StreamResponse:
+    return web.Response(
+        status=429, headers={"retry-after": provider.retry_after}, body=bytes(1 << 20)
+    )
+
+
+async def _rate_limit_cut(provider: MockProvider, request: web.Request) -> web.StreamResponse:
+    headers = {"retry-after": provider.retry_after, "content-length": "100"}
+    response = web.StreamResponse(status=429, headers=headers)
+    await response.prepare(request)
+    await response.write(b"half")
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
 async def _broken(provider: MockProvider, _request: web.Request) -> web.StreamResponse:
     return provider.refuse(500)
 
@@ -260,6 +276,8 @@ MODES: dict[str, Handler] = {
     "endless": _endless,
     "redirect": _redirect,
     "429": _rate_limit,
+    "429_long": _rate_limit_long,
+    "429_cut": _rate_limit_cut,
     "500": _broken,
     "400": _bad_request,
     "too_long": _too_long,

@@ -1,13 +1,12 @@
-"""The body of an answer: unpacked where it is compressed, and no faster than it is read."""
+"""The body of an answer: refused where it is compressed, and no faster than it is read."""
 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 import pytest
 
-from libs.http.response import MAX_UNREAD_BYTES, HttpError, Response
+from libs.http.client_response import MAX_UNREAD_BYTES, HttpError, Response
 from tests.support.http_fixtures import both_loops, loopback_tls, trusted_authority  # noqa: F401  # fixtures
 from tests.support.http_peer import (
     Peer,
@@ -99,30 +98,3 @@ async def test_what_a_slow_reader_has_not_read_is_not_lost_where_the_server_clos
         paused.set()
         await asyncio.sleep(0.1)  # the end of the connection comes meanwhile
         assert len(await body_of(response)) == first + rest
-
-
-async def test_whoever_asks_hears_when_nothing_more_will_come():
-    """Once: where all came, where it was cut, and where it was given up."""
-    go_on = asyncio.Event()
-
-    async def say(peer: Peer) -> None:
-        await peer.request()
-        peer.send(OK, b"content-length: 4\r\n\r\nbo")
-        await go_on.wait()
-        if peer.number == 0:
-            peer.send(b"dy")
-        if peer.number != 1:
-            await peer.rest()
-
-    async with peers(say) as server, client_of(server.url) as client:
-        for number in range(3):
-            response, ended = await client.post(b"{}", headers={}), list[int]()
-            response.on_done(partial(ended.append, number))
-            if number == 2:
-                response.close()
-            else:
-                go_on.set()
-            await until(partial(getattr, response, "done"))
-            go_on.clear()
-            assert ended == [number]
-            client.close()  # the next request has the next connection

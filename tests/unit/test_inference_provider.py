@@ -258,6 +258,17 @@ async def test_what_the_caller_must_mend_is_told_in_the_providers_words(
     assert caught.value.field_violations == (("messages", text),)
 
 
+@pytest.mark.parametrize("mode", ["429_long", "429_cut"])
+async def test_a_refusal_is_understood_whatever_its_body(mode, tmp_path):
+    """The status says what it is; the body may be a page without end, or missing."""
+    async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
+        mock.retry_after = "7"
+        with pytest.raises(BackendFailedError) as caught:
+            await ask(client)
+    assert caught.value.retry_after_seconds == 7
+    assert isinstance(told(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
+
+
 async def test_the_key_is_not_told_even_by_a_provider_that_quotes_it(tmp_path, capfd):
     """Neither in the error nor in the log."""
     async with mock_provider("quoting") as mock, client_of(mock, tmp_path) as client:

@@ -120,16 +120,14 @@ async def test_each_line_is_written_once_whoever_writes_beside_it(file, writer) 
     assert sorted(lines) == sorted(expected)
 
 
-async def test_a_write_that_fails_reaches_no_handler_and_hinders_no_later_line(
-    file, writer
-) -> None:
+async def test_a_write_that_fails_is_told_nowhere_and_hinders_no_later_line(file, writer) -> None:
     """Who logs inside of a loop is not who has to deal with a broken pipe."""
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told))
     file.fails = True
     writer.msg(b"lost")
     await asyncio.sleep(0)
-    assert [type(told["exception"]) for told in failures] == [BrokenPipeError]
+    assert failures == []  # to tell it would be a line, which would fail
     writer.msg(b"kept")
     await asyncio.sleep(0)
     assert file.writes == [b"kept\n"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 # So much may wait unread; then the server is held back.
 MAX_UNREAD_BYTES = 256 * 1024
@@ -38,7 +38,8 @@ class Response:
         self._unread_bytes = 0
         self._error: HttpError | None = None
         self._arrived: asyncio.Future[None] | None = None
-        self._on_done: Callable[[], None] | None = None
+        encodings = headers.get("content-encoding", "").lower().replace(" ", "").split(",")
+        self._packed = ", ".join(_PACKED.intersection(encodings))
 
     @property
     def content_type(self) -> str:
@@ -51,8 +52,8 @@ class Response:
         Raises:
             HttpError: the answer was cut, or is compressed.
         """
-        if (encoding := self.headers.get("content-encoding", "").lower()) in _PACKED:
-            raise HttpError(f"the answer is compressed, though nobody asked for {encoding}")
+        if self._packed:
+            raise HttpError(f"the answer is compressed, though nobody asked for {self._packed}")
         while not self._parts:
             if self.done:
                 if self._error is not None:
@@ -70,10 +71,6 @@ class Response:
         if not self.done:
             self._transport.abort()
 
-    def on_done(self, callback: Callable[[], None]) -> None:
-        """Calls back once when nothing more will come."""
-        self._on_done = callback
-
     # What the connection calls.
 
     def feed(self, data: bytes) -> None:
@@ -90,8 +87,6 @@ class Response:
         self._error = error
         self._let_come()
         self._wake()
-        if self._on_done is not None:
-            self._on_done()
 
     def _hold_back(self) -> None:
         self._transport.pause_reading()

@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[Exchange] = deque()
-        self._closes = False
+        self._receiving = self._finishes = self._closes = False
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
         self.quiet_since_seconds = self._loop.time()
@@ -77,13 +77,17 @@ class Connection(asyncio.Protocol):
         """What answers a request now."""
         return self._task
 
-    def finish(self) -> None:
-        """Closes the connection as soon as it answers nothing."""
-        self._closes = True
-        if self._exchange is None:
-            self.transport.close()
-        else:
+    def finish(self, *, at_once: bool = True) -> None:
+        """Closes the connection when what has come is answered.
+
+        Args:
+            at_once: where nothing has come, it is closed; else the next request is its last.
+        """
+        self._finishes = True
+        if self._exchange is not None:
             self._exchange.keep_alive = False
+        elif at_once and not self._receiving:
+            self.transport.close()
 
     async def drain(self) -> None:
         """Waits while too much of what was written has not left.
@@ -142,7 +146,7 @@ class Connection(asyncio.Protocol):
         """A request begins."""
         self._url = b""
         self._headers = {}
-        self._in_head = True
+        self._receiving = self._in_head = True
         self._head_bytes = self._body_bytes = 0
         self.quiet_since_seconds = self._loop.time()
 
@@ -183,6 +187,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """It is complete."""
+        self._receiving = False
         body, self._body = b"".join(self._body), []
         if self._closes or self.transport.is_closing():  # the answer before this told so
             return
@@ -193,7 +198,7 @@ class Connection(asyncio.Protocol):
             headers=self._headers,
             body=body,
             too_large=self._body_bytes > self._body_limit,
-            keep_alive=self._parser.should_keep_alive(),
+            keep_alive=self._parser.should_keep_alive() and not self._finishes,
         )
         if self._exchange is None:
             self._begin(exchange)
