@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
-import uvloop
 
 from libs.errors import ResourceExhausted
 from libs.http import server_connection
 from libs.http.exchange import Exchange
 from libs.rpc.handling import MAX_REQUEST_BYTES
-from tests.support.grpc_over_http import Caller
-from tests.support.http_bytes import (
+from tests.support.http_bytes import (  # noqa: F401  # fixtures
     CHUNKED,
     POST,
     TEXT,
     HttpService,
     answer,
+    as_services_run,
     echo,
+    one_caller,
+    one_service,
     post,
     rest,
     serving_one_path,
@@ -33,27 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture"),
 ]
 
-_PATIENCE_SECONDS = 10.0
 _BRIEF_SECONDS = 1.5  # for what comes at once, or, where a test fails, never
 _LARGE = bytes(32 << 20)  # more than the kernel's buffers take
-
-
-@pytest.fixture
-def event_loop_policy() -> Any:
-    """As services run."""
-    return uvloop.EventLoopPolicy()
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[HttpService]:
-    async with serving_one_path() as service:
-        yield service
-
-
-@pytest.fixture
-async def caller(service: HttpService) -> AsyncIterator[Caller]:
-    async with asyncio.timeout(_PATIENCE_SECONDS), service.caller() as caller:
-        yield caller
 
 
 async def test_requests_that_come_at_once_are_answered_one_after_the_other(service, caller):

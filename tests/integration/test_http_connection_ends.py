@@ -7,22 +7,23 @@ import gc
 import socket
 import tracemalloc
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import uvloop
 
 from libs.errors import ResourceExhausted
 from libs.http import server
 from libs.http.exchange import Exchange
 from libs.rpc.handling import MAX_REQUEST_BYTES
-from tests.support.grpc_over_http import Caller
-from tests.support.http_bytes import (
+from tests.support.http_bytes import (  # noqa: F401  # fixtures
     POST,
     TEXT,
     HttpService,
     answer,
+    as_services_run,
+    one_caller,
+    one_service,
     post,
     rest,
     serving_one_path,
@@ -38,24 +39,6 @@ _PATIENCE_SECONDS = 10.0
 _BRIEF_SECONDS = 1.5  # for what comes at once, or, where a test fails, never
 _POLL_SECONDS = 0.01
 _LARGE = bytes(32 << 20)  # more than the kernel's buffers take
-
-
-@pytest.fixture
-def event_loop_policy() -> Any:
-    """As services run."""
-    return uvloop.EventLoopPolicy()
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[HttpService]:
-    async with serving_one_path() as service:
-        yield service
-
-
-@pytest.fixture
-async def caller(service: HttpService) -> AsyncIterator[Caller]:
-    async with asyncio.timeout(_PATIENCE_SECONDS), service.caller() as caller:
-        yield caller
 
 
 async def _until(holds: Callable[[], bool], timeout_seconds: float = _PATIENCE_SECONDS) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvloop
 
 from libs.clock import SystemClock
 from libs.http.exchange import Exchange
@@ -13,6 +17,7 @@ from libs.http.server_connection import Connection
 from tests.support.grpc_over_http import CALLER, Caller
 
 DRAIN_SECONDS = 10.0
+PATIENCE_SECONDS = 10.0
 TEXT = "text/plain"
 # The begin of a request, to which more headers may be added.
 POST = (
@@ -82,6 +87,26 @@ async def serving_one_path() -> AsyncIterator[HttpService]:
     finally:
         service.server._drain_seconds = 0
         await service.server.stop()
+
+
+# For modules that import them.
+
+
+@pytest.fixture(name="event_loop_policy")
+def as_services_run() -> Any:
+    return uvloop.EventLoopPolicy()
+
+
+@pytest.fixture(name="service")
+async def one_service() -> AsyncIterator[HttpService]:
+    async with serving_one_path() as service:
+        yield service
+
+
+@pytest.fixture(name="caller")
+async def one_caller(service: HttpService) -> AsyncIterator[Caller]:
+    async with asyncio.timeout(PATIENCE_SECONDS), service.caller() as caller:
+        yield caller
 
 
 async def answer(caller: Caller) -> tuple[int, bytes]:

@@ -203,3 +203,10 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110  # the client has no event for it
             await asyncio.sleep(0.001)
+
+
+async def tell_numbers(peer: Peer) -> None:
+    """Tells in each answer which connection it came by, until the client goes."""
+    while True:
+        await peer.request()
+        peer.send(answer(b"%d" % peer.number))

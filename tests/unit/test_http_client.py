@@ -17,15 +17,9 @@ from tests.support.http_peer import (
     body_of,
     client_of,
     peers,
+    tell_numbers,
     until,
 )
-
-
-async def tell_numbers(peer: Peer) -> None:
-    """Tells in each answer which connection it came by, until the client goes."""
-    while True:
-        await peer.request()
-        peer.send(answer(b"%d" % peer.number))
 
 
 def idle(client: HttpClient) -> list[ClientConnection]:

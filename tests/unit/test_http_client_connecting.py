@@ -20,15 +20,9 @@ from tests.support.http_peer import (
     ask,
     client_of,
     peers,
+    tell_numbers,
     until,
 )
-
-
-async def tell_numbers(peer: Peer) -> None:
-    """Tells in each answer which connection it came by, until the client goes."""
-    while True:
-        await peer.request()
-        peer.send(answer(b"%d" % peer.number))
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
