@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import grpc
@@ -282,9 +283,16 @@ async def test_the_log_knows_inputs_by_their_hash_only(mesh: _Mesh):
     for _ in range(2):
         await _embed(mesh.cache, [secret])
     await _embed(mesh.cache, _new("other"))
-    await eventually(lambda: sum(e["event"] == "embedded" for e in mesh.cache.lines) >= 3)
-    *_, one, two, other = [e for e in mesh.cache.lines if e["event"] == "embedded"]
-    assert one["input_hash"] == two["input_hash"] != other["input_hash"]
+
+    def told() -> list[dict[str, Any]]:
+        return [e for e in mesh.cache.lines if e["event"] == "embedded"][-3:]
+
+    def hashes_tell() -> bool:
+        hashes = [entry["input_hash"] for entry in told()]
+        return len(hashes) == 3 and hashes[0] == hashes[1] != hashes[2]
+
+    await eventually(hashes_tell)
+    one, *_ = told()
     assert (one["tenant"], one["model_version"]) == ("acme", "models/minilm/versions/1.0.0")
     assert len(one["trace_id"]) == 32
     assert secret not in str(mesh.cache.lines)
