@@ -21,6 +21,7 @@ from aiohappyeyeballs import AddrInfoType
 from typing_extensions import override
 
 from libs.http.client_response import HttpError, Response
+from libs.http.headers import header_lines
 
 MAX_HEAD_BYTES = 64 * 1024
 # Another of a host's addresses is tried beside the first after so long (RFC 8305).
@@ -65,7 +66,7 @@ class HttpClient:
         if self._port != _PORTS[parts.scheme]:
             named += f":{self._port}"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._head = f"POST {target} HTTP/1.1\r\nhost: {named}\r\n{_lines(headers)}"
+        self._head = f"POST {target} HTTP/1.1\r\nhost: {named}\r\n{header_lines(headers)}"
         self._idle: deque[ClientConnection] = deque()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -80,7 +81,7 @@ class HttpClient:
             HttpError: the server does not speak HTTP, or closed the connection.
             OSError: it cannot be reached, `TimeoutError` included.
         """
-        head = f"{self._head}{_lines(headers)}content-length: {len(body)}\r\n\r\n"
+        head = f"{self._head}{header_lines(headers)}content-length: {len(body)}\r\n\r\n"
         request = head.encode("latin-1") + body
         connection = self._kept() or await self._connected()
         return await connection.send(request)
@@ -293,10 +294,3 @@ def _tls() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _lines(headers: Mapping[str, str]) -> str:
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
-        raise ValueError("a header's value has more than one line")
-    return lines

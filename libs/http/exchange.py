@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Protocol
 
+from libs.http.headers import header_lines
 from libs.rpc.identity import Identity, identity_in
 
 # Nobody sees it: the caller did not wait for the answer.
@@ -136,9 +137,7 @@ class Exchange:
         if self.status is not None:
             raise RuntimeError("it was answered before")
         self.status = status
-        lines = f"content-type: {content_type}\r\n"
-        for name, value in headers.items():
-            lines += f"{name}: {value}\r\n"
+        lines = f"content-type: {content_type}\r\n{header_lines(headers)}"
         if not self.keep_alive:
             lines += "connection: close\r\n"
         return _STATUS_LINES[status] + lines.encode("latin-1")

@@ -21,6 +21,7 @@ from opentelemetry import trace
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
 from libs.http.exchange import Exchange
+from libs.http.headers import header_lines
 from libs.rpc.framing import PREFIX, framed
 from libs.rpc.handling import MAX_REQUEST_BYTES, Handling, within_deadline
 from libs.rpc.status import DETAILS_KEY, as_headrace_error, to_status
@@ -175,7 +176,7 @@ class GrpcCall:
             trailers["grpc-accept-encoding"] = _ENCODINGS
             exchange.whole(b"", content_type=_CONTENT_TYPE, headers=trailers)
             return
-        exchange.end("".join(f"{name}: {value}\r\n" for name, value in trailers.items()).encode())
+        exchange.end(header_lines(trailers).encode())
         try:
             async with asyncio.timeout(ENDING_SECONDS):
                 await exchange.drain()

@@ -38,7 +38,7 @@ class StallGuard:
     def __init__(self, limits: StallLimits) -> None:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._watch = _watches.setdefault(self._loop, _Watch())
+        self._watch = _watches.get(self._loop) or _watches.setdefault(self._loop, _Watch())
         self._deadline = 0.0
         self._started = False
         self._stalled = False

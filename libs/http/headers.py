@@ -1,0 +1,17 @@
+"""Headers and trailers, as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def header_lines(headers: Mapping[str, str]) -> str:
+    """Returns headers as lines, each with its end.
+
+    Raises:
+        ValueError: a value has more than one line: it would add headers of its own.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
+        raise ValueError("a header's value has more than one line")
+    return lines
