@@ -23,9 +23,14 @@ from typing_extensions import override
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, Unimplemented
-from libs.rpc.handling import DEADLINE_MARGIN_SECONDS, Handling, check_size, within_deadline
+from libs.rpc.call_observer import (
+    DEADLINE_MARGIN_SECONDS,
+    CallObserver,
+    check_size,
+    within_deadline,
+)
 from libs.rpc.status import DETAILS_KEY, as_headrace_error, grpc_code, to_status
-from libs.telemetry.tracing import unkept_trace
+from libs.telemetry.tracing import unsampled_context
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behavior = Callable[[Any, Any], Any]
@@ -58,9 +63,9 @@ class TracedCalls(OpenTelemetryAioServerInterceptor):
     @override
     def _intercept_aio_server_stream(self, behavior: Behavior, details: Any) -> Behavior:
         async def stream(request: Any, context: Any) -> None:
-            unkept = unkept_trace(_traceparent(context))
-            if unkept is not None:
-                token = attach(unkept)
+            unsampled = unsampled_context(_traceparent(context))
+            if unsampled is not None:
+                token = attach(unsampled)
                 try:
                     await behavior(request, context)
                 finally:
@@ -139,7 +144,7 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         return refuse
 
     async def _call(self, method: str, behavior: Behavior, request: Any, context: Any) -> Any:
-        handling = Handling(method, self._clock)
+        handling = CallObserver(method, self._clock)
         status = "OK"
         try:
             check_size(request)

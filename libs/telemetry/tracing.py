@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 # W3C Trace Context, version 00, without the flag "sampled".
-_UNKEPT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00").fullmatch
+_UNSAMPLED = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00").fullmatch
 
 
 def setup_tracing(
@@ -55,9 +55,9 @@ def current_trace_id() -> str:
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
-def unkept_trace(traceparent: str | None) -> Context | None:
+def unsampled_context(traceparent: str | None) -> Context | None:
     """Returns the caller's trace where it says that nobody keeps it; then a span is of no use."""
-    if traceparent is None or not _UNKEPT(traceparent):
+    if traceparent is None or not _UNSAMPLED(traceparent):
         return None
     told = trace.SpanContext(
         trace_id=int(traceparent[3:35], 16), span_id=int(traceparent[36:52], 16), is_remote=True
@@ -70,9 +70,9 @@ def unkept_trace(traceparent: str | None) -> Context | None:
 @contextmanager
 def server_span(tracer: trace.Tracer, name: str, *, traceparent: str | None) -> Iterator[None]:
     """Goes on with the caller's trace; makes a span of the block, unless nobody keeps the trace."""
-    unkept = unkept_trace(traceparent)
-    if unkept is not None:
-        token = attach(unkept)
+    unsampled = unsampled_context(traceparent)
+    if unsampled is not None:
+        token = attach(unsampled)
         try:
             yield
         finally:

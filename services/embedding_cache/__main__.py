@@ -18,9 +18,9 @@ from libs.telemetry.hashing import InputHasher
 from services.embedding_cache.computation import Computation
 from services.embedding_cache.config import Settings
 from services.embedding_cache.embedder import Embedder
-from services.embedding_cache.flights import Flights
 from services.embedding_cache.openai import OpenAIEmbeddingServicer
 from services.embedding_cache.servicer import EmbeddingServicer
+from services.embedding_cache.single_flight import SingleFlight
 from services.embedding_cache.vector_cache import VectorCache
 
 
@@ -35,7 +35,7 @@ async def main() -> None:
 
         usage = UsageRecorder(Publisher(jetstream), clock)
         cache = VectorCache(limit_bytes=settings.embedding_cache_limit_bytes)
-        flights = Flights(keep=cache.put, limit_texts=settings.embedding_in_flight_limit_texts)
+        flights = SingleFlight(keep=cache.put, limit_texts=settings.embedding_in_flight_limit_texts)
         computation = Computation(
             inference_pb2_grpc.InferenceServiceStub(open_channel(settings.inference_address)),
             timeout_seconds=settings.embedding_timeout_seconds,

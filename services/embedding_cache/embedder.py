@@ -25,8 +25,8 @@ from services.embedding_cache.domain import (
     check_texts,
     text_key,
 )
-from services.embedding_cache.flights import Flights
 from services.embedding_cache.query import Answer, Query
+from services.embedding_cache.single_flight import SingleFlight
 from services.embedding_cache.vector_cache import VectorCache
 
 _log = structlog.get_logger()
@@ -52,7 +52,7 @@ class Embedder:
         self,
         *,
         cache: VectorCache,
-        flights: Flights,
+        flights: SingleFlight,
         computation: Computes,
         usage: UsageRecorder,
         hasher: InputHasher,

@@ -8,34 +8,34 @@ from headrace.openai.v1 import openai_pb2_grpc
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
-from libs.http.grpc_method import GrpcMethod
-from libs.http.server import HttpServer
+from libs.http1.server import HttpServer
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import process, run
 from libs.routes import RouteTable
+from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
-from services.inference.api_keys import ApiKeys
-from services.inference.backends import Backends
-from services.inference.config import Settings
-from services.inference.counting import TokenCounter
-from services.inference.embedding import Embedder
-from services.inference.generation import Generator
-from services.inference.hedge import HedgeLimits
-from services.inference.open_inference import OpenInference
-from services.inference.open_inference_servicer import OpenInferenceServicer, handlers
-from services.inference.openai import (
+from services.inference.accounting import Recorder
+from services.inference.api.grpc import GENERATE_PATH, InferenceServicer
+from services.inference.api.oip import OpenInferenceServicer, handlers
+from services.inference.api.openai import (
     ChatCompletions,
     ChatCompletionServicer,
     ModelServicer,
     chat_completions_over_http,
 )
-from services.inference.record import Recorder
-from services.inference.relay import RelayLimits
-from services.inference.servicer import GENERATE_PATH, InferenceServicer
-from services.inference.stall import StallLimits
+from services.inference.backends.openai_http.api_keys import ApiKeys
+from services.inference.backends.pool import Backends
+from services.inference.backends.stall import StallLimits
+from services.inference.config import Settings
+from services.inference.generation.generator import Generator
+from services.inference.generation.hedging import HedgeLimits
+from services.inference.generation.relay import RelayLimits
+from services.inference.tensors.count_tokens import TokenCounter
+from services.inference.tensors.embed import Embedder
+from services.inference.tensors.oip import OpenInference
 
 
 async def main() -> None:
@@ -107,7 +107,7 @@ async def main() -> None:
             settings.http_listen_address,
             handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
             methods=[
-                GrpcMethod(
+                GrpcHttp1Handler(
                     GENERATE_PATH,
                     servicer.Generate,
                     request_type=inference_pb2.GenerateRequest,

@@ -52,7 +52,7 @@ class Queue:
         self._numbers = itertools.count()
         self._gauge = _WAITING.labels(deployment)
 
-    def place(self, *, places: int, deadline_seconds: float | None, priority: int) -> Place:
+    def place(self, *, places: int, deadline_seconds: float | None, priority: int) -> Slot:
         """Returns what holds a place while an `async with` runs; it waits for one, if it must.
 
         Args:
@@ -65,7 +65,7 @@ class Queue:
                 too long.
         """
         deadline = math.inf if deadline_seconds is None else deadline_seconds
-        return Place(self, places, deadline, priority)
+        return Slot(self, places, deadline, priority)
 
     async def take(self, places: int, deadline_seconds: float, priority: int) -> float:
         """Takes a place and returns when that was. Whoever takes one gives it back.
@@ -139,7 +139,7 @@ class Queue:
         )
 
 
-class Place:
+class Slot:
     """Holds a place while a block runs. A class, since every request passes here."""
 
     __slots__ = ("_deadline_seconds", "_places", "_priority", "_queue", "_taken_seconds")

@@ -18,7 +18,7 @@ MAX_PRIORITY = 9
 
 
 @dataclass(frozen=True)
-class Turn:
+class Message:
     """One turn of a conversation."""
 
     role: str
@@ -38,7 +38,7 @@ class ChatCall:
 
     request_id: str
     model: str
-    turns: tuple[Turn, ...]
+    turns: tuple[Message, ...]
     max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -124,7 +124,7 @@ class ChatCall:
 
 
 @dataclass(frozen=True)
-class Told:
+class ClientError:
     """What the caller hears of a failure that no other backend made good."""
 
     kind: type[HeadraceError]
@@ -132,7 +132,7 @@ class Told:
     reason: str
     retry_after_seconds: float | None = None
 
-    def after(self, seconds: float) -> Told:
+    def after(self, seconds: float) -> ClientError:
         """Returns it for a backend that takes nothing for so long."""
         return replace(self, retry_after_seconds=max(seconds, self.retry_after_seconds or 0.0))
 
@@ -146,7 +146,7 @@ class Told:
         )
 
 
-BACKENDS_FAILED = Told(Unavailable, "the backends failed", "BACKEND_FAILED", 1.0)
+BACKENDS_FAILED = ClientError(Unavailable, "the backends failed", "BACKEND_FAILED", 1.0)
 
 
 class BackendFailedError(Exception):
@@ -164,7 +164,7 @@ class BackendFailedError(Exception):
         self,
         message: str,
         *,
-        told: Told = BACKENDS_FAILED,
+        told: ClientError = BACKENDS_FAILED,
         attempts: int | None = None,
         retry_after_seconds: float = 0.0,
         resumable: bool = True,
@@ -190,7 +190,7 @@ class DeploymentFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Ending:
+class Finish:
     """What the engine says when it is done. Resumed tokens do not count as prompt."""
 
     finish_reason: str
@@ -200,7 +200,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """What one message of an engine brings: text, its tokens, perhaps the end.
 
     Attributes:
@@ -214,7 +214,7 @@ class Piece:
     text: str
     token_ids: tuple[int, ...] = ()
     token_count: int = 0
-    ending: Ending | None = None
+    ending: Finish | None = None
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Delivered:
     pieces: list[int | str] = field(default_factory=list)
     token_count: int = 0
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Chunk) -> None:
         """Counts a piece as delivered. Where ids are missing its text stands for them."""
         if len(piece.token_ids) == piece.token_count:
             self.pieces.extend(piece.token_ids)

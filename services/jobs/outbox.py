@@ -16,7 +16,7 @@ from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument
 from services.jobs.domain import Failure
 from services.jobs.records import JobRecords
-from services.jobs.store import JobStore, Unsent
+from services.jobs.store import JobStore, OutboxJob
 
 _log = structlog.get_logger()
 
@@ -77,7 +77,7 @@ class OutboxPublisher:
         _PUBLISHED.inc(len(sent))
         return all(done) and len(batch) == BATCH_JOBS
 
-    async def _publish(self, item: Unsent) -> bool:
+    async def _publish(self, item: OutboxJob) -> bool:
         """Returns whether the bus has the message. Runs in a task, so in a context, of its own."""
         job = item.job
         event = events_pb2.JobSubmitted(

@@ -21,7 +21,7 @@ class QueueFullError(Exception):
 
 
 @dataclass(frozen=True)
-class Unsent:
+class OutboxJob:
     """A job whose message is to be published.
 
     Attributes:
@@ -36,7 +36,7 @@ class Unsent:
 
 
 @dataclass(frozen=True)
-class Lost:
+class UnackedJob:
     """A job whose message may have been lost; `publish_count` times it was published."""
 
     job_id: str
@@ -106,7 +106,7 @@ class JobStore:
                 await connection.execute(sa.delete(outbox).where(outbox.c.job_id == job_id))
             return changed
 
-    async def unsent(self, *, limit: int) -> list[Unsent]:
+    async def unsent(self, *, limit: int) -> list[OutboxJob]:
         """Returns jobs to publish, those that have waited longest first."""
         query = (
             sa.select(jobs, outbox.c.traceparent, outbox.c.publish_count)
@@ -117,11 +117,11 @@ class JobStore:
         )
         async with snapshot(self._engine) as connection:
             return [
-                Unsent(_job(row), row.traceparent, row.publish_count)
+                OutboxJob(_job(row), row.traceparent, row.publish_count)
                 for row in await connection.execute(query)
             ]
 
-    async def mark_sent(self, sent: Sequence[Unsent], now: datetime) -> None:
+    async def mark_sent(self, sent: Sequence[OutboxJob], now: datetime) -> None:
         """Notes that messages are on the bus. A replica may have noted the same."""
         async with transaction(self._engine) as connection:
             for item in sent:
@@ -136,7 +136,7 @@ class JobStore:
 
     async def lost(
         self, *, published_before: datetime, unchanged_since: datetime, limit: int
-    ) -> list[Lost]:
+    ) -> list[UnackedJob]:
         """Returns jobs that were published before one time and did not change since another."""
         query = (
             sa.select(outbox.c.job_id, outbox.c.publish_count)
@@ -149,9 +149,11 @@ class JobStore:
             .limit(limit)
         )
         async with snapshot(self._engine) as connection:
-            return [Lost(row.job_id, row.publish_count) for row in await connection.execute(query)]
+            return [
+                UnackedJob(row.job_id, row.publish_count) for row in await connection.execute(query)
+            ]
 
-    async def publish_again(self, lost: Lost) -> None:
+    async def publish_again(self, lost: UnackedJob) -> None:
         """Puts a job back among those to publish, unless that has happened since it was read."""
         async with transaction(self._engine) as connection:
             await connection.execute(

@@ -12,8 +12,8 @@ from libs.rpc.watch import SnapshotWatch
 from services.pool_agent.config import Settings
 from services.pool_agent.domain import Report
 from services.pool_agent.download import Downloads
-from services.pool_agent.keeper import Pace, Parts
 from services.pool_agent.pool import Pool
+from services.pool_agent.reconciler import ReconcileIntervals, ReconcilerParts
 from services.pool_agent.reporter import Reporter
 from services.pool_agent.repository import ModelRepository
 from services.pool_agent.triton import Triton
@@ -41,7 +41,7 @@ async def main() -> None:
             await registry.ReportBackend(request, timeout=REPORT_SECONDS)
 
         reporter = Reporter(send, running.clock)
-        parts = Parts(
+        parts = ReconcilerParts(
             repository=repository,
             downloads=Downloads(
                 lambda digest: registry.DownloadArtifact(
@@ -51,7 +51,7 @@ async def main() -> None:
             ),
             triton=Triton(open_channel(settings.triton_address, traced=False, retries=False)),
             clock=running.clock,
-            pace=Pace(),
+            intervals=ReconcileIntervals(),
         )
         pool = Pool(parts, reporter)
 

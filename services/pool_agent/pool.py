@@ -10,7 +10,7 @@ import structlog
 from prometheus_client import Gauge
 
 from services.pool_agent.domain import Report, State, Wanted
-from services.pool_agent.keeper import Keeper, Parts
+from services.pool_agent.reconciler import ReconcilerParts, VersionReconciler
 from services.pool_agent.reporter import Reporter
 from services.pool_agent.triton import ModelFailed, TritonAway
 
@@ -23,7 +23,7 @@ SWEEP_SECONDS = 5.0
 class Pool:
     """Turns what is wanted into what is loaded."""
 
-    def __init__(self, parts: Parts, reporter: Reporter) -> None:
+    def __init__(self, parts: ReconcilerParts, reporter: Reporter) -> None:
         self._parts = parts
         self._reporter = reporter
         self._deployments: Mapping[str, Wanted] = {}
@@ -42,7 +42,9 @@ class Pool:
             self._keepers.pop(name).cancel()
             self._reports.pop(name, None)
         for name in wanted.keys() - self._keepers.keys():
-            keeper = Keeper(wanted[name], self._parts, lock=self._locks[name], tell=self._take)
+            keeper = VersionReconciler(
+                wanted[name], self._parts, lock=self._locks[name], tell=self._take
+            )
             self._keepers[name] = asyncio.create_task(keeper.run(), name=name)
         for deployment, each in deployments.items():
             if each.backend_model in self._reports:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from headrace.inference.v1 import inference_pb2_grpc
 
-from services.cli.supervision import process_states
+from deploy.local.supervisor import process_states
 from tests.bench.chaos_streams import QUESTIONS, Seen, answer
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, running_mesh

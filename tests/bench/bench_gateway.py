@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from services.cli.ports import EDGE
+from deploy.local.ports import EDGE
 from tests.bench.bare_hop import BareHop, bare_hop
 from tests.bench.load import Result, closed_loop, http_request
 from tests.bench.mesh import (

@@ -21,8 +21,8 @@ import uvloop
 from headrace.inference.v1 import inference_pb2
 from tritonclient.grpc import service_pb2
 
-from services.cli.artifact import BUNDLED_VERSION, ROOT, model_files
-from services.cli.ports import EDGE
+from deploy.local.ports import EDGE
+from deploy.triton.artifact import BUNDLED_VERSION, ROOT, model_files
 from tests.bench.mesh import CONDITIONS, bench_mesh, deploy, hot_path_cpu_seconds, port_of
 from tests.bench.report import Report
 from tests.bench.streams import Metadata, Streamed, stream

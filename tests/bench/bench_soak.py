@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
-from services.cli.ports import read_ports
+from deploy.local.ports import read_ports
 from tests.bench.chaos_streams import QUESTIONS, answer
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, running_mesh

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
-from services.cli.bundled import deploy_bundled_models
-from services.cli.layout import Layout
-from services.cli.lifecycle import start, stop
+from deploy.local.bundled import deploy_bundled_models
+from deploy.local.layout import Layout
+from deploy.local.lifecycle import start, stop
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, SilentProgress, free_port
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from headrace.cost.v1 import cost_pb2
 
-from services.cli.artifact import BUNDLED_VERSION, BundledModel, write_artifact
-from services.cli.client import EdgeClient
-from services.cli.deployer import Deployer
-from services.cli.ports import read_ports
+from deploy.local.deployer import Deployer
+from deploy.local.edge_client import EdgeClient
+from deploy.local.ports import read_ports
+from deploy.triton.artifact import BUNDLED_VERSION, BundledModel, write_artifact
 from tests.bench.proc import cpu_seconds
 from tests.support.mesh import CollectorThread, RunningMesh, SilentProgress, running_mesh
 

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
-from services.cli.keys import keys_dir
+from deploy.keys import keys_dir
 from tests.support.scripted import GENERATE_PATH, ScriptedMesh, scripted_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

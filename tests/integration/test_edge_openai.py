@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from google.api.httpbody_pb2 import HttpBody
 
+from deploy.envoy.replies import MAX_JSON_BODY_BYTES
 from libs.errors import (
     HeadraceError,
     InvalidArgument,
@@ -23,7 +24,6 @@ from libs.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from services.cli.edge_replies import MAX_JSON_BODY_BYTES
 from tests.support.scripted import ScriptedMesh, one_object, scripted_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

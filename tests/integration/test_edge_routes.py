@@ -18,11 +18,11 @@ from google.protobuf import descriptor_pb2, empty_pb2
 from grpc_health.v1 import health_pb2
 from typing_extensions import override
 
+from deploy.envoy.render import CLUSTERS
+from deploy.envoy.routes import HTTP_CLUSTER, descriptors
 from libs.clock import SystemClock
-from libs.http.grpc_method import GrpcCall, GrpcMethod
+from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
 from libs.rpc.server import reflect
-from services.cli.edge import CLUSTERS
-from services.cli.edge_routes import HTTP_CLUSTER, descriptors
 from tests.support.edge import NOWHERE, RunningEdge, running_edge, serving_http
 from tests.support.scripted import GENERATE_PATH
 
@@ -87,7 +87,9 @@ def _recording_http(seen: Seen) -> AbstractAsyncContextManager[str]:
         seen.append((HTTP_CLUSTER, GENERATE_PATH, dict(context.invocation_metadata())))
         await context.write(empty_pb2.Empty())
 
-    method = GrpcMethod(GENERATE_PATH, answer, request_type=empty_pb2.Empty, clock=SystemClock())
+    method = GrpcHttp1Handler(
+        GENERATE_PATH, answer, request_type=empty_pb2.Empty, clock=SystemClock()
+    )
     return serving_http(methods=[method])
 
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 import pytest
 
 from libs.errors import ResourceExhausted
-from libs.http import server_connection
-from libs.http.exchange import Exchange
-from libs.rpc.handling import MAX_REQUEST_BYTES
+from libs.http1 import connection as server_connection
+from libs.http1.exchange import Exchange
+from libs.rpc.call_observer import MAX_REQUEST_BYTES
 from tests.support.http_bytes import (  # noqa: F401  # fixtures
     CHUNKED,
     POST,

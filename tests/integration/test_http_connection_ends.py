@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from libs.errors import ResourceExhausted
-from libs.http import server
-from libs.http.exchange import Exchange
-from libs.rpc.handling import MAX_REQUEST_BYTES
+from libs.http1 import server
+from libs.http1.exchange import Exchange
+from libs.rpc.call_observer import MAX_REQUEST_BYTES
 from tests.support.http_bytes import (  # noqa: F401  # fixtures
     POST,
     TEXT,

@@ -14,12 +14,12 @@ import pytest_asyncio
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from libs.errors import BY_CODE, DeadlineExceeded, InvalidArgument
-from libs.http.grpc_method import GrpcCall
 from libs.http2 import frames
 from libs.http2.frames import FrameType
-from libs.rpc import handling
+from libs.rpc import call_observer as handling
+from libs.rpc.call_observer import MAX_REQUEST_BYTES
 from libs.rpc.framing import framed
-from libs.rpc.handling import MAX_REQUEST_BYTES
+from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.identity import identity_of
 from libs.rpc.status import headrace_errors
 from tests.support.grpc_over_http import calls_counted

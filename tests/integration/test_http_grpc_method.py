@@ -16,8 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from libs.errors import NotFound, ResourceExhausted
-from libs.http import grpc_method, server
-from libs.http.grpc_method import GrpcCall
+from libs.http1 import server
+from libs.rpc import grpc_http1
+from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.status import to_status
 from tests.support.grpc_over_http import (
     METHOD,
@@ -245,7 +246,7 @@ async def test_a_write_that_finds_the_caller_gone_is_no_failure(service):
 
 async def test_a_caller_that_never_reads_does_not_hold_a_call_that_failed(service, monkeypatch):
     """The status would wait behind what was written before: after a while the connection is cut."""
-    monkeypatch.setattr(grpc_method, "ENDING_SECONDS", 0.1)
+    monkeypatch.setattr(grpc_http1, "ENDING_SECONDS", 0.1)
     before = calls_counted("DEADLINE_EXCEEDED")
     service.handle = write_for_ever
     async with service.caller() as caller:

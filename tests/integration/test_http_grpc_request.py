@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from libs.http.grpc_method import GrpcCall
-from libs.rpc.handling import MAX_REQUEST_BYTES
+from libs.rpc.call_observer import MAX_REQUEST_BYTES
+from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.identity import identity_of
 from tests.support.grpc_over_http import Caller, Service, echo, framed, serving_method
 from tests.support.rpc import value

@@ -13,9 +13,9 @@ from opentelemetry import trace
 
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
-from libs.http.exchange import Exchange
-from libs.http.server import HttpServer
-from libs.rpc.handling import MAX_REQUEST_BYTES
+from libs.http1.exchange import Exchange
+from libs.http1.server import HttpServer
+from libs.rpc.call_observer import MAX_REQUEST_BYTES
 from libs.telemetry.tracing import current_trace_id
 
 pytestmark = pytest.mark.integration

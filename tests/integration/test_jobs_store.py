@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from libs.db import create_engine, migrate
 from services.jobs.domain import Failure, Finished, Job, Outcome, Started, State, Step, advance
-from services.jobs.store import JobStore, Lost, QueueFullError
+from services.jobs.store import JobStore, QueueFullError, UnackedJob
 from services.jobs.tables import metadata
 from tests.support.databases import DATABASES, empty_database, shared_postgres
 
@@ -174,17 +174,17 @@ async def test_the_outbox_holds_what_is_to_be_sent(stores: tuple[JobStore, JobSt
     await asyncio.gather(*(each.mark_sent(unsent, sent_at) for each in stores))
     assert [item.job.job_id for item in await store.unsent(limit=10)] == ["job-0003"]
 
-    async def lost(*, published_before: datetime = sent_at + timedelta(1)) -> list[Lost]:
+    async def lost(*, published_before: datetime = sent_at + timedelta(1)) -> list[UnackedJob]:
         return await store.lost(
             published_before=published_before, unchanged_since=sent_at, limit=10
         )
 
-    assert await lost() == [Lost("job-0001", 1), Lost("job-0002", 1)]
+    assert await lost() == [UnackedJob("job-0001", 1), UnackedJob("job-0002", 1)]
     assert await lost(published_before=sent_at) == []
     await store.apply("job-0002", step(Started(1)))  # changed a day later
     (first,) = await lost()
     await store.publish_again(first)
-    await store.publish_again(Lost("job-0003", 7))  # of a time that has passed
+    await store.publish_again(UnackedJob("job-0003", 7))  # of a time that has passed
     again = [(item.job.job_id, item.publish_count) for item in await store.unsent(limit=10)]
     assert again == [("job-0001", 1), ("job-0003", 0)]
     await store.apply("job-0001", step(Finished(1, result=b"r")))

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.cli.lifecycle import start, stop
-from services.cli.orphans import mesh_members
-from services.cli.ports import read_ports
-from services.cli.supervision import process_states
+from deploy.local.lifecycle import start, stop
+from deploy.local.ports import read_ports
+from deploy.local.session import mesh_members
+from deploy.local.supervisor import process_states
 from tests.support.mesh import RunningMesh, SilentProgress, running_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]

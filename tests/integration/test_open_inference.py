@@ -20,9 +20,9 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from deploy.envoy.routes import OPEN_INFERENCE, OPEN_INFERENCE_HEALTH, OPEN_INFERENCE_METHODS
 from libs.rpc.status import DETAILS_KEY
-from services.cli.edge_routes import OPEN_INFERENCE, OPEN_INFERENCE_HEALTH, OPEN_INFERENCE_METHODS
-from services.inference.open_inference_servicer import OpenInferenceServicer, handlers
+from services.inference.api.oip import OpenInferenceServicer, handlers
 from tests.support.mesh import RunningMesh
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from libs.errors import DeadlineExceeded
-from libs.rpc import handling
+from libs.rpc import call_observer as handling
 from libs.rpc.status import headrace_errors
 from tests.support.rpc import Calls, handled_by, value
 

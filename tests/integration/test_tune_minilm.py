@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from services.cli.artifact import ROOT, write_artifact
-from services.cli.tune_settings import current
+from deploy.triton.artifact import ROOT, write_artifact
+from deploy.triton.tune.settings import current
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 def test_settings_are_measured_and_the_next_version_can_be_packed(tmp_path):
     """A table, a JSON, a plot, a folder; and no process is left."""
     written = tmp_path / "next"
-    argv = [sys.executable, "-m", "services.cli", "model", "tune", "minilm"]
+    argv = [sys.executable, "-m", "cli", "model", "tune", "minilm"]
     argv += ["--seconds", "0.5", "--concurrency", "1,3", "--write", str(written)]
     argv += ["--vary", "queue_delay_microseconds=0,2000"]
     environment = {**os.environ, "HEADRACE_HOME": str(tmp_path / "home")}
@@ -60,7 +60,7 @@ def _left_behind(folder: str) -> list[str]:
 def test_what_cannot_be_measured_is_said_in_one_line(tmp_path, given, said):
     """Before anything starts."""
     ran = subprocess.run(
-        [sys.executable, "-m", "services.cli", "model", "tune", *given],
+        [sys.executable, "-m", "cli", "model", "tune", *given],
         cwd=ROOT,
         env={**os.environ, "HEADRACE_HOME": str(tmp_path)},
         capture_output=True,

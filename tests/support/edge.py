@@ -14,12 +14,12 @@ from typing import Any
 import aiohttp
 import grpc
 
+from deploy.envoy.render import CLUSTERS, Edge, argv, render
+from deploy.keys import mint_token
 from libs.clock import SystemClock
-from libs.http.grpc_method import GrpcMethod
-from libs.http.server import Handler, HttpServer
+from libs.http1.server import Handler, HttpServer
+from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.rpc.server import RpcServer
-from services.cli.edge import CLUSTERS, Edge, argv, render
-from services.cli.keys import mint_token
 
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
@@ -131,7 +131,7 @@ async def serving(
 @asynccontextmanager
 async def serving_http(
     handlers: Mapping[str, Handler] = MappingProxyType({}),
-    methods: Iterable[GrpcMethod] = (),
+    methods: Iterable[GrpcHttp1Handler] = (),
     *,
     address: str = "127.0.0.1:0",
 ) -> AsyncIterator[str]:

@@ -17,8 +17,8 @@ from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from libs.clock import SystemClock
-from libs.http.exchange import Exchange
-from libs.http.grpc_method import Behavior, GrpcCall, GrpcMethod
+from libs.http1.exchange import Exchange
+from libs.rpc.grpc_http1 import Behavior, GrpcCall, GrpcHttp1Handler
 from tests.support.edge import serving_http
 
 METHOD = "headrace.test.v1.TestService/Stream"
@@ -143,7 +143,7 @@ class Service:
         await self.handle(request, context)
 
 
-class _Method(GrpcMethod):
+class _Method(GrpcHttp1Handler):
     """Tells when it is done with a call."""
 
     def __init__(self, service: Service) -> None:

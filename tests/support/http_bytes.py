@@ -11,9 +11,9 @@ import pytest
 import uvloop
 
 from libs.clock import SystemClock
-from libs.http.exchange import Exchange
-from libs.http.server import HttpServer
-from libs.http.server_connection import Connection
+from libs.http1.connection import Connection
+from libs.http1.exchange import Exchange
+from libs.http1.server import HttpServer
 from tests.support.grpc_over_http import CALLER, Caller
 
 DRAIN_SECONDS = 10.0

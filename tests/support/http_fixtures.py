@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from libs.http import client as client_module
+from libs.http_client import client as client_module
 from tests.support.certificates import Authority
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]

@@ -10,8 +10,8 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-from libs.http.client import HttpClient
-from libs.http.client_response import Response
+from libs.http_client.client import HttpClient
+from libs.http_client.response import Response
 
 # Longer than any test waits for what comes, on the slowest machine.
 PATIENCE_SECONDS = 20.0

@@ -17,14 +17,15 @@ from typing import Any, Self
 import grpc
 import pytest
 
-from services.cli.bundled import deploy_bundled_models
-from services.cli.keys import mint_token
-from services.cli.layout import LOOPBACK, Layout
-from services.cli.lifecycle import start, stop
-from services.cli.ports import EDGE, address, read_ports
-from services.cli.processes import ProcessSpec
-from services.cli.readiness import Probe
-from services.cli.supervision import process_states
+from deploy.host import LOOPBACK
+from deploy.keys import mint_token
+from deploy.local.bundled import deploy_bundled_models
+from deploy.local.layout import Layout
+from deploy.local.lifecycle import start, stop
+from deploy.local.ports import EDGE, address, read_ports
+from deploy.local.processes import ProcessSpec
+from deploy.local.readiness import Probe
+from deploy.local.supervisor import process_states
 from tests.support.otlp import CollectedSpan, Collector, running_collector
 
 _POLL_SECONDS = 0.05

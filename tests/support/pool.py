@@ -12,7 +12,7 @@ from pathlib import Path
 from headrace.common.v1 import model_pb2
 from headrace.registry.v1 import registry_pb2
 
-from services.cli.artifact import write_artifact
+from deploy.triton.artifact import write_artifact
 from tests.support.registry import EMBEDDING, RegistryClient
 from tests.support.service import RunningService, running_service
 from tests.support.triton_server import BACKEND_ID, RunningTriton

@@ -19,9 +19,9 @@ from typing_extensions import override
 
 from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
-from libs.http.exchange import Exchange
-from libs.http.grpc_method import GrpcCall, GrpcMethod
+from libs.http1.exchange import Exchange
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
 from tests.support.edge import RunningEdge, running_edge, serving, serving_http
 
 GENERATE_PATH = "/headrace.inference.v1.InferenceService/Generate"
@@ -169,7 +169,7 @@ class ScriptedMesh:
 
     def serving_inference(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
         """Serves what the inference process serves in HTTP/1.1, and yields its `host:port`."""
-        generate = GrpcMethod(
+        generate = GrpcHttp1Handler(
             GENERATE_PATH,
             self.inference.handle,
             request_type=inference_pb2.GenerateRequest,

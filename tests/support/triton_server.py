@@ -21,8 +21,8 @@ import grpc
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from services.cli.artifact import model_files
-from services.cli.triton import TritonPorts, region_prefix, remove_shared_memory
+from deploy.triton.artifact import model_files
+from deploy.triton.run import TritonPorts, region_prefix, remove_shared_memory
 
 ROOT = Path(__file__).parents[2]
 BACKEND_ID = "triton-test"
@@ -80,7 +80,7 @@ class RunningTriton:
 
     def argv(self) -> list[str]:
         """Returns what the supervisor starts."""
-        argv = [sys.executable, "-m", "services.cli.triton", "--backend-id", BACKEND_ID]
+        argv = [sys.executable, "-m", "deploy.triton.run", "--backend-id", BACKEND_ID]
         argv += ["--home", str(self.home), "--grpc-port", str(self.ports.grpc)]
         return [
             *argv,

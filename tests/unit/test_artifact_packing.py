@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import artifact
-from services.cli.artifact import (
-    ArtifactUnavailable,
+from deploy.triton import artifact
+from deploy.triton.artifact import (
+    ArtifactUnavailableError,
     bundled_models,
     digest_of,
     model_files,
@@ -99,7 +99,7 @@ def test_missing_weights_are_named(root):
     """With what to do."""
     path = next(root.rglob("*.gguf"))
     path.unlink()
-    with pytest.raises(ArtifactUnavailable, match=r"SmolLM2.*make install"):
+    with pytest.raises(ArtifactUnavailableError, match=r"SmolLM2.*make install"):
         model_files("smollm2", root=root)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.cli.answer import _rate, dollars
+from cli.answer import _rate, dollars
 
 
 @pytest.mark.parametrize(

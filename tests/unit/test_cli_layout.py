@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.layout import REPOSITORY, CannotRun, Layout
+from deploy.errors import CliError
+from deploy.host import REPOSITORY
+from deploy.local.layout import Layout
 
 
 def test_state_lives_in_the_repository_unless_told_otherwise():
@@ -28,13 +30,13 @@ def test_settings_choose_the_mesh(tmp_path: Path):
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "80.0", "²"])
 def test_a_port_that_is_none_is_refused(port: str):
     """The user is told, not shown a traceback."""
-    with pytest.raises(CannotRun, match="HEADRACE_EDGE_PORT must be a port number"):
+    with pytest.raises(CliError, match="HEADRACE_EDGE_PORT must be a port number"):
         Layout.of({"HEADRACE_EDGE_PORT": port})
 
 
 def test_a_folder_too_deep_for_a_socket_is_refused(tmp_path: Path):
     """A Unix socket's path is short; better said at once than by supervisord."""
-    with pytest.raises(CannotRun, match="too long"):
+    with pytest.raises(CliError, match="too long"):
         Layout.of({"HEADRACE_HOME": str(tmp_path / ("x" * 100))})
 
 

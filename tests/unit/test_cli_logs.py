@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.layout import Layout
-from services.cli.logs import _Followed, print_logs
+from cli.logs import _Followed, print_logs
+from deploy.local.layout import Layout
 
 
 @pytest.fixture

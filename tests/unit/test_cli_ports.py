@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.layout import CannotRun, Layout
-from services.cli.ports import EDGE, free_ports, is_free, keep_ports, port_names, read_ports
+from deploy.errors import CliError
+from deploy.host import free_ports, is_free
+from deploy.local.layout import Layout
+from deploy.local.ports import EDGE, keep_ports, port_names, read_ports
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_a_taken_edge_port_is_named(layout: Layout):
         thief.bind(("127.0.0.1", layout.edge_port))
         thief.listen()
 
-        with pytest.raises(CannotRun, match=f"port {layout.edge_port} is taken"):
+        with pytest.raises(CliError, match=f"port {layout.edge_port} is taken"):
             keep_ports(layout)
 
 
@@ -73,5 +75,5 @@ def test_new_ports_are_neighbours(layout: Layout):
 
 def test_too_few_free_ports_are_said():
     """Rather than waiting or taking ports of others."""
-    with pytest.raises(CannotRun, match="are free"):
+    with pytest.raises(CliError, match="are free"):
         free_ports(100_000)

@@ -16,12 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.cli import supervision
-from services.cli.layout import CannotRun, Layout
-from services.cli.lifecycle import stop
-from services.cli.orphans import mesh_members
-from services.cli.processes import ProcessSpec
-from services.cli.readiness import wait_until_ready
+from deploy.errors import CliError
+from deploy.local import supervisor
+from deploy.local.layout import Layout
+from deploy.local.lifecycle import stop
+from deploy.local.processes import ProcessSpec
+from deploy.local.readiness import wait_until_ready
+from deploy.local.session import mesh_members
 
 # Answers 200 at its port, has a child of its own, and prints its environment.
 _SERVER = (
@@ -56,7 +57,7 @@ def server(layout: Layout) -> ProcessSpec:
 
 
 def _start(layout: Layout, *processes: ProcessSpec) -> None:
-    supervision.start(layout, supervision.render(layout, processes))
+    supervisor.start(layout, supervisor.render(layout, processes))
     wait_until_ready(layout, processes, on_ready=lambda name: None)
 
 
@@ -83,13 +84,13 @@ def test_a_process_has_exactly_its_environment(layout: Layout, server: ProcessSp
 def test_a_killed_process_comes_back_by_itself(layout: Layout, server: ProcessSpec):
     """After kill -9 the supervisor starts it again within about a second."""
     _start(layout, server)
-    time.sleep(supervision.START_SECONDS)  # it counts as started from then on
-    pid = supervision.process_states(layout)["server"].pid
+    time.sleep(supervisor.START_SECONDS)  # it counts as started from then on
+    pid = supervisor.process_states(layout)["server"].pid
 
     os.kill(pid, signal.SIGKILL)
 
     def is_new() -> bool:
-        state = supervision.process_states(layout)["server"]
+        state = supervisor.process_states(layout)["server"]
         return state.state == "RUNNING" and state.pid not in (0, pid)
 
     assert _wait(is_new, seconds=5.0)
@@ -106,7 +107,7 @@ def test_stop_leaves_no_process(layout: Layout, server: ProcessSpec):
 
     assert ended.process_count == len(members)
     assert not any(psutil.pid_exists(process.pid) and process.is_running() for process in members)
-    assert not supervision.is_running(layout)
+    assert not supervisor.is_running(layout)
 
 
 def test_stop_finds_the_orphans_of_a_killed_supervisor(layout: Layout, server: ProcessSpec):
@@ -147,9 +148,9 @@ def test_the_log_of_a_process_that_does_not_start_is_shown(
         health=server.health,
         port=server.port,
     )
-    monkeypatch.setattr(supervision, "START_RETRIES", 0)
+    monkeypatch.setattr(supervisor, "START_RETRIES", 0)
 
-    with pytest.raises(CannotRun, match=r"not ready: broken(.|\n)*the reason"):
+    with pytest.raises(CliError, match=r"not ready: broken(.|\n)*the reason"):
         _start(layout, broken)
 
 
@@ -160,5 +161,5 @@ def test_a_setting_that_would_break_the_file_is_refused(
     """A value can neither add a line to the configuration nor be cut short by it."""
     process = replace(server, environment={"TEXT": value})
 
-    with pytest.raises(CannotRun, match="supervisord cannot read"):
-        supervision.render(layout, [process])
+    with pytest.raises(CliError, match="supervisord cannot read"):
+        supervisor.render(layout, [process])

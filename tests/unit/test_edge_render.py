@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from services.cli.edge import CLUSTERS, Edge, argv, config_path, render
-from services.cli.edge_replies import local_replies
-from services.cli.edge_routes import (
+from deploy.envoy.render import CLUSTERS, Edge, argv, config_path, render
+from deploy.envoy.replies import local_replies
+from deploy.envoy.routes import (
     MAX_CALL_SECONDS,
     MAX_WATCH_SECONDS,
     descriptors,

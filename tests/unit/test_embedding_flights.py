@@ -9,7 +9,7 @@ import pytest
 
 from libs.errors import ResourceExhausted, Unavailable
 from services.embedding_cache.domain import Vector
-from services.embedding_cache.flights import Flights
+from services.embedding_cache.single_flight import SingleFlight
 
 
 class _Engine:
@@ -51,8 +51,8 @@ class _Kept(dict[bytes, Vector]):
         self[key] = vector
 
 
-def _flights(kept: _Kept | None = None, *, limit_texts: int = 100) -> Flights:
-    return Flights(keep=(kept if kept is not None else _Kept()).keep, limit_texts=limit_texts)
+def _flights(kept: _Kept | None = None, *, limit_texts: int = 100) -> SingleFlight:
+    return SingleFlight(keep=(kept if kept is not None else _Kept()).keep, limit_texts=limit_texts)
 
 
 async def test_identical_concurrent_texts_are_computed_once():

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from services.cli.artifact import write_artifact
+from deploy.triton.artifact import write_artifact
 from tests.support.model_code import MODELS, load_module
 
 GPU = Path(__file__).parents[2] / "deploy" / "triton" / "gpu"

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from libs.http.client_response import MAX_UNREAD_BYTES, HttpError, Response
+from libs.http_client.response import MAX_UNREAD_BYTES, HttpError, Response
 from tests.support.http_fixtures import both_loops, loopback_tls, trusted_authority  # noqa: F401  # fixtures
 from tests.support.http_peer import (
     Peer,

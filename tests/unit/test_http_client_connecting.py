@@ -10,7 +10,7 @@ from typing import Any
 import aiohappyeyeballs
 import pytest
 
-from libs.http.client_response import HttpError
+from libs.http_client.response import HttpError
 from tests.support.certificates import Authority
 from tests.support.http_fixtures import both_loops, trusted_authority  # noqa: F401  # fixtures
 from tests.support.http_peer import (

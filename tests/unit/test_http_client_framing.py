@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from libs.http.client import MAX_HEAD_BYTES
-from libs.http.client_response import HttpError
+from libs.http_client.client import MAX_HEAD_BYTES
+from libs.http_client.response import HttpError
 from tests.support.http_fixtures import both_loops, loopback_tls, trusted_authority  # noqa: F401  # fixtures
 from tests.support.http_peer import (
     FOREVER_BYTES,

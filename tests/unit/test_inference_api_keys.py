@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from libs.errors import FailedPrecondition
-from services.inference.api_keys import ApiKeys
+from services.inference.backends.openai_http.api_keys import ApiKeys
 
 
 def write(path, content: str | bytes, mode: int = 0o600) -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from services.inference.breaker import Breaker, BreakerLimits, Permit, State
+from services.inference.backends.breaker import Breaker, BreakerLimits, Permit, State
 
 LIMITS = BreakerLimits(
     consecutive_failures=3,

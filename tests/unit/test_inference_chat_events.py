@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.chat_events import ChatEvents, Usage, told_error, whole_answer
-from services.inference.domain import BackendFailedError, Ending
+from services.inference.backends.openai_http.sse import (
+    CompletionStreamParser,
+    Usage,
+    told_error,
+    whole_answer,
+)
+from services.inference.domain import BackendFailedError, Finish
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 3}}
 
@@ -27,9 +32,9 @@ def event(value: Any, end: str = "\n", **dumping: Any) -> bytes:
     return f"data: {data}{end}{end}".encode()
 
 
-def read(stream: bytes, *cuts: int) -> tuple[str, ChatEvents]:
+def read(stream: bytes, *cuts: int) -> tuple[str, CompletionStreamParser]:
     """Feeds a stream in the parts that the cuts make."""
-    events, text = ChatEvents(), ""
+    events, text = CompletionStreamParser(), ""
     edges = [0, *sorted(cuts), len(stream)]
     for start, stop in pairwise(edges):
         text += events.feed(stream[start:stop]).text
@@ -56,7 +61,7 @@ def test_any_texts_cut_anywhere_are_read_as_they_were_written(texts, layouts, cu
     assert got == "".join(texts)
     assert events.done
     assert events.chunks == sum(bool(text) for text in texts)
-    assert events.ending() == Ending("stop", 7, 5, 3)
+    assert events.ending() == Finish("stop", 7, 5, 3)
 
 
 def test_what_only_looks_like_text_is_not_learned():
@@ -92,7 +97,7 @@ def test_without_usage_chunks_are_counted_and_that_is_known():
     stream = event(chunk("a")) * 4 + event(chunk(finish_reason="eos_token")) + event("[DONE]")
     _, events = read(stream)
     assert events.usage is None
-    assert events.ending() == Ending("stop", 0, 4, 0)
+    assert events.ending() == Finish("stop", 0, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +132,7 @@ def test_usage_that_is_none_is_not_taken(usage):
 )
 def test_what_is_no_stream_of_chat_is_the_backends_fault(stream):
     """Also after events that were well."""
-    events = ChatEvents()
+    events = CompletionStreamParser()
     events.feed(event(chunk("a")) * 2)
     with pytest.raises(BackendFailedError):
         events.feed(stream)
@@ -145,8 +150,8 @@ def test_a_whole_answer_is_read():
     """With its usage, or as one chunk without."""
     body = {"choices": [{"message": {"content": "hé"}, "finish_reason": "length"}]}
     answer = whole_answer(json.dumps(body | {"usage": USAGE}).encode())
-    assert answer == ("hé", Usage(7, 5, 3), Ending("length", 7, 5, 3))
-    assert whole_answer(json.dumps(body).encode())[1:] == (None, Ending("length", 0, 1, 0))
+    assert answer == ("hé", Usage(7, 5, 3), Finish("length", 7, 5, 3))
+    assert whole_answer(json.dumps(body).encode())[1:] == (None, Finish("length", 0, 1, 0))
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"choices": [{"message": {}}]}'])

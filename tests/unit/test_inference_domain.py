@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from libs.errors import InvalidArgument
-from services.inference.domain import ChatCall, Delivered, Piece, Turn
+from services.inference.domain import ChatCall, Chunk, Delivered, Message
 
-GOOD = ChatCall(request_id="", model="smollm2", turns=(Turn("user", "hello"),))
+GOOD = ChatCall(request_id="", model="smollm2", turns=(Message("user", "hello"),))
 
 
 def test_a_good_call_passes():
@@ -22,7 +22,7 @@ def test_a_good_call_passes():
     [
         (replace(GOOD, model=""), "model"),
         (replace(GOOD, turns=()), "messages"),
-        (replace(GOOD, turns=(Turn("tool", "x"),)), "messages[0].role"),
+        (replace(GOOD, turns=(Message("tool", "x"),)), "messages[0].role"),
         (replace(GOOD, max_tokens=0), "max_tokens"),
         (replace(GOOD, temperature=2.5), "temperature"),
         (replace(GOOD, temperature=float("nan")), "temperature"),
@@ -57,7 +57,7 @@ def test_more_tokens_than_the_model_gives_are_refused():
 def test_what_was_delivered_is_kept_as_ids_or_as_text_where_ids_are_missing():
     """An engine resumes from exact ids; text stands in only where the engine hid some."""
     delivered = Delivered()
-    delivered.add(Piece("ab", (1, 2), 2))
-    delivered.add(Piece("😀", (7,), 3))
+    delivered.add(Chunk("ab", (1, 2), 2))
+    delivered.add(Chunk("😀", (7,), 3))
     assert delivered.pieces == [1, 2, "😀"]
     assert delivered.token_count == 5

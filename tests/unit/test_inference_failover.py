@@ -16,23 +16,27 @@ from libs.clock import SystemClock
 from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from libs.routes import RouteTable
 from libs.rpc.identity import Identity
-from services.inference import backends as backends_module
-from services.inference import failover as failover_module
 from services.inference import metrics
-from services.inference.api_keys import ApiKeys
-from services.inference.backends import Backends
-from services.inference.breaker import BreakerLimits
-from services.inference.domain import BackendFailedError, ChatCall, Turn
-from services.inference.failover import Failover, Run
-from services.inference.hedge import MAX_SAVED_HEDGES, HedgeBudget, HedgeLimits
-from services.inference.provider_errors import MAX_ATTEMPTS
-from services.inference.relay import Relay
-from services.inference.stall import StallLimits
+from services.inference.backends import pool as backends_module
+from services.inference.backends.breaker import BreakerLimits
+from services.inference.backends.openai_http.api_keys import ApiKeys
+from services.inference.backends.openai_http.errors import MAX_ATTEMPTS
+from services.inference.backends.pool import Backends
+from services.inference.backends.stall import StallLimits
+from services.inference.domain import BackendFailedError, ChatCall, Message
+from services.inference.generation import failover as failover_module
+from services.inference.generation.failover import Failover, Run
+from services.inference.generation.hedging import (
+    MAX_SAVED_HEDGES,
+    HedgeBudget,
+    HedgeLimits,
+)
+from services.inference.generation.relay import Relay
 from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
 from tests.support.triton import TEXT as TRITON_TEXT
 from tests.support.triton import MockTriton, mock_triton
 
-CALL = ChatCall(request_id="r", model="m", turns=(Turn("user", "hello"),))
+CALL = ChatCall(request_id="r", model="m", turns=(Message("user", "hello"),))
 STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
 NO_HEDGE = HedgeLimits()
 

@@ -16,18 +16,18 @@ from libs.clock import SystemClock
 from libs.errors import ResourceExhausted, Unavailable
 from libs.routes import RouteTable
 from libs.rpc.identity import Identity
-from services.inference import relay as relay_module
-from services.inference.api_keys import ApiKeys
-from services.inference.backends import Backends
-from services.inference.domain import ChatCall, Piece, Turn
-from services.inference.generation import Generator
-from services.inference.hedge import HedgeLimits
-from services.inference.record import Outcome, Recorder
-from services.inference.relay import RelayLimits
-from services.inference.stall import StallLimits
+from services.inference.accounting import Outcome, Recorder
+from services.inference.backends.openai_http.api_keys import ApiKeys
+from services.inference.backends.pool import Backends
+from services.inference.backends.stall import StallLimits
+from services.inference.domain import ChatCall, Chunk, Message
+from services.inference.generation import relay as relay_module
+from services.inference.generation.generator import Generator
+from services.inference.generation.hedging import HedgeLimits
+from services.inference.generation.relay import RelayLimits
 from tests.support.provider import TEXT, MockProvider, mock_provider
 
-CALL = ChatCall(request_id="r", model="m", turns=(Turn("user", "hello"),))
+CALL = ChatCall(request_id="r", model="m", turns=(Message("user", "hello"),))
 CALLER = Identity(tenant="t", user="u")
 
 
@@ -90,7 +90,7 @@ class Mesh:
         """Returns the text, the version and the reason."""
         texts = []
 
-        async def deliver(piece: Piece) -> None:
+        async def deliver(piece: Chunk) -> None:
             texts.append(piece.text)
 
         final = await self.generator.answer(call, CALLER, deliver)
@@ -164,7 +164,7 @@ async def test_an_answer_that_nobody_reads_ends(mesh, servers, monkeypatch):
     monkeypatch.setattr(relay_module, "MAX_WAITING_PIECES", 1)
     mesh.route(await providers_of(servers, "slow"))
 
-    async def never(_piece: Piece) -> None:
+    async def never(_piece: Chunk) -> None:
         await asyncio.Event().wait()
 
     async with asyncio.timeout(10):

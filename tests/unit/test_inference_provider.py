@@ -21,17 +21,17 @@ from libs.errors import (
     Unavailable,
 )
 from services.inference import metrics
-from services.inference import provider as provider_module
-from services.inference.api_keys import ApiKeys
-from services.inference.domain import BackendFailedError, ChatCall, Delivered, Ending, Turn
-from services.inference.provider import MAX_CONNECTIONS, Provider
-from services.inference.provider_errors import MAX_ATTEMPTS, retry_after_seconds
-from services.inference.relay import Relay
-from services.inference.stall import StallLimits
+from services.inference.backends.openai_http import client as provider_module
+from services.inference.backends.openai_http.api_keys import ApiKeys
+from services.inference.backends.openai_http.client import MAX_CONNECTIONS, Provider
+from services.inference.backends.openai_http.errors import MAX_ATTEMPTS, retry_after_seconds
+from services.inference.backends.stall import StallLimits
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish, Message
+from services.inference.generation.relay import Relay
 from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
 
 CALL = ChatCall(
-    request_id="r", model="m", turns=(Turn("user", "hello"),), seed=3, stop=("END",), top_p=0.5
+    request_id="r", model="m", turns=(Message("user", "hello"),), seed=3, stop=("END",), top_p=0.5
 )
 STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
 KEY = "sk-a-key-that-nobody-may-see"
@@ -43,7 +43,7 @@ class Got:
     text: str = ""
     pieces: int = 0
     delivered: Delivered = field(default_factory=Delivered)
-    ending: Ending | None = None
+    ending: Finish | None = None
 
 
 @asynccontextmanager
@@ -98,7 +98,7 @@ async def test_an_answer_is_read_however_it_comes(mode, tmp_path):
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         got = await ask(client)
     assert got.text == TEXT
-    assert got.ending == Ending("stop", 11, 9, 4)
+    assert got.ending == Finish("stop", 11, 9, 4)
     assert got.delivered.token_count == 9
     assert mock.requests == [
         {
@@ -121,7 +121,7 @@ async def test_a_caller_that_takes_the_answer_whole_gets_it_unstreamed(tmp_path)
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         got = await ask(client, call=replace(CALL, streamed=False))
     assert got.text == TEXT
-    assert got.ending == Ending("stop", 11, 9, 4)
+    assert got.ending == Finish("stop", 11, 9, 4)
     assert "stream" not in mock.requests[0]
 
 
@@ -138,7 +138,7 @@ async def test_without_usage_chunks_are_counted(tmp_path):
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         mock.usage = None
         got = await ask(client)
-    assert got.ending == Ending("stop", 0, len(WORDS), 0)
+    assert got.ending == Finish("stop", 0, len(WORDS), 0)
     assert counter._value.get() == before + 1
 
 
@@ -322,7 +322,7 @@ async def test_a_cancelled_request_closes_its_connection(tmp_path):
 
 async def test_a_slow_reader_is_not_taken_for_a_stall(tmp_path, monkeypatch):
     """While the reader is behind, no token is asked for, so none can be late."""
-    monkeypatch.setattr("services.inference.relay.MAX_WAITING_PIECES", 1)
+    monkeypatch.setattr("services.inference.generation.relay.MAX_WAITING_PIECES", 1)
     async with mock_provider("slow") as mock, client_of(mock, tmp_path) as client:
         relay, delivered = Relay(), Delivered()
         running = asyncio.create_task(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.domain import BackendFailedError
-from services.inference.stall import StallGuard, StallLimits
 
 LIMITS = StallLimits(first_token_seconds=0.6, between_tokens_seconds=0.2)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.keys import KeyFileError, ensure_keys, input_hash_key_path, jwks_path, keys_dir
+from deploy.keys import KeyFileError, ensure_keys, input_hash_key_path, jwks_path, keys_dir
 
 
 def _mode(path: Path) -> int:

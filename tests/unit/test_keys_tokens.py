@@ -11,8 +11,8 @@ import jwt
 import pytest
 from typing_extensions import override
 
+from deploy.keys import jwks_path, mint_token
 from libs.clock import SystemClock
-from services.cli.keys import jwks_path, mint_token
 
 
 class _PastClock(SystemClock):

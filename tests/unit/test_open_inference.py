@@ -27,13 +27,13 @@ from libs.errors import HeadraceError, InvalidArgument, NotFound, Unavailable
 from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
+from services.inference.accounting import Recorder
 from services.inference.admission import Admission
-from services.inference.api_keys import ApiKeys
-from services.inference.backends import Backends
-from services.inference.open_inference import Caller, OpenInference
-from services.inference.open_inference_calls import SERVICE
-from services.inference.record import Recorder
-from services.inference.stall import StallLimits
+from services.inference.backends.openai_http.api_keys import ApiKeys
+from services.inference.backends.pool import Backends
+from services.inference.backends.stall import StallLimits
+from services.inference.tensors.calls import SERVICE
+from services.inference.tensors.oip import Caller, OpenInference
 
 CALLER = Caller(Identity("acme", "ann"), None)
 STALL = StallLimits(first_token_seconds=0.5, between_tokens_seconds=0.5)

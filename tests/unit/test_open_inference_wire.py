@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from libs.errors import InvalidArgument
-from services.inference import open_inference_wire as wire
+from services.inference.tensors import codec
 
 TEXTS = st.text(max_size=20)
 TENSORS = st.lists(st.tuples(TEXTS, st.binary(max_size=300)), max_size=4)
@@ -54,7 +54,7 @@ RESPONSES = st.builds(
 def test_a_request_is_renamed_and_nothing_else_of_it_changes(request, name, more):
     """Whatever it carries, protobuf reads the new name, no version and the same tensors."""
     message = request.SerializeToString()
-    asked = wire.read_request(message)
+    asked = codec.read_request(message)
     assert asked[:4] == (
         request.model_name,
         request.model_version,
@@ -62,7 +62,7 @@ def test_a_request_is_renamed_and_nothing_else_of_it_changes(request, name, more
         tuple(output.name for output in request.outputs),
     )
     renamed = service_pb2.ModelInferRequest.FromString(
-        wire.renamed_request(message, name, more_outputs=more)
+        codec.renamed_request(message, name, more_outputs=more)
     )
     request.model_name, request.model_version = name, ""
     for output in more:
@@ -76,10 +76,10 @@ def test_answers_are_renamed_and_nothing_else_of_them_changes(response, name, ve
     message = response.SerializeToString()
     streamed = service_pb2.ModelStreamInferResponse(infer_response=response).SerializeToString()
     response.model_name, response.model_version = name, version
-    renamed = wire.renamed_response(message, name, version)
+    renamed = codec.renamed_response(message, name, version)
     assert service_pb2.ModelInferResponse.FromString(renamed) == response
     merged = service_pb2.ModelStreamInferResponse.FromString(
-        wire.renamed_streamed(streamed, name, version)
+        codec.renamed_streamed(streamed, name, version)
     )
     assert merged == service_pb2.ModelStreamInferResponse(infer_response=response)
 
@@ -88,11 +88,11 @@ def test_answers_are_renamed_and_nothing_else_of_them_changes(response, name, ve
 def test_what_is_accepted_is_renamed_for_protobuf_too(message):
     """No broken message can keep its own name by swallowing the bytes behind it."""
     try:
-        wire.read_request(message)
+        codec.read_request(message)
     except InvalidArgument:
         return
     try:
-        read = service_pb2.ModelInferRequest.FromString(wire.renamed_request(message, "new"))
+        read = service_pb2.ModelInferRequest.FromString(codec.renamed_request(message, "new"))
     except DecodeError:
         return  # Triton will not read it either
     assert (read.model_name, read.model_version) == ("new", "")
@@ -101,7 +101,7 @@ def test_what_is_accepted_is_renamed_for_protobuf_too(message):
 def test_a_message_of_endless_fields_is_refused():
     """The walk has a limit, whatever the message's size allows."""
     with pytest.raises(InvalidArgument, match="more than 4096 fields"):
-        wire.read_request(b"\x3a\x00" * (wire.MAX_FIELDS + 1))
+        codec.read_request(b"\x3a\x00" * (codec.MAX_FIELDS + 1))
 
 
 def test_outputs_that_shall_not_come_as_they_are_are_found():
@@ -109,7 +109,7 @@ def test_outputs_that_shall_not_come_as_they_are_are_found():
     request = service_pb2.ModelInferRequest()
     request.outputs.add(name="token_count").parameters["classification"].int64_param = 1
     request.outputs.add(name="embedding")
-    asked = wire.read_request(request.SerializeToString())
+    asked = codec.read_request(request.SerializeToString())
     assert asked.outputs == ("token_count", "embedding")
     assert asked.altered_outputs == {"token_count"}
 
@@ -117,8 +117,8 @@ def test_outputs_that_shall_not_come_as_they_are_are_found():
 def test_tokens_of_an_embedding_model_are_summed():
     """One count a text, wherever the output stands."""
     response = _response(embedding=bytes(8), token_count=struct.pack("<3i", 4, 5, 300))
-    answered = wire.read_response(response.SerializeToString())
-    assert answered == wire.Answered(input_tokens=309, has_outputs=True)
+    answered = codec.read_response(response.SerializeToString())
+    assert answered == codec.InferResponseTokens(input_tokens=309, has_outputs=True)
 
 
 def test_tokens_and_the_end_of_a_chat_model_are_read():
@@ -130,20 +130,22 @@ def test_tokens_and_the_end_of_a_chat_model_are_read():
         final=struct.pack("<I", len(final)) + final,
     )
     streamed = service_pb2.ModelStreamInferResponse(infer_response=response)
-    read = wire.read_streamed(streamed.SerializeToString())
-    answered = wire.Answered(final=final, generated_tokens=2, has_outputs=True)
-    assert read == wire.Streamed("", answered)
+    read = codec.read_streamed(streamed.SerializeToString())
+    answered = codec.InferResponseTokens(final=final, generated_tokens=2, has_outputs=True)
+    assert read == codec.StreamedResponse("", answered)
     empty = service_pb2.ModelStreamInferResponse(infer_response={"id": "r"})
-    assert wire.read_streamed(empty.SerializeToString()) == wire.Streamed("", wire.Answered())
+    assert codec.read_streamed(empty.SerializeToString()) == codec.StreamedResponse(
+        "", codec.InferResponseTokens()
+    )
 
 
 @given(TEXTS, TEXTS)
 def test_an_error_in_a_stream_names_its_request(text, request_id):
     """As Triton tells it."""
-    told = service_pb2.ModelStreamInferResponse.FromString(wire.streamed_error(text, request_id))
+    told = service_pb2.ModelStreamInferResponse.FromString(codec.streamed_error(text, request_id))
     assert (told.error_message, told.infer_response.id) == (text, request_id)
     if text:
-        assert wire.read_streamed(told.SerializeToString()).error_message == text
+        assert codec.read_streamed(told.SerializeToString()).error_message == text
 
 
 def _response(**outputs: bytes):

@@ -7,27 +7,32 @@ import asyncio
 import pytest
 
 from libs.errors import InvalidArgument, ResourceExhausted
-from services.inference.domain import Ending, Piece
-from services.inference.relay import MAX_WAITING_PIECES, Behind, Relay, RelayLimits
+from services.inference.domain import Chunk, Finish
+from services.inference.generation.relay import (
+    MAX_WAITING_PIECES,
+    Relay,
+    RelayLimits,
+    SkipDelivered,
+)
 
 
 async def test_a_fast_reader_gets_every_piece_on_its_own():
     """What is taken before the next piece comes is not held back to be joined."""
     relay = Relay()
     for text in ("a", "b"):
-        relay.put(Piece(text, (1,), 1))
-        assert await relay.take() == Piece(text, (1,), 1)
+        relay.put(Chunk(text, (1,), 1))
+        assert await relay.take() == Chunk(text, (1,), 1)
 
 
 async def test_a_slow_reader_gets_what_has_queued_in_one():
     """Text, ids and counts of joined pieces add up, and the ending stays."""
     relay = Relay()
-    ending = Ending("stop", 3, 3, 0)
-    relay.put(Piece("a", (1,), 1))
-    relay.put(Piece("b", (2,), 2))
-    relay.put(Piece("", (), 0, ending))
+    ending = Finish("stop", 3, 3, 0)
+    relay.put(Chunk("a", (1,), 1))
+    relay.put(Chunk("b", (2,), 2))
+    relay.put(Chunk("", (), 0, ending))
     relay.close()
-    assert await relay.take() == Piece("ab", (1, 2), 3, ending)
+    assert await relay.take() == Chunk("ab", (1, 2), 3, ending)
     assert await relay.take() is None
 
 
@@ -38,10 +43,10 @@ NEVER_SECONDS = 1000.0
 async def behind(limits: RelayLimits) -> Relay:
     """A relay whose reader took a piece a moment ago and comes back to two."""
     relay = Relay(limits)
-    relay.put(Piece("0", (0,), 1))
+    relay.put(Chunk("0", (0,), 1))
     await relay.take()
     for text in ("a", "b"):
-        relay.put(Piece(text, (1,), 1))
+        relay.put(Chunk(text, (1,), 1))
     return relay
 
 
@@ -52,7 +57,7 @@ async def test_what_a_lagging_reader_comes_back_to_is_gathered_for_a_moment():
     for text in ("c", "d"):
         await asyncio.sleep(0.01)
         assert not taking.done()
-        relay.put(Piece(text, (3,), 1))
+        relay.put(Chunk(text, (3,), 1))
     relay.close()
     taken = await taking
     assert taken is not None
@@ -63,9 +68,9 @@ async def test_gathering_ends_when_the_delay_is_over():
     """A reader that is back before the second piece gets the next one at once."""
     relay = await behind(RelayLimits(max_delay_seconds=0.02))
     async with asyncio.timeout(5):
-        assert (await relay.take()) == Piece("ab", (1, 1), 2)
-        relay.put(Piece("c", (3,), 1))
-        assert await relay.take() == Piece("c", (3,), 1)
+        assert (await relay.take()) == Chunk("ab", (1, 1), 2)
+        relay.put(Chunk("c", (3,), 1))
+        assert await relay.take() == Chunk("c", (3,), 1)
 
 
 async def test_gathering_ends_when_the_buffer_is_full_or_nothing_more_comes():
@@ -75,7 +80,7 @@ async def test_gathering_ends_when_the_buffer_is_full_or_nothing_more_comes():
     takings = [asyncio.create_task(relay.take()) for relay in (full, closed)]
     await asyncio.sleep(0)
     for _ in range(MAX_WAITING_PIECES - 2):
-        full.put(Piece("x", (1,), 1))
+        full.put(Chunk("x", (1,), 1))
     closed.close()
     async with asyncio.timeout(5):
         whole, rest = await asyncio.gather(*takings)
@@ -90,7 +95,7 @@ async def test_without_a_delay_nothing_is_gathered():
     relay = Relay(RelayLimits(max_delay_seconds=0))
     for texts in ("ab", "cd"):
         for text in texts:
-            relay.put(Piece(text, (1,), 1))
+            relay.put(Chunk(text, (1,), 1))
         taken = await relay.take()
         assert taken is not None
         assert taken.text == texts
@@ -100,7 +105,7 @@ async def test_a_reader_that_takes_nothing_for_too_long_ends_the_answer():
     """The engine is told at its next piece; what is in the buffer can still be read."""
     relay = Relay(RelayLimits(slow_reader_seconds=0.05))
     for _ in range(MAX_WAITING_PIECES):
-        relay.put(Piece("x", (1,), 1))
+        relay.put(Chunk("x", (1,), 1))
     with pytest.raises(ResourceExhausted) as raised:
         await relay.room()
     assert raised.value.reason == "READER_TOO_SLOW"
@@ -114,7 +119,7 @@ async def test_a_full_buffer_holds_the_engine_until_the_reader_takes():
     """The engine is slowed, memory does not grow."""
     relay = Relay()
     for _ in range(MAX_WAITING_PIECES):
-        relay.put(Piece("x", (1,), 1))
+        relay.put(Chunk("x", (1,), 1))
     waiting = asyncio.create_task(relay.room())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -125,7 +130,7 @@ async def test_a_full_buffer_holds_the_engine_until_the_reader_takes():
 async def test_pieces_put_before_the_close_are_not_lost():
     """Closing ends the stream behind what is there."""
     relay = Relay()
-    relay.put(Piece("a", (1,), 1))
+    relay.put(Chunk("a", (1,), 1))
     relay.close()
     assert (await relay.take()) is not None
     assert (await relay.take()) is None
@@ -134,8 +139,8 @@ async def test_pieces_put_before_the_close_are_not_lost():
 async def test_what_the_reader_has_is_not_sent_again():
     """Tokens of before are counted away, piece by piece, wherever they are cut."""
     relay = Relay()
-    behind = Behind(relay, token_count=3)
-    for piece in (Piece("a", (1,), 1), Piece("bc", (2, 3), 2), Piece("d", (4,), 1)):
+    behind = SkipDelivered(relay, token_count=3)
+    for piece in (Chunk("a", (1,), 1), Chunk("bc", (2, 3), 2), Chunk("d", (4,), 1)):
         behind.put(piece)
     taken = await relay.take()
     assert taken is not None
@@ -145,4 +150,4 @@ async def test_what_the_reader_has_is_not_sent_again():
 async def test_a_count_that_no_message_ended_at_is_refused():
     """Half a piece cannot be sent."""
     with pytest.raises(InvalidArgument):
-        Behind(Relay(), token_count=1).put(Piece("bc", (2, 3), 2))
+        SkipDelivered(Relay(), token_count=1).put(Chunk("bc", (2, 3), 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.cli.tune_search import Point, Trial, gains, search
+from deploy.triton.tune.search import Point, Trial, gains, search
 
 AXES = {"delay": ("0", "1"), "instances": ("1", "2")}
 NOW = {"delay": "0", "instances": "1"}

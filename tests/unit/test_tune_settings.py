@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.layout import CannotRun
-from services.cli.tune_settings import configured, current, default_axes, parse, parse_axes
-from services.cli.tune_write import require_new, write_folder
+from deploy.errors import CliError
+from deploy.triton.tune.settings import configured, current, default_axes, parse, parse_axes
+from deploy.triton.tune.write import require_new, write_folder
 
 MODELS = Path(__file__).parents[2] / "deploy" / "triton" / "models"
 MINILM = (MODELS / "minilm" / "config.pbtxt").read_text()
@@ -49,13 +49,13 @@ def test_preferred_sizes_come_and_go():
 )
 def test_what_cannot_be_set_is_refused(name, value):
     """Before anything is measured."""
-    with pytest.raises(CannotRun, match=name):
+    with pytest.raises(CliError, match=name):
         configured(MINILM, {name: value})
 
 
 def test_a_chat_model_has_no_dynamic_batching():
     """Its engine batches; asking for a queue delay is a mistake."""
-    with pytest.raises(CannotRun, match="queue_delay"):
+    with pytest.raises(CliError, match="queue_delay"):
         current(SMOLLM2, ["queue_delay_microseconds"])
 
 
@@ -68,7 +68,7 @@ def test_values_to_try_are_read():
 @pytest.mark.parametrize("given", ["threads", "=1", "threads=" + ",".join(map(str, range(99)))])
 def test_values_that_cannot_be_tried_are_refused(given):
     """Without a name, or too many."""
-    with pytest.raises(CannotRun):
+    with pytest.raises(CliError):
         parse_axes([given])
 
 
@@ -91,5 +91,5 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     """A version's folder is made once."""
     require_new(tmp_path)
     (tmp_path / "something").touch()
-    with pytest.raises(CannotRun, match="not empty"):
+    with pytest.raises(CliError, match="not empty"):
         require_new(tmp_path)

@@ -1,0 +1,192 @@
+"""What the edge answers by itself, in the shape of the services' own errors.
+
+gRPC calls get `grpc-status-details-bin`, all others the same `google.rpc.Status` in JSON. Messages
+are fixed: gRPC's clients refuse details whose message is not the call's, and Envoy's own texts
+name addresses behind the edge; the access log has those.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.rpc import status_pb2
+
+from libs.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    Internal,
+    InvalidArgument,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from libs.rpc.call_observer import MAX_REQUEST_BYTES
+from libs.rpc.status import DETAILS_KEY, to_status
+
+MAX_JSON_BODY_BYTES = MAX_REQUEST_BYTES
+MAX_HEADERS_BYTES = 60 * 1024
+RETRY_AFTER_SECONDS = 1.0
+
+_Filter = dict[str, Any]
+
+# The transcoder makes the headers of its requests look like gRPC; only the mark that it leaves
+# tells that the caller does not speak it.
+_GRPC_CALLER: list[_Filter] = [
+    {
+        "header_filter": {
+            "header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+        }
+    },
+    {"header_filter": {"header": {"name": "x-envoy-original-method", "present_match": False}}},
+]
+
+
+_BODY_AS_IT_IS = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """One answer of the edge.
+
+    Attributes:
+        when: the access log filter that finds the case.
+        error: what is told.
+        http_status: the status for callers that do not speak gRPC. 0: Envoy's.
+        says_why: whether JSON callers get Envoy's own text, which says what is wrong with theirs.
+    """
+
+    when: _Filter
+    error: HeadraceError
+    http_status: int = 0
+    says_why: bool = False
+
+
+def local_replies() -> list[dict[str, Any]]:
+    """Returns the mappers of Envoy's local replies; of those that match, the first holds."""
+    mappers = []
+    for reply in _replies():
+        status = to_status(reply.error)
+        mappers.append(
+            {
+                "filter": {"and_filter": {"filters": [*_GRPC_CALLER, reply.when]}},
+                # All is in the headers, so that gRPC-Web has nothing to translate.
+                "status_code": 200,
+                "body": {"inline_string": ""},
+                "body_format_override": {**_BODY_AS_IT_IS, "content_type": "application/grpc"},
+                "headers_to_add": [
+                    _header("grpc-status", str(status.code)),
+                    _header("grpc-message", status.message),
+                    _header(DETAILS_KEY, base64.b64encode(status.SerializeToString()).decode()),
+                ],
+            }
+        )
+        mappers.append({"filter": reply.when, **_json_reply(reply, status)})
+    return mappers
+
+
+def _replies() -> Iterator[_Reply]:
+    yield _Reply(
+        _code_details(".contains('Jwt_is_missing')"),
+        Unauthenticated("the call carries no token", reason="TOKEN_INVALID"),
+    )
+    yield _Reply(
+        _code_details(".contains('Jwt_is_expired')"),
+        Unauthenticated("the token has expired", reason="TOKEN_INVALID"),
+    )
+    yield _Reply(
+        _statuses(401, 403),
+        Unauthenticated("the token is not valid", reason="TOKEN_INVALID"),
+        http_status=401,
+    )
+    yield _Reply(
+        _statuses(404, 405),
+        Unimplemented("no service has this method", reason="METHOD_NOT_FOUND"),
+        http_status=404,
+    )
+    yield _Reply(_statuses(413, 413), _too_large("body", MAX_JSON_BODY_BYTES))
+    yield _Reply(_statuses(431, 431), _too_large("headers", MAX_HEADERS_BYTES))
+    yield _Reply(
+        _code_details(" in ['max_duration_timeout', 'response_timeout', 'stream_idle_timeout']"),
+        DeadlineExceeded(
+            "the deadline passed",
+            reason="DEADLINE_EXCEEDED",
+            metadata={"waiting_for": "the answer of the service"},
+        ),
+        http_status=504,
+    )
+    yield _Reply(
+        _statuses(400, 499),
+        InvalidArgument("the request cannot be read", reason="INVALID_FIELD"),
+        says_why=True,
+    )
+    yield _Reply(
+        _statuses(500, 501), Internal("the edge failed", reason="INTERNAL"), http_status=500
+    )
+    yield _Reply(
+        _statuses(502, 599),
+        Unavailable(
+            "the edge cannot reach the service",
+            reason="EDGE_UNAVAILABLE",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        ),
+        http_status=503,
+    )
+
+
+def _too_large(what: str, limit_bytes: int) -> HeadraceError:
+    return InvalidArgument.too_large(
+        what, f"longer than {limit_bytes} bytes", limit_bytes=limit_bytes
+    )
+
+
+def _json_reply(reply: _Reply, status: status_pb2.Status) -> dict[str, Any]:
+    body = MessageToDict(status, preserving_proto_field_name=True)
+    mapper: dict[str, Any] = {}
+    if reply.http_status:
+        mapper["status_code"] = reply.http_status
+    if reply.says_why:
+        # `json_format` escapes what it fills in; the other texts are known and need none.
+        body["message"] = "%LOCAL_REPLY_BODY%"
+        mapper["body_format_override"] = {"json_format": body}
+    else:
+        mapper["body"] = {"inline_string": json.dumps(body)}
+        mapper["body_format_override"] = {**_BODY_AS_IT_IS, "content_type": "application/json"}
+    if reply.error.retry_after_seconds is not None:
+        mapper["headers_to_add"] = [_header("retry-after", f"{reply.error.retry_after_seconds:g}")]
+    return mapper
+
+
+def _header(key: str, value: str) -> dict[str, Any]:
+    return {
+        "header": {"key": key, "value": value},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+
+
+def _statuses(lowest: int, highest: int) -> _Filter:
+    def compare(op: str, value: int) -> _Filter:
+        default = {"default_value": value, "runtime_key": "headrace.edge.unset"}
+        return {"status_code_filter": {"comparison": {"op": op, "value": default}}}
+
+    if lowest == highest:
+        return compare("EQ", lowest)
+    return {"and_filter": {"filters": [compare("GE", lowest), compare("LE", highest)]}}
+
+
+def _code_details(condition: str) -> _Filter:
+    """Returns the filter of a condition on Envoy's own word for what happened, in CEL."""
+    return {
+        "extension_filter": {
+            "name": "envoy.access_loggers.extension_filters.cel",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3"
+                ".ExpressionFilter",
+                "expression": f"response.code_details{condition}",
+            },
+        }
+    }

@@ -1,0 +1,238 @@
+"""Which RPC goes to which cluster of the edge, read from the protos.
+
+A method has a route of its own, so that what is internal or unknown has none and is answered by the
+edge, with `ErrorInfo` and without a service being asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
+from google.rpc import error_details_pb2
+from headrace.cost.v1 import cost_pb2
+from headrace.embedding.v1 import embedding_pb2
+from headrace.inference.v1 import inference_pb2
+from headrace.jobs.v1 import jobs_pb2
+from headrace.openai.v1 import openai_pb2
+from headrace.registry.v1 import registry_pb2
+from headrace.router.v1 import router_pb2
+
+from deploy.envoy.replies import MAX_JSON_BODY_BYTES
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
+
+# Where inference takes requests in HTTP/1.1.
+HTTP_CLUSTER = "inference_http"
+MAX_CALL_SECONDS = 600
+MAX_WATCH_SECONDS = 3600
+
+# The busiest first: Envoy compares a path with one route after the other.
+_FILES: tuple[tuple[FileDescriptor, str], ...] = (
+    (inference_pb2.DESCRIPTOR, "inference"),
+    (openai_pb2.DESCRIPTOR, "inference"),
+    (embedding_pb2.DESCRIPTOR, "embedding_cache"),
+    (jobs_pb2.DESCRIPTOR, "jobs"),
+    (cost_pb2.DESCRIPTOR, "cost"),
+    (router_pb2.DESCRIPTOR, "router"),
+    (registry_pb2.DESCRIPTOR, "registry"),
+)
+_CLUSTER_OF_SERVICE = MappingProxyType(
+    {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # where not the file's
+)
+_INTERNAL = frozenset(
+    {
+        "headrace.inference.v1.InferenceService.Embed",
+        "headrace.registry.v1.RegistryService.ReportBackend",
+    }
+)
+# Their bytes go on in HTTP/1.1, the status as trailers: every token is a message. The service has
+# them among the `methods` of its HTTP server.
+_OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
+_HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
+_REFLECTION = (
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
+# Of the Open Inference Protocol, which Triton's clients speak; their protos come with those.
+OPEN_INFERENCE = "inference.GRPCInferenceService"
+OPEN_INFERENCE_METHODS = (
+    "ModelInfer",
+    "ModelStreamInfer",
+    "ModelReady",
+    "ModelMetadata",
+    "ModelConfig",
+    "ServerMetadata",
+)
+OPEN_INFERENCE_HEALTH = (f"/{OPEN_INFERENCE}/ServerLive", f"/{OPEN_INFERENCE}/ServerReady")
+_FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
+# These filters are off but where a route turns them on.
+_COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
+_GATHER = {
+    "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+    "buffer": {"max_request_bytes": MAX_JSON_BODY_BYTES},
+}
+_GATHERED = MappingProxyType({"envoy.filters.http.buffer": {"@type": _FILTER, "config": _GATHER}})
+_NOT_TRANSCODED = MappingProxyType(
+    {"envoy.filters.http.grpc_json_transcoder": {"@type": _FILTER, "disabled": True}}
+)
+_OPENAI_ERRORS = MappingProxyType({"envoy.filters.http.lua": {"@type": _FILTER, "config": {}}})
+# Nothing of these has reached a service, so that any call may be sent again.
+_RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
+_RETRY_READ = f"{_RETRY_UNSENT},unavailable"
+_READS = ("Get", "List", "Query")
+
+
+def routes() -> list[dict[str, Any]]:
+    """Returns Envoy's routes, in the order in which they are tried."""
+    found = [_chat_completions_route()]
+    for service, cluster in _services():
+        for method in service.methods:
+            if method.full_name in _INTERNAL:
+                continue
+            own = HTTP_CLUSTER if method.full_name in _OVER_HTTP else cluster
+            found.append(_route({"path": f"/{service.full_name}/{method.name}"}, own, method))
+            found.extend(
+                _route(match, cluster, method, **_OPENAI_ERRORS) for match in _http_matches(method)
+            )
+    found.extend(_open_inference_routes())
+    found.extend(_open_route(path, "inference") for path in (*_HEALTH, *OPEN_INFERENCE_HEALTH))
+    found.extend(_open_route(path, "reflection") for path in _REFLECTION)
+    found.append(
+        {
+            "match": {"prefix": "/v1/"},
+            "direct_response": {"status": 404},
+            "typed_per_filter_config": dict(_OPENAI_ERRORS),
+        }
+    )
+    return found
+
+
+def service_names() -> list[str]:
+    """Returns the full names of the services that can be called in JSON."""
+    return [service.full_name for service, _ in _services()]
+
+
+def descriptors() -> bytes:
+    """Returns the serialised `FileDescriptorSet` that the transcoder reads.
+
+    Besides the services it has the types of error details, without which errors would lose them.
+    """
+    ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+
+    def add(file: FileDescriptor) -> None:
+        for dependency in file.dependencies:
+            add(dependency)
+        if file.name not in ordered:
+            ordered[file.name] = descriptor_pb2.FileDescriptorProto()
+            file.CopyToProto(ordered[file.name])
+
+    for file, _ in _FILES:
+        add(file)
+    add(error_details_pb2.DESCRIPTOR)
+    return descriptor_pb2.FileDescriptorSet(file=ordered.values()).SerializeToString()
+
+
+def _services() -> Iterator[tuple[ServiceDescriptor, str]]:
+    for file, cluster in _FILES:
+        for service in file.services_by_name.values():
+            yield service, _CLUSTER_OF_SERVICE.get(service.full_name, cluster)
+
+
+def _http_matches(method: MethodDescriptor) -> Iterator[Mapping[str, str]]:
+    """Yields the match of the HTTP path that a method is annotated with, if it is."""
+    rule = method.GetOptions().Extensions[annotations_pb2.http]
+    path = rule.get or rule.post
+    if path:
+        fixed, variable, _ = path.partition("/{")
+        yield {"path_separated_prefix": fixed} if variable else {"path": fixed}
+
+
+def _route(
+    match: Mapping[str, str], cluster: str, method: MethodDescriptor, **filters: Any
+) -> dict[str, Any]:
+    streams = method.server_streaming or method.client_streaming
+    tokens = cluster in {"inference", HTTP_CLUSTER, "embedding_cache"}
+    seconds = MAX_WATCH_SECONDS if streams and not tokens else MAX_CALL_SECONDS
+    action = _action(cluster, seconds)
+    if not method.client_streaming:  # to be sent again, an upload would have to be kept in memory
+        read = method.name.startswith(_READS) and not streams
+        action["retry_policy"] = _retries(_RETRY_READ if read else _RETRY_UNSENT)
+    operation = method.full_name.replace(f".{method.name}", f"/{method.name}")
+    return {
+        "match": dict(match),
+        "route": action,
+        "decorator": {"operation": operation},
+        "typed_per_filter_config": {**_COUNTED, **filters},
+    }
+
+
+def _chat_completions_route() -> dict[str, Any]:
+    """Returns the route that passes HTTP on as HTTP: the busiest, whose messages are smallest."""
+    action = _action(HTTP_CLUSTER, MAX_CALL_SECONDS)
+    action["retry_policy"] = _retries(_RETRY_UNSENT)
+    return {
+        "match": {
+            "path": CHAT_COMPLETIONS_PATH,
+            # OPTIONS, so that the CORS filter finds this route and answers a page's preflight.
+            "headers": [
+                {"name": ":method", "string_match": {"safe_regex": {"regex": "POST|OPTIONS"}}}
+            ],
+        },
+        "route": action,
+        "decorator": {"operation": f"POST {CHAT_COMPLETIONS_PATH}"},
+        "typed_per_filter_config": {**_GATHERED, **_NOT_TRANSCODED, **_OPENAI_ERRORS},
+    }
+
+
+def _open_inference_routes() -> Iterator[dict[str, Any]]:
+    for method in OPEN_INFERENCE_METHODS:
+        action = _action("inference", MAX_CALL_SECONDS)
+        if method != "ModelStreamInfer":
+            action["retry_policy"] = _retries(_RETRY_UNSENT)
+        yield {
+            "match": {"path": f"/{OPEN_INFERENCE}/{method}"},
+            "route": action,
+            "decorator": {"operation": f"{OPEN_INFERENCE}/{method}"},
+            "typed_per_filter_config": dict(_COUNTED),
+        }
+
+
+def _open_route(path: str, cluster: str) -> dict[str, Any]:
+    """Returns the route of a call without token, which therefore has no identity to carry."""
+    return {
+        "match": {"path": path},
+        "route": _action(cluster, MAX_WATCH_SECONDS),
+        "request_headers_to_remove": [TENANT_KEY, USER_KEY, SCOPES_KEY],
+    }
+
+
+def _retries(retry_on: str) -> dict[str, Any]:
+    return {
+        "retry_on": retry_on,
+        "num_retries": 3,
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        "host_selection_retry_max_attempts": 3,
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.retry.host"
+                    ".previous_hosts.v3.PreviousHostsPredicate"
+                },
+            }
+        ],
+    }
+
+
+def _action(cluster: str, max_seconds: int) -> dict[str, Any]:
+    limit = f"{max_seconds}s"
+    return {
+        "cluster": cluster,
+        "timeout": "0s",  # streams last; the next line bounds them
+        "max_stream_duration": {"max_stream_duration": limit, "grpc_timeout_header_max": limit},
+    }

