@@ -141,10 +141,14 @@ async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
         stack.push_async_callback(backends.close)
         usage: Any = bills
         recorder = Recorder(usage=usage, hasher=InputHasher(bytes(32)), clock=clock)
+        table = _routes(*servers)
         service = OpenInference(
-            backends=backends, recorder=recorder, admission=Admission(clock), clock=clock
+            routes=lambda: table,
+            backends=backends,
+            recorder=recorder,
+            admission=Admission(clock),
+            clock=clock,
         )
-        service.routes = _routes(*servers)
         yield Mesh(service, bills, recorder)
 
 

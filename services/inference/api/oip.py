@@ -16,7 +16,6 @@ from tritonclient.grpc import service_pb2
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, NotFound, Unavailable
-from libs.routes import EMPTY
 from libs.rpc.identity import Context, identity_of
 from services.inference.api.convert import deadline_seconds
 from services.inference.tensors import codec
@@ -44,7 +43,7 @@ class OpenInferenceServicer:
 
     async def server_ready(self, _request: Any, _context: Context) -> Any:
         """Tells whether routes are known."""
-        return service_pb2.ServerReadyResponse(ready=self._service.routes is not EMPTY)
+        return service_pb2.ServerReadyResponse(ready=self._service.ready)
 
     async def server_metadata(self, _request: Any, _context: Context) -> Any:
         """Tells what this is."""

@@ -75,7 +75,7 @@ class _Served:
     """One model at one address."""
 
     breaker: Breaker
-    told: ClientError = BACKENDS_FAILED
+    client_error: ClientError = BACKENDS_FAILED
     attempts: int | None = None
 
 
@@ -143,7 +143,7 @@ class Lease:
 
     def _failed(self, error: BackendFailedError) -> None:
         error.backends |= {self.backend.id}
-        self._served.told, self._served.attempts = error.told, error.attempts
+        self._served.client_error, self._served.attempts = error.client_error, error.attempts
         self._served.breaker.failed(
             self._permit,
             self._clock.monotonic_seconds(),
@@ -245,7 +245,7 @@ class Backends:
         wait_seconds = soonest.breaker.wait_seconds(now_seconds)
         error = BackendFailedError(
             f"the breakers of all backends are open, for {wait_seconds:.3f} s at least",
-            told=soonest.told.after(wait_seconds),
+            client_error=soonest.client_error.retry_after(wait_seconds),
             attempts=soonest.attempts,
         )
         error.backends = frozenset(one[0].id for one in found)

@@ -16,6 +16,7 @@ import grpc
 from opentelemetry import propagate
 from tritonclient.grpc import service_pb2
 
+from libs.chat.request import Message
 from libs.errors import BY_CODE, HeadraceError
 from libs.rpc.channel import open_channel
 from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
@@ -26,7 +27,6 @@ from services.inference.domain import (
     Chunk,
     Delivered,
     Finish,
-    Message,
 )
 from services.inference.generation.relay import ChunkSink
 
@@ -82,8 +82,8 @@ class Triton:
                         piece = _piece(message)
                         delivered.add(piece)
                         relay.put(piece)
-                        if piece.ending is not None:
-                            return piece.ending
+                        if piece.finish is not None:
+                            return piece.finish
                         if relay.full:
                             guard.wait()
                             await relay.room()
@@ -142,26 +142,27 @@ class Triton:
 def _chat_request(
     backend_model: str, call: ChatCall, *, max_tokens: int, delivered: Delivered
 ) -> bytes:
+    asked = call.request
     body = {
-        "messages": _messages(call.turns),
+        "messages": _messages(asked.messages),
         "max_tokens": max_tokens,  # of the whole answer
-        "temperature": call.temperature,
-        "top_p": call.top_p,
-        "seed": call.seed,
-        "stop": list(call.stop),
-        "resume": {"pieces": delivered.pieces} if delivered.pieces else None,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "seed": asked.seed,
+        "stop": list(asked.stop),
+        "resume": {"pieces": delivered.segments} if delivered.segments else None,
     }
     return _json_request(backend_model, body, request_id=call.request_id)
 
 
-def count_request(backend_model: str, turns: Sequence[Message]) -> bytes:
+def count_request(backend_model: str, messages: Sequence[Message]) -> bytes:
     """Returns the request to count the tokens of a conversation."""
-    body = {"operation": "count_tokens", "messages": _messages(turns)}
+    body = {"operation": "count_tokens", "messages": _messages(messages)}
     return _json_request(backend_model, body)
 
 
-def _messages(turns: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": each.role, "content": each.content} for each in messages]
 
 
 def _json_request(backend_model: str, body: object, *, request_id: str = "") -> bytes:
@@ -189,7 +190,7 @@ def _piece(message: bytes) -> Chunk:
         text=outputs["text"][_LENGTH.size :].decode(),
         token_ids=tuple(token for token in token_ids if token >= 0),
         token_count=len(token_ids),
-        ending=Finish(**json.loads(ending)) if ending else None,
+        finish=Finish(**json.loads(ending)) if ending else None,
     )
 
 

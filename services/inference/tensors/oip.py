@@ -24,7 +24,7 @@ from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
 from services.inference.admission import Admission, places_of
 from services.inference.backends.pool import Backends, Lease
-from services.inference.domain import BackendFailedError
+from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.tensors import calls, codec
 from services.inference.tensors.retry import Attempt, Retrier, mismatch
 
@@ -56,7 +56,7 @@ class _Run:
     started_seconds: float
     first_seconds: float | None = None
     finish_reason: str = ""
-    usage: model_pb2.TokenUsage = field(default_factory=model_pb2.TokenUsage)
+    usage: TokenUsage = field(default_factory=TokenUsage)
     is_recorded: bool = False
     answer: bytes = b""
 
@@ -92,13 +92,24 @@ class OpenInference:
     """Passes tensors to the backends of a model and bills the tokens that the models tell."""
 
     def __init__(
-        self, *, backends: Backends, recorder: Recorder, admission: Admission, clock: Clock
+        self,
+        *,
+        routes: Callable[[], RouteTable],
+        backends: Backends,
+        recorder: Recorder,
+        admission: Admission,
+        clock: Clock,
     ) -> None:
+        self._routes = routes
         self._attempts = Retrier(backends)
         self._recorder = recorder
         self._admission = admission
         self._clock = clock
-        self.routes: RouteTable = EMPTY
+
+    @property
+    def ready(self) -> bool:
+        """Whether routes are known."""
+        return self._routes() is not EMPTY
 
     def choose(self, name: str, version: str) -> Choice:
         """Returns where a model and version, a semantic one or empty, is served.
@@ -106,7 +117,7 @@ class OpenInference:
         Raises:
             HeadraceError: see `RouteTable.choose`.
         """
-        return self.routes.choose(f"{name}@{version}" if version else name, kind=None)
+        return self._routes().choose(f"{name}@{version}" if version else name, kind=None)
 
     async def infer(self, message: bytes, caller: Caller) -> bytes:
         """Returns the answer to a `ModelInferRequest`, once its usage is durable.

@@ -59,7 +59,7 @@ def refusal(
 def misconfigured(message: str) -> BackendFailedError:
     """Returns the failure of a provider that works, but not as it is set up here."""
     told = ClientError(FailedPrecondition, message, "BACKEND_MISCONFIGURED")
-    return BackendFailedError(message, attempts=1, told=told)
+    return BackendFailedError(message, attempts=1, client_error=told)
 
 
 def retry_after_seconds(headers: Mapping[str, str], clock: Clock) -> float:
@@ -96,7 +96,7 @@ def _rate_limited(seconds: float) -> BackendFailedError:
         "the provider answers 429",
         attempts=1,
         retry_after_seconds=seconds,
-        told=ClientError(
+        client_error=ClientError(
             ResourceExhausted,
             "the provider limits how much it answers",
             "BACKEND_RATE_LIMITED",

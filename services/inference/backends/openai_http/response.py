@@ -58,7 +58,7 @@ class ProviderAnswer:
                 self._guard.progress()
         self.has_usage = events.usage is not None
         ending = events.ending()
-        self._relay.put(Chunk("", ending=ending))
+        self._relay.put(Chunk("", finish=ending))
         return ending
 
     def _take_whole(self, body: bytes) -> Finish:
