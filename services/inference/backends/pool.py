@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 from headrace.common.v1.model_pb2 import Backend, BackendKind
 
@@ -14,6 +14,7 @@ from libs.clock import Clock
 from libs.errors import InvalidArgument
 from services.inference import metrics
 from services.inference.backends.breaker import Breaker, BreakerLimits, Permit
+from services.inference.backends.chat import ChatBackend
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.client import Provider
 from services.inference.backends.stall import StallLimits
@@ -21,42 +22,13 @@ from services.inference.backends.triton import Triton
 from services.inference.domain import (
     BACKENDS_FAILED,
     BackendFailedError,
-    ChatCall,
     ClientError,
-    Delivered,
-    Finish,
 )
-from services.inference.generation.relay import ChunkSink
 
 # A Triton that was restarted is back within seconds, and streams wait for it.
 TRITON_BREAKER = BreakerLimits(open_seconds=0.25, max_open_seconds=2.0)
 # A provider has other customers: the longer it fails, the less it is asked.
 PROVIDER_BREAKER = BreakerLimits(open_seconds=1.0, max_open_seconds=30.0)
-
-
-class ChatBackend(Protocol):
-    """What generates answers."""
-
-    async def generate(
-        self,
-        backend_model: str,
-        call: ChatCall,
-        *,
-        max_tokens: int,
-        delivered: Delivered,
-        relay: ChunkSink,
-    ) -> Finish:
-        """Puts the pieces of an answer into the relay, from where it stopped.
-
-        Each piece is added to `delivered` first: what is there need not be generated again.
-
-        Raises:
-            BackendFailedError: the backend is at fault; another one may go on.
-            HeadraceError: the request is; it says what the caller hears.
-        """
-
-    async def close(self) -> None:
-        """Closes all connections."""
 
 
 class _Address(NamedTuple):

@@ -20,6 +20,7 @@ from libs.chat.request import Message
 from libs.errors import BY_CODE, HeadraceError
 from libs.rpc.channel import open_channel
 from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
+from services.inference.backends.chat import ChunkSink
 from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.domain import (
     BackendFailedError,
@@ -28,7 +29,6 @@ from services.inference.domain import (
     Delivered,
     Finish,
 )
-from services.inference.generation.relay import ChunkSink
 
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _INFER = "/inference.GRPCInferenceService/ModelInfer"

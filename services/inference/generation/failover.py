@@ -15,6 +15,7 @@ from libs.errors import HeadraceError
 from libs.routes import Choice, RouteTable
 from libs.telemetry.tracing import child_span
 from services.inference import metrics
+from services.inference.backends.chat import ChunkSink
 from services.inference.backends.pool import Backends
 from services.inference.domain import (
     BackendFailedError,
@@ -29,7 +30,6 @@ from services.inference.generation.hedging import (
     HedgedCall,
     HedgeLimits,
 )
-from services.inference.generation.relay import ChunkSink
 
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("headrace.inference")

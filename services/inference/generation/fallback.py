@@ -9,9 +9,9 @@ from libs.errors import ResourceExhausted
 from libs.routes import Choice
 from services.inference import metrics
 from services.inference.admission import Admission, places_of
+from services.inference.backends.chat import ChunkSink
 from services.inference.domain import ChatCall, DeploymentFailedError
 from services.inference.generation.failover import DeploymentCall, Failover
-from services.inference.generation.relay import ChunkSink
 
 _log = structlog.get_logger()
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from services.inference.backends.chat import ChunkSink
 from services.inference.domain import BackendFailedError, Chunk, Delivered, Finish
-from services.inference.generation.relay import ChunkSink
 
 # How many unused hedges are saved for later.
 MAX_SAVED_HEDGES = 10.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from libs.errors import InvalidArgument, ResourceExhausted
 from services.inference.domain import Chunk
@@ -13,20 +12,6 @@ from services.inference.domain import Chunk
 # A backend that is so far ahead of the reader is not read further: flow control slows it down.
 MAX_WAITING_CHUNKS = 256
 READER_TOO_SLOW = "READER_TOO_SLOW"
-
-
-class ChunkSink(Protocol):
-    """Takes the chunks of an answer from a backend."""
-
-    @property
-    def full(self) -> bool:
-        """Whether to wait for `room` before the next chunk."""
-
-    def put(self, chunk: Chunk) -> None:
-        """Adds a chunk."""
-
-    async def room(self) -> None:
-        """Returns when another chunk may be added."""
 
 
 class Collector:

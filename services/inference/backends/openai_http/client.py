@@ -20,6 +20,7 @@ from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from libs.http_client.client import HttpClient
 from libs.http_client.response import HttpError, Response
 from services.inference import metrics
+from services.inference.backends.chat import ChunkSink
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.errors import (
     MAX_ATTEMPTS,
@@ -36,7 +37,6 @@ from services.inference.domain import (
     Delivered,
     Finish,
 )
-from services.inference.generation.relay import ChunkSink
 
 # Requests to one provider at once, from this process; each has a connection.
 MAX_CONNECTIONS = 1024

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from libs.http_client.response import Response
+from services.inference.backends.chat import ChunkSink
 from services.inference.backends.openai_http.sse import CompletionStreamParser, whole_answer
 from services.inference.backends.stall import StallGuard
 from services.inference.domain import BackendFailedError, Chunk, Delivered, Finish
-from services.inference.generation.relay import ChunkSink
 
 MAX_WHOLE_BYTES = 16 * 1024 * 1024
 
