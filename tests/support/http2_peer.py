@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import hpack
 
-from libs.http2 import frames
-from libs.http2.frames import Frame, FrameType
+from tests.support import http2_frames as frames
+from tests.support.http2_frames import Frame, FrameType, data
 
 ANSWER = {":status": "200", "content-type": "application/grpc"}
 OK = {"grpc-status": "0"}
@@ -27,6 +27,7 @@ class Peer:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.seen: list[Frame] = []
+        self._headers: dict[int, dict[str, str]] = {}
         self._reader = reader
         self._writer = writer
         self._encoder = hpack.Encoder()
@@ -48,14 +49,13 @@ class Peer:
     async def request(self) -> tuple[int, dict[str, str], bytes]:
         """Reads a whole request: its stream, headers and body."""
         head = await self.next(FrameType.HEADERS)
-        headers = {str(name): str(value) for name, value in self._decoder.decode(head.payload)}
         body = b""
         while True:
             data = await self.next(FrameType.DATA)
             assert data.stream_id == head.stream_id
             body += data.payload
             if data.flags & frames.END_STREAM:
-                return head.stream_id, headers, body
+                return head.stream_id, self._headers[head.stream_id], body
 
     async def closed(self) -> None:
         """Reads on until the client has closed the connection."""
@@ -71,7 +71,7 @@ class Peer:
 
     def block(self, fields: dict[str, str]) -> bytes:
         """Encodes headers, for the next to be sent: they enter the tables of the connection."""
-        return self._encoder.encode(list(fields.items()))
+        return self._encoder.encode(list(fields.items()), huffman=False)
 
     def headers(self, stream_id: int, fields: dict[str, str], *, end: bool = False) -> bytes:
         """Returns a frame of headers, for the next to be sent."""
@@ -97,6 +97,9 @@ class Peer:
         payload = await self._reader.readexactly(length)
         frame = Frame(head[3], head[4], stream_id, payload)
         self.seen.append(frame)
+        if frame.type == FrameType.HEADERS:  # each: later ones refer to what earlier ones added
+            fields = self._decoder.decode(payload)
+            self._headers[stream_id] = {str(name): str(value) for name, value in fields}
         return frame
 
 
@@ -152,17 +155,3 @@ async def http2_peers() -> AsyncIterator[Peers]:
 def message(body: bytes, *, compressed: bool = False) -> bytes:
     """Returns a message of gRPC's, with what says how long it is."""
     return struct.pack(">BI", compressed, len(body)) + body
-
-
-def data(stream_id: int, payload: bytes, *, padding: int | None = None, end: bool = False) -> bytes:
-    """Returns a frame of a body."""
-    flags = end * frames.END_STREAM
-    if padding is not None:
-        flags |= frames.PADDED
-        payload = bytes((padding,)) + payload + bytes(padding)
-    return frames.frame(FrameType.DATA, flags, stream_id, payload)
-
-
-def goaway(last_stream_id: int, code: int = 0) -> bytes:
-    """Returns the frame by which a peer takes no more streams."""
-    return frames.frame(FrameType.GOAWAY, 0, 0, struct.pack(">II", last_stream_id, code) + b"why")

@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 
-from libs.http2.connection import Connection
+from libs.grpc_stream import ServerStreamClient, ServerStreamError
+from libs.grpc_stream.connection import Connection
 from libs.rpc.channel import MAX_MESSAGE_BYTES
-from libs.rpc.raw_stream import RawCallError, RawClient
-from tests.support.raw_calls import METHOD, all_of, client_of, error_of, fall_silent
+from tests.support.grpc_stream import METHOD, all_of, client_of, error_of, fall_silent
 
 WINDOW = 65_535
 MIB = 1024 * 1024
@@ -36,16 +36,16 @@ async def serving(handler: Handler, port: int = 0) -> AsyncIterator[tuple[grpc.a
 
 
 @asynccontextmanager
-async def calling(handler: Handler) -> AsyncIterator[RawClient]:
+async def calling(handler: Handler) -> AsyncIterator[ServerStreamClient]:
     async with serving(handler) as (_, address), client_of(address) as client:
         yield client
 
 
-async def answer(client: RawClient, request: bytes = b"") -> list[bytes]:
+async def answer(client: ServerStreamClient, request: bytes = b"") -> list[bytes]:
     return await all_of(await client.call(METHOD, request))
 
 
-def ask_again(client: RawClient) -> bool:
+def ask_again(client: ServerStreamClient) -> bool:
     """Does as if the time for a pong were over; returns whether one was asked for."""
     (connection,) = client._connections
     timer, connection._pong = connection._pong, None
@@ -115,7 +115,9 @@ async def test_an_error_comes_after_the_messages_before_it(code, before):
 
     async with calling(fail) as client:
         call, got = await client.call(METHOD, b""), list[bytes]()
-        with pytest.raises(RawCallError, match=f"{code.name}: 100 % größer\n→ zu groß") as caught:
+        with pytest.raises(
+            ServerStreamError, match=f"{code.name}: 100 % größer\n→ zu groß"
+        ) as caught:
             await all_of(call, got)
         assert (caught.value.code, got) == (code, [b"piece"] * before)
         assert (await error_of(call)).code == code
@@ -142,7 +144,7 @@ async def test_a_server_that_stops_ends_its_streams_and_is_found_again():
         assert await call.read() == [b"first"]
         await server.stop(0)
         assert (await error_of(call)).code is grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(RawCallError, match="cannot connect") as caught:
+        with pytest.raises(ServerStreamError, match="cannot connect") as caught:
             await client.call(METHOD, b"")
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         stopping.set()
@@ -152,13 +154,13 @@ async def test_a_server_that_stops_ends_its_streams_and_is_found_again():
 
 async def test_a_server_that_drains_finishes_its_streams(monkeypatch):
     """It takes no new ones, which a client learns before it asks."""
-    told, draining, leave = asyncio.Event(), asyncio.Event(), Connection._leave
+    told, draining, leave = asyncio.Event(), asyncio.Event(), Connection._retire
 
     def leave_and_tell(connection: Connection, why: str) -> None:
         leave(connection, why)
         told.set()
 
-    monkeypatch.setattr(Connection, "_leave", leave_and_tell)
+    monkeypatch.setattr(Connection, "_retire", leave_and_tell)
 
     async def begin(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
         yield b"before"
@@ -183,7 +185,7 @@ async def test_nobody_listens():
         async with client_of(f"127.0.0.1:{unheard.getsockname()[1]}") as client:
             tries = [client.call(METHOD, b"") for _ in range(3)]
             errors = await asyncio.gather(*tries, return_exceptions=True)
-    assert [type(error) for error in errors] == [RawCallError] * 3
+    assert [type(error) for error in errors] == [ServerStreamError] * 3
     assert {getattr(error, "code", None) for error in errors} == {grpc.StatusCode.UNAVAILABLE}
 
 

@@ -8,15 +8,17 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 
-from libs.http2 import connection as connection_module
-from libs.http2 import frames
-from libs.http2.connection import Connection
-from libs.http2.frames import ErrorCode, FrameType, Setting
-from libs.rpc import raw_stream
-from libs.rpc.raw_stream import RawCallError, RawClient
-from tests.support.http2_peer import ANSWER, data, goaway, message
-from tests.support.raw_calls import METHOD, Talk, all_of, error_of, fall_silent, talking
+from libs.grpc_stream import ServerStreamClient, ServerStreamError
+from libs.grpc_stream import client as client_module
+from libs.grpc_stream import connection as connection_module
+from libs.grpc_stream.connection import Connection
+from tests.support import http2_frames as frames
+from tests.support.grpc_stream import METHOD, Talk, all_of, error_of, fall_silent, talking
+from tests.support.http2_frames import FrameType, data, goaway
+from tests.support.http2_peer import ANSWER, message
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 HEADERS, CONTINUATION = FrameType.HEADERS, FrameType.CONTINUATION
@@ -29,74 +31,99 @@ async def talk() -> AsyncIterator[Talk]:
         yield talk
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"),
-    [
-        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", "FRAME_SIZE_ERROR", id="HTTP/1"),
-        pytest.param(frames.frame(HEADERS, 0x4, 1, b"\xff\xff"), "COMPRESSION_ERROR", id="HPACK"),
-        pytest.param(
-            frames.frame(HEADERS, 0x4, 1, frames.literal("a", "b")[:-1]),
-            "COMPRESSION_ERROR",
-            id="half a field",
-        ),
-        pytest.param(
-            frames.frame(HEADERS, 0x4, 1, b"\x00\x01n\x01\xff"),
-            "COMPRESSION_ERROR",
-            id="no UTF-8",
-        ),
-        pytest.param(
-            frames.frame(HEADERS, 0, 1, PART) + frames.frame(CONTINUATION, 0, 1, PART) * 4,
-            "ENHANCE_YOUR_CALM",
-            id="headers without bounds",
-        ),
-        pytest.param(
-            frames.frame(HEADERS, 0x4, 1, b"\x40\x01n\x7f\x81\x1f" + b"v" * 4000 + b"\xbe" * 20),
-            "COMPRESSION_ERROR",
-            id="headers that unpack without bounds",
-        ),
-        pytest.param(
-            frames.frame(HEADERS, 0, 1) + frames.frame(FrameType.PING, 0, 0, bytes(8)),
-            "PROTOCOL_ERROR",
-            id="half of the headers",
-        ),
-        pytest.param(
-            frames.frame(HEADERS, 0, 1) + frames.frame(CONTINUATION, 4, 3),
-            "PROTOCOL_ERROR",
-            id="the rest of other headers",
-        ),
-        pytest.param(frames.frame(CONTINUATION, 4, 1), "PROTOCOL_ERROR", id="the rest of none"),
-        pytest.param(
-            frames.frame(FrameType.PUSH_PROMISE, 4, 1, bytes(4)), "PROTOCOL_ERROR", id="push"
-        ),
-        pytest.param(data(1, b"", padding=0)[:-1] + b"\x01", "PROTOCOL_ERROR", id="padding"),
-        pytest.param(
-            frames.frame(FrameType.RST_STREAM, 0, 1, b"1"), "FRAME_SIZE_ERROR", id="short"
-        ),
-        pytest.param(
-            frames.frame(FrameType.SETTINGS, 0, 0, bytes(5)),
-            "FRAME_SIZE_ERROR",
-            id="half a setting",
-        ),
-        pytest.param(
-            frames.settings({Setting.INITIAL_WINDOW_SIZE: 2**31}),
-            "FLOW_CONTROL_ERROR",
-            id="a window larger than can be",
-        ),
-    ],
-)
-async def test_a_peer_that_breaks_the_protocol_is_told_and_left(sent, code, talk):
-    """What follows is not even looked at, and the next call connects anew."""
+OPEN_BLOCK = frames.frame(HEADERS, 0, 1, b"\x88")  # `:status: 200`, and more to come
+UNPACKS_TO_160_KB = b"\x40\x01n\x7f\xa1\x1e" + b"v" * 4000 + b"\xbe" * 40
+VIOLATIONS = {
+    "HPACK": (frames.frame(HEADERS, 0x4, 1, b"\xff\xff"), "PROTOCOL_ERROR"),
+    "half a field": (
+        frames.frame(HEADERS, 0x4, 1, frames.literal("a", "b")[:-1]),
+        "PROTOCOL_ERROR",
+    ),
+    "headers without bounds": (
+        OPEN_BLOCK + frames.frame(CONTINUATION, 0, 1, PART) * 64,
+        "PROTOCOL_ERROR",
+    ),
+    "a header block larger than is decoded": (
+        OPEN_BLOCK
+        + frames.frame(CONTINUATION, 0, 1, b"\x00\x01a\x01b" * 3000) * 9
+        + frames.frame(CONTINUATION, 0x4, 1),
+        "ENHANCE_YOUR_CALM",
+    ),
+    "empty continuations without bounds": (
+        OPEN_BLOCK
+        + frames.frame(CONTINUATION, 0, 1) * 200_000
+        + frames.frame(CONTINUATION, 0x4, 1),
+        "PROTOCOL_ERROR",
+    ),
+    "headers that unpack without bounds": (
+        frames.frame(HEADERS, 0x4, 1, UNPACKS_TO_160_KB),
+        "ENHANCE_YOUR_CALM",
+    ),
+    "half of the headers": (
+        OPEN_BLOCK + frames.frame(FrameType.PING, 0, 0, bytes(8)),
+        "PROTOCOL_ERROR",
+    ),
+    "the rest of other headers": (OPEN_BLOCK + frames.frame(CONTINUATION, 4, 3), "PROTOCOL_ERROR"),
+    "the rest of none": (frames.frame(CONTINUATION, 4, 1), "PROTOCOL_ERROR"),
+    "push": (frames.frame(FrameType.PUSH_PROMISE, 4, 1, bytes(4)), "PROTOCOL_ERROR"),
+    "a request": (frames.frame(HEADERS, 0x4, 2, b"\x88"), "PROTOCOL_ERROR"),
+    "a stream that nobody opened": (frames.frame(HEADERS, 0x4, 99, b"\x88"), "PROTOCOL_ERROR"),
+    "data before headers": (data(1, message(b"early")), "PROTOCOL_ERROR"),
+    "data after the end": (
+        frames.frame(HEADERS, 0x4, 1, b"\x88") + data(1, b"", end=True) + OPEN_BLOCK[:4] + b"\x04"
+        b"\x00\x00\x00\x01\x88",
+        "STREAM_CLOSED",
+    ),
+    "trailers that do not end": (frames.frame(HEADERS, 0x4, 1, b"\x88") * 2, "PROTOCOL_ERROR"),
+    "padding": (data(1, b"", padding=0)[:-1] + b"\x01", "PROTOCOL_ERROR"),
+    "an overlong frame": (data(1, bytes(16_385)), "FRAME_SIZE_ERROR"),
+    "a short frame": (frames.frame(FrameType.RST_STREAM, 0, 1, b"1"), "FRAME_SIZE_ERROR"),
+    "half a setting": (frames.frame(FrameType.SETTINGS, 0, 0, bytes(5)), "FRAME_SIZE_ERROR"),
+    "a window larger than allowed": (
+        frames.settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**31}),
+        "FLOW_CONTROL_ERROR",
+    ),
+    "the stream's window opened by nothing": (frames.window_update(1, 0), "PROTOCOL_ERROR"),
+    "the connection's window opened by nothing": (frames.window_update(0, 0), "PROTOCOL_ERROR"),
+    "the connection's window opened too wide": (
+        frames.window_update(0, 2**31 - 1),
+        "FLOW_CONTROL_ERROR",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
+async def test_a_peer_that_violates_the_protocol_is_told_and_left(sent, code, talk):
+    """What follows is ignored, and the next call connects anew."""
     call, peer = await talk.begin()
     peer.send(sent, peer.headers(1, ANSWER | {"grpc-status": "0"}, end=True))
     error = await error_of(call)
-    assert (error.code, "broke HTTP/2" in str(error)) == (UNAVAILABLE, True)
+    assert (error.code, "violated HTTP/2" in str(error)) == (UNAVAILABLE, True)
     told = await peer.next(FrameType.GOAWAY)
-    assert frames.number(told.payload, 4) == ErrorCode[code]
+    assert ErrorCodes(frames.number(told.payload, 4)) == ErrorCodes[code]
     await peer.closed()
     again, new = await talk.call_new_peer(b"")
     await new.request()
     new.answer(1, b"new")
     assert await all_of(again) == [b"new"]
+
+
+async def test_a_peer_that_sends_more_than_the_window_is_told_and_left(talk):
+    """What is not read must not fill the memory."""
+    call, peer = await talk.begin()
+    peer.send(peer.headers(1, ANSWER), data(1, message(b"unread")), *[data(1, PART)] * 4)
+    told = await peer.next(FrameType.GOAWAY)
+    assert frames.number(told.payload, 4) == ErrorCodes.FLOW_CONTROL_ERROR
+    call.close()
+
+
+async def test_a_peer_that_speaks_http1_is_unavailable(talk):
+    """At once: `h2` would take its first bytes for the length of a frame and wait for the rest."""
+    calling = asyncio.create_task(talk.client.call(METHOD, b""))
+    await talk.peers.accept(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    with pytest.raises(ServerStreamError, match="does not speak HTTP/2") as caught:
+        await calling
+    assert caught.value.code is UNAVAILABLE
 
 
 async def test_a_connection_that_is_cut_ends_its_calls(talk):
@@ -132,13 +159,13 @@ async def test_a_peer_that_does_not_answer_whether_it_lives_is_left(monkeypatch,
 async def test_a_peer_that_gives_a_sign_of_life_is_kept(sign, monkeypatch, talk):
     """Whichever; only one question is open at a time."""
     monkeypatch.setattr(connection_module, "PONG_SECONDS", 1.0)
-    looked, look = asyncio.Event(), Connection._look_for_pong
+    looked, look = asyncio.Event(), Connection._check_pong
 
-    def look_and_tell(connection: Connection, heard_seconds: float) -> None:
-        look(connection, heard_seconds)
+    def look_and_tell(connection: Connection, last_read_seconds: float) -> None:
+        look(connection, last_read_seconds)
         looked.set()
 
-    monkeypatch.setattr(Connection, "_look_for_pong", look_and_tell)
+    monkeypatch.setattr(Connection, "_check_pong", look_and_tell)
     call, peer = await talk.begin()
     fall_silent(talk.client)
     others = [await talk.client.call(METHOD, b"") for _ in range(2)]
@@ -170,7 +197,7 @@ async def test_closing_the_client_ends_calls_and_connections(talk):
     for error in (await reading, await error_of(new)):
         assert (error.code, "was closed" in str(error)) == (UNAVAILABLE, True)
     for one in (leaving, peer):
-        assert frames.number((await one.next(FrameType.GOAWAY)).payload, 4) == ErrorCode.NO_ERROR
+        assert frames.number((await one.next(FrameType.GOAWAY)).payload, 4) == ErrorCodes.NO_ERROR
         await one.closed()
     assert len(transports) == 2
     assert all(one is not None and one.is_closing() for one in transports)
@@ -212,7 +239,7 @@ async def test_who_waits_for_a_connection_when_the_client_is_closed_is_told(monk
     await slow.connecting.wait()
     await talk.client.close()
     for call in calls:
-        with pytest.raises(RawCallError, match="was closed"):
+        with pytest.raises(ServerStreamError, match="was closed"):
             await call
     slow.go_on.set()
     assert talk.peers.count == 0
@@ -237,20 +264,20 @@ async def test_a_caller_that_gives_up_leaves_the_connection_to_the_others(monkey
 
 async def test_a_peer_that_cannot_be_connected_to_in_time_is_unavailable(monkeypatch, talk):
     """The next call tries again."""
-    monkeypatch.setattr(raw_stream, "CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(client_module, "CONNECT_SECONDS", 0.05)
     slow = Slow(monkeypatch)
-    with pytest.raises(RawCallError, match="TimeoutError") as caught:
+    with pytest.raises(ServerStreamError, match="TimeoutError") as caught:
         await talk.client.call(METHOD, b"")
     assert caught.value.code is UNAVAILABLE
-    monkeypatch.setattr(raw_stream, "CONNECT_SECONDS", 5.0)
+    monkeypatch.setattr(client_module, "CONNECT_SECONDS", 5.0)
     slow.go_on.set()
     await talk.begin()
 
 
 async def test_a_peer_that_accepts_and_says_nothing_is_unavailable(monkeypatch, talk):
     """A server that is about to stop does so; it must not be waited for as for an answer."""
-    monkeypatch.setattr(raw_stream, "CONNECT_SECONDS", 0.05)
-    with pytest.raises(RawCallError, match="TimeoutError") as caught:
+    monkeypatch.setattr(client_module, "CONNECT_SECONDS", 0.05)
+    with pytest.raises(ServerStreamError, match="TimeoutError") as caught:
         await talk.client.call(METHOD, b"ask")
     assert caught.value.code is UNAVAILABLE
     peer = await talk.peers.accept()
@@ -263,8 +290,8 @@ async def test_a_peer_that_accepts_and_says_nothing_is_unavailable(monkeypatch, 
 )
 async def test_what_is_no_address_is_unavailable(address):
     """One backend that is set up wrongly fails alone: the others of its model are tried."""
-    client = RawClient(address)
-    with pytest.raises(RawCallError, match="cannot connect") as caught:
+    client = ServerStreamClient(address)
+    with pytest.raises(ServerStreamError, match="cannot connect") as caught:
         await client.call(METHOD, b"")
     assert caught.value.code is UNAVAILABLE
 
@@ -272,8 +299,8 @@ async def test_what_is_no_address_is_unavailable(address):
 async def test_a_peer_that_takes_no_streams_is_unavailable(talk):
     """It is not connected to again and again."""
     calling = asyncio.create_task(talk.client.call(METHOD, b""))
-    peer = await talk.peers.accept(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 0}))
-    with pytest.raises(RawCallError, match="takes no streams"):
+    peer = await talk.peers.accept(frames.settings({SettingCodes.MAX_CONCURRENT_STREAMS: 0}))
+    with pytest.raises(ServerStreamError, match="allows no streams"):
         await calling
     await peer.closed()
     assert talk.peers.count == 1
@@ -282,7 +309,7 @@ async def test_a_peer_that_takes_no_streams_is_unavailable(talk):
 async def test_a_client_that_was_closed_connects_no_more(talk):
     """Nobody would close the connection."""
     await talk.client.close()
-    with pytest.raises(RawCallError, match="was closed"):
+    with pytest.raises(ServerStreamError, match="was closed"):
         await talk.client.call(METHOD, b"")
     assert talk.peers.count == 0
 
@@ -298,7 +325,7 @@ async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, m
         return None, connections[-1]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", at_once)
-    client = RawClient("nowhere:1")
+    client = ServerStreamClient("nowhere:1")
     first = asyncio.create_task(client.call(METHOD, b""))
     for _ in range(2):
         await asyncio.sleep(0)
@@ -307,7 +334,7 @@ async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, m
     if closes:
         await client.close()
         assert connections[0].failed == "the connection was closed"
-        with pytest.raises(RawCallError, match="was closed"):
+        with pytest.raises(ServerStreamError, match="was closed"):
             await first
     else:
         await client.call(METHOD, b"")  # in no task of its own: it would begin too late

@@ -1,4 +1,4 @@
-"""Calls as bytes, and what a test asks of them."""
+"""A client of token streams, the peers that it calls, and what tests ask of both."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from libs.http2 import frames
-from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
+from libs.grpc_stream import ServerStreamCall, ServerStreamClient, ServerStreamError
+from tests.support import http2_frames as frames
 from tests.support.http2_peer import Peer, Peers, http2_peers, message
 
 METHOD = "/test.Raw/Stream"
@@ -20,10 +20,10 @@ METHOD = "/test.Raw/Stream"
 class Talk:
     """A client, and the peers that it calls."""
 
-    client: RawClient
+    client: ServerStreamClient
     peers: Peers
 
-    async def begin(self, settings: bytes = frames.settings({})) -> tuple[RawCall, Peer]:
+    async def begin(self, settings: bytes = frames.settings({})) -> tuple[ServerStreamCall, Peer]:
         """Makes the first call, on stream 1, and returns it with the peer that has read it."""
         call, peer = await self.call_new_peer(b"ask", settings)
         stream_id, headers, body = await peer.request()
@@ -32,7 +32,7 @@ class Talk:
 
     async def call_new_peer(
         self, request: bytes, settings: bytes = frames.settings({})
-    ) -> tuple[RawCall, Peer]:
+    ) -> tuple[ServerStreamCall, Peer]:
         """Makes a call that needs a new connection; the peer greets, and has read nothing yet."""
         calling = asyncio.create_task(self.client.call(METHOD, request))
         peer = await self.peers.accept(settings)
@@ -47,9 +47,9 @@ class Talk:
 
 
 @asynccontextmanager
-async def client_of(address: str) -> AsyncIterator[RawClient]:
+async def client_of(address: str) -> AsyncIterator[ServerStreamClient]:
     """Opens a client."""
-    client = RawClient(address)
+    client = ServerStreamClient(address)
     try:
         yield client
     finally:
@@ -63,13 +63,13 @@ async def talking() -> AsyncIterator[Talk]:
         yield Talk(client, peers)
 
 
-def fall_silent(client: RawClient) -> None:
+def fall_silent(client: ServerStreamClient) -> None:
     """Makes a client believe that its peer has said nothing for a minute."""
     (connection,) = client._connections
-    connection._heard_seconds -= 60
+    connection._last_read_seconds -= 60
 
 
-async def all_of(call: RawCall, got: list[bytes] | None = None) -> list[bytes]:
+async def all_of(call: ServerStreamCall, got: list[bytes] | None = None) -> list[bytes]:
     """Reads a call to its end; what came before an error is in `got`."""
     got = [] if got is None else got
     while messages := await call.read():
@@ -77,8 +77,8 @@ async def all_of(call: RawCall, got: list[bytes] | None = None) -> list[bytes]:
     return got
 
 
-async def error_of(call: RawCall) -> RawCallError:
+async def error_of(call: ServerStreamCall) -> ServerStreamError:
     """Returns what a call ends with."""
-    with pytest.raises(RawCallError) as caught:
+    with pytest.raises(ServerStreamError) as caught:
         await all_of(call)
     return caught.value

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 
-from libs.http2 import connection as connection_module
-from libs.http2 import frames
-from libs.http2.frames import ErrorCode, FrameType, Setting
-from tests.support.http2_peer import ANSWER, OK, data, goaway, message
-from tests.support.raw_calls import METHOD, Talk, all_of, error_of, talking
+from libs.grpc_stream import connection as connection_module
+from tests.support import http2_frames as frames
+from tests.support.grpc_stream import METHOD, Talk, all_of, error_of, talking
+from tests.support.http2_frames import FrameType, data, goaway
+from tests.support.http2_peer import ANSWER, OK, message
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -27,7 +30,7 @@ async def test_a_peer_that_goes_away_ends_what_it_has_not_begun(talk):
     begun, peer = await talk.begin()
     other, late = [await talk.client.call(METHOD, b"") for _ in range(2)]
     assert [(await peer.request())[0] for _ in range(2)] == [3, 5]
-    peer.send(goaway(3, ErrorCode.ENHANCE_YOUR_CALM))
+    peer.send(goaway(3, ErrorCodes.ENHANCE_YOUR_CALM))
     error = await error_of(late)
     assert (error.code, str(error)) == (
         UNAVAILABLE,
@@ -72,7 +75,7 @@ async def test_a_stream_that_is_reset_ends_alone(talk):
     """Its error says why."""
     call, peer = await talk.begin()
     peer.send(peer.headers(1, ANSWER), data(1, message(b"a")))
-    peer.send(frames.rst_stream(1, ErrorCode.REFUSED_STREAM))
+    peer.send(frames.rst_stream(1, ErrorCodes.REFUSED_STREAM))
     assert await call.read() == [b"a"]
     error = await error_of(call)
     assert (error.code, "REFUSED_STREAM" in str(error)) == (UNAVAILABLE, True)
@@ -83,8 +86,14 @@ async def test_pings_and_settings_are_answered_and_unknown_frames_are_not(talk):
     """Nor do they harm (RFC 9113, 4.1)."""
     call, peer = await talk.begin()
     assert (FrameType.SETTINGS, frames.ACK) in {(one.type, one.flags) for one in peer.seen}
-    unknown = [bytes((0, 0, 5, kind, 0xFF, 0, 0, 0, 1)) + b"12345" for kind in (0x2, 0xA, 0xEE)]
-    peer.send(*unknown, frames.frame(FrameType.PING, frames.ACK, 0, b"unasked!"))
+    priority, alternative, unknown = (
+        frames.frame(0x2, 0, 1, bytes(5)),
+        frames.frame(0xA, 0, 1, b'\x00\x00h2=":1"'),
+        frames.frame(0xEE, 0xFF, 1, b"12345"),
+    )
+    peer.send(
+        priority, alternative, unknown, frames.frame(FrameType.PING, frames.ACK, 0, b"unasked!")
+    )
     peer.send(frames.frame(FrameType.PING, 0, 0, b"01234567"))
     pong = await peer.next(FrameType.PING, ack=True)
     assert (pong.payload, pong.stream_id) == (b"01234567", 0)
@@ -97,7 +106,7 @@ async def test_a_stream_that_a_cancelled_call_left_is_ignored_but_its_headers_co
     call, peer = await talk.begin()
     call.close()
     reset = await peer.next(FrameType.RST_STREAM)
-    assert (reset.stream_id, frames.number(reset.payload)) == (1, ErrorCode.CANCEL)
+    assert (reset.stream_id, frames.number(reset.payload)) == (1, ErrorCodes.CANCEL)
     peer.send(peer.headers(1, ANSWER | {"x-much": "y" * 100}))
     half = connection_module.CONNECTION_WINDOW_BYTES // 2
     peer.send(*(data(1, bytes(16_384)) for _ in range(-(-half // 16_384))))
@@ -113,7 +122,6 @@ async def test_a_stream_that_a_cancelled_call_left_is_ignored_but_its_headers_co
 async def test_headers_may_come_in_parts(talk):
     """Of one byte each; the stream ends with the last part."""
     call, peer = await talk.begin()
-    peer.answer(99, b"nobody asked")
     fields = ANSWER | {"grpc-status": "5", "grpc-message": "gr%C3%BCn"}
     first, *parts, last = (bytes((byte,)) for byte in peer.block(fields))
     peer.send(
@@ -194,7 +202,7 @@ async def test_a_status_that_nobody_knows_is_unknown(talk):
 
 async def test_a_stream_that_ends_before_its_request_was_sent_is_reset(talk):
     """Otherwise it stays open at the peer, which counts it."""
-    wide = frames.settings({Setting.INITIAL_WINDOW_SIZE: 200_000})  # the connection's is not
+    wide = frames.settings({SettingCodes.INITIAL_WINDOW_SIZE: 200_000})  # the connection's is not
     call, peer = await talk.call_new_peer(bytes(100_000), wide)
     peer.send(peer.headers(1, ANSWER | {"grpc-status": "7"}, end=True))
     assert (await error_of(call)).code is grpc.StatusCode.PERMISSION_DENIED
@@ -206,7 +214,7 @@ async def test_a_stream_that_ends_before_its_request_was_sent_is_reset(talk):
 
 async def test_a_peer_that_takes_one_stream_at_a_time_gets_more_connections(talk):
     """A stream that has ended makes place for the next."""
-    first, peer = await talk.begin(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 1}))
+    first, peer = await talk.begin(frames.settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1}))
     second, other = await talk.call_new_peer(b"")
     assert (await other.request())[0] == 1
     peer.answer(1, b"first")
@@ -215,3 +223,114 @@ async def test_a_peer_that_takes_one_stream_at_a_time_gets_more_connections(talk
     other.answer(1, b"second")
     assert await all_of(second) == [b"second"]
     assert talk.peers.count == 2
+
+
+@pytest.mark.parametrize("kind", ["headers", "trailers", "trailers only"])
+@pytest.mark.parametrize("size", [70_000, 120_000])
+async def test_headers_that_are_too_large_end_their_own_stream_only(size, kind, talk):
+    """They are decoded all the same: later headers refer to what they put into the table."""
+    call, peer = await talk.begin()
+    other = await talk.client.call(METHOD, b"")
+    assert (await peer.request())[0] == 3
+    end = kind != "headers"
+    if kind == "trailers":
+        peer.send(peer.headers(1, ANSWER), data(1, message(b"before")))
+        assert await call.read() == [b"before"]
+    large = peer.block({"x-seen": "y" * 50, "grpc-status": "5", "grpc-message": "m" * size})
+    parts = [large[at : at + 16_384] for at in range(0, len(large), 16_384)]
+    peer.send(
+        frames.frame(FrameType.HEADERS, end * frames.END_STREAM, 1, parts[0]),
+        *(frames.frame(FrameType.CONTINUATION, 0, 1, part) for part in parts[1:]),
+        frames.frame(FrameType.CONTINUATION, frames.END_HEADERS, 1),
+    )
+    error = await error_of(call)
+    assert (error.code, "the limit is 65536" in str(error)) == (UNAVAILABLE, True)
+    if not end:
+        assert (await peer.next(FrameType.RST_STREAM)).stream_id == 1
+    peer.send(peer.headers(3, ANSWER | {"x-seen": "y" * 50}), data(3, message(b"other")))
+    peer.send(peer.headers(3, {"grpc-status": "7", "grpc-message": "mine"}, end=True))
+    assert await other.read() == [b"other"]
+    assert str(await error_of(other)) == "PERMISSION_DENIED: mine"
+    await talk.is_well(peer, 5)
+
+
+async def test_many_continuations_of_allowed_headers_are_accepted(talk):
+    """Up to the bound, of which the peer's frame size makes more than enough."""
+    call, peer = await talk.begin()
+    block = peer.block(ANSWER | {"grpc-status": "5", "grpc-message": "x" * 60_000})
+    step = len(block) // 60
+    parts = [block[at : at + step] for at in range(0, len(block), step)]
+    peer.send(
+        frames.frame(FrameType.HEADERS, frames.END_STREAM, 1, parts[0]),
+        *(frames.frame(FrameType.CONTINUATION, 0, 1, part) for part in parts[1:]),
+        frames.frame(FrameType.CONTINUATION, frames.END_HEADERS, 1),
+    )
+    assert str(await error_of(call)) == f"NOT_FOUND: {'x' * 60_000}"
+
+
+@pytest.mark.parametrize("last", ["data", "trailers"])
+async def test_only_what_ends_the_stream_carries_the_status(last, talk):
+    """A status in headers that more follows is not the status of the call."""
+    call, peer = await talk.begin()
+    peer.send(peer.headers(1, ANSWER | OK), data(1, message(b"a"), end=last == "data"))
+    if last == "trailers":
+        peer.send(peer.headers(1, {"x-other": "1"}, end=True))
+    assert await call.read() == [b"a"]
+    assert str(await error_of(call)) == "UNAVAILABLE: the response has no gRPC status: HTTP 200"
+
+
+@pytest.mark.parametrize("details", ["ends with a space ", "with\ttab", "grün".encode("latin-1")])
+async def test_an_unusual_message_of_a_status_ends_its_own_stream_only(details, talk):
+    """GRPC servers send such; strict validation of headers would end the connection."""
+    call, peer = await talk.begin()
+    peer.send(peer.headers(1, ANSWER | {"grpc-status": "13", "grpc-message": details}, end=True))
+    assert (await error_of(call)).code is grpc.StatusCode.INTERNAL
+    await talk.is_well(peer)
+
+
+async def test_informational_headers_are_skipped(talk):
+    """However many come before the response."""
+    call, peer = await talk.begin()
+    peer.send(*(peer.headers(1, {":status": "103", "grpc-status": "5"}) for _ in range(3)))
+    peer.answer(1, b"a")
+    assert await all_of(call) == [b"a"]
+
+
+async def test_all_messages_of_one_socket_read_come_in_one_read(talk):
+    """A reader wakes once for them, whatever frames they are in, and also with the end."""
+    call, peer = await talk.begin()
+    reading = asyncio.create_task(call.read())
+    bodies = [message(b"%d" % index) for index in range(200)]
+    peer.send(
+        peer.headers(1, ANSWER),
+        *(data(1, body) for body in bodies[:100]),
+        data(1, b"".join(bodies[100:])),
+        peer.headers(1, OK, end=True),
+    )
+    assert len(await reading) == 200
+    assert await call.read() == []
+
+
+async def test_a_response_that_ends_in_the_read_that_fills_the_window_is_complete(talk):
+    """Room is made for a stream that has ended meanwhile, which must not be sent."""
+    call, peer = await talk.begin()
+    peer.send(
+        peer.headers(1, ANSWER),
+        data(1, message(b"x" * 60_000)[:16_000]),
+        *(data(1, b"x" * 11_001) for _ in range(4)),
+        data(1, b"x"),
+        peer.headers(1, OK, end=True),
+    )
+    assert await all_of(call) == [b"x" * 60_000]
+    await talk.is_well(peer)
+
+
+async def test_a_window_that_overflows_ends_its_own_stream_only(talk):
+    """RFC 9113, 6.9.1."""
+    call, peer = await talk.call_new_peer(bytes(100_000))
+    peer.send(*[frames.window_update(1, 2**31 - 1)] * 2)
+    error = await error_of(call)
+    assert (error.code, "FLOW_CONTROL_ERROR" in str(error)) == (UNAVAILABLE, True)
+    assert (await peer.next(FrameType.RST_STREAM)).stream_id == 1
+    peer.send(frames.window_update(0, 2**30))
+    await talk.is_well(peer)
