@@ -14,7 +14,7 @@ CONNECT_SECONDS = 5.0
 # A peer's limit of streams leads to further connections, which are closed after this much idleness.
 EXTRA_CONNECTION_IDLE_SECONDS = 30.0
 
-_MAX_TIMEOUT_DIGITS_VALUE = 99_999_999
+_MAX_TIMEOUT_VALUE = 99_999_999
 _TIMEOUT_UNITS = (("u", 1e6), ("m", 1e3), ("S", 1), ("M", 1 / 60), ("H", 1 / 3600))
 
 Metadata = tuple[tuple[str, str], ...]
@@ -138,7 +138,7 @@ class ServerStreamClient:
             )
 
     def _close_idle(self) -> None:
-        """Closes further connections that nobody needed for a while; the first one stays."""
+        """Closes further connections that were idle for a while; the first one stays."""
         self._closing_idle = None
         latest = asyncio.get_running_loop().time() - EXTRA_CONNECTION_IDLE_SECONDS
         for connection in self._connections[1:]:
@@ -156,9 +156,9 @@ def format_timeout(seconds: float) -> str:
     if not seconds >= 0:
         raise ValueError(f"invalid timeout: {seconds} s")
     for unit, per_second in _TIMEOUT_UNITS:
-        if seconds * per_second <= _MAX_TIMEOUT_DIGITS_VALUE:
+        if seconds * per_second <= _MAX_TIMEOUT_VALUE:
             return f"{math.ceil(seconds * per_second)}{unit}"
-    return f"{_MAX_TIMEOUT_DIGITS_VALUE}H"
+    return f"{_MAX_TIMEOUT_VALUE}H"
 
 
 def _remaining(deadline: float | None) -> float | None:

@@ -257,7 +257,7 @@ class Connection(asyncio.Protocol):
 
     def _goaway_arrived(self, event: ConnectionTerminated) -> None:
         last = event.last_stream_id or 0
-        self._retire(f"the peer goes away: {_name(event.error_code)}")
+        self._retire(f"the peer is shutting down: {_name(event.error_code)}")
         self._fail([one for key, one in self._streams.items() if key > last], self.failed)
         self._close_if_done()
 

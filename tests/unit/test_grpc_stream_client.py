@@ -68,7 +68,7 @@ def test_a_timeout_that_is_no_time_is_refused(seconds):
 
 async def test_the_server_receives_what_is_left_of_the_timeout(talk):
     """A call without one sends no header."""
-    first, peer = await talk.begin()
+    first, peer = await talk.start()
     await talk.client.call(METHOD, b"", (("name", "value"),), timeout_seconds=30)
     _, headers, _ = await peer.request()
     assert 29e6 < int(headers["grpc-timeout"].removesuffix("u")) <= 30e6
@@ -80,7 +80,7 @@ async def test_the_server_receives_what_is_left_of_the_timeout(talk):
 
 async def test_a_call_ends_when_its_deadline_passes(talk):
     """Also where the server does not end it; what arrived before can be read."""
-    first, peer = await talk.begin()
+    first, peer = await talk.start()
     call = await talk.client.call(METHOD, b"", timeout_seconds=0.2)
     await peer.request()
     peer.send(peer.headers(3, ANSWER), data(3, message(b"before")))
@@ -92,7 +92,7 @@ async def test_a_call_ends_when_its_deadline_passes(talk):
 
 async def test_a_call_that_ended_in_time_stays_as_it_is(talk):
     """Its timer is cancelled."""
-    first, peer = await talk.begin()
+    first, peer = await talk.start()
     call = await talk.client.call(METHOD, b"", timeout_seconds=0.1)
     await peer.request()
     peer.answer(3, b"a")
@@ -114,7 +114,7 @@ async def test_connecting_counts_to_the_timeout(talk):
 @pytest.mark.parametrize("seconds", [0, -1])
 async def test_a_call_whose_deadline_has_passed_is_not_sent(seconds, talk):
     """The server would work for nobody."""
-    first, peer = await talk.begin()
+    first, peer = await talk.start()
     with pytest.raises(ServerStreamError) as caught:
         await talk.client.call(METHOD, b"", timeout_seconds=seconds)
     assert caught.value.code is DEADLINE_EXCEEDED
@@ -125,7 +125,7 @@ async def test_a_call_whose_deadline_has_passed_is_not_sent(seconds, talk):
 async def test_further_connections_are_closed_when_they_are_idle(monkeypatch, talk):
     """Those that the peer's limit of streams asked for; the first one stays."""
     monkeypatch.setattr(client_module, "EXTRA_CONNECTION_IDLE_SECONDS", 0.1)
-    first, peer = await talk.begin(ONE_STREAM)
+    first, peer = await talk.start(ONE_STREAM)
     second, idle = await talk.call_new_peer(b"", ONE_STREAM)
     third, busy = await talk.call_new_peer(b"", ONE_STREAM)
     for one, call in ((peer, first), (idle, second)):
@@ -143,7 +143,7 @@ async def test_further_connections_are_closed_when_they_are_idle(monkeypatch, ta
 
 async def test_a_connection_that_is_used_again_is_not_idle(talk):
     """Its time counts from the end of its last stream."""
-    first, _ = await talk.begin(ONE_STREAM)
+    first, _ = await talk.start(ONE_STREAM)
     second, other = await talk.call_new_peer(b"", ONE_STREAM)
     await other.request()
     other.answer(1, b"done")

@@ -1,4 +1,4 @@
-"""Calls as bytes, and how their connections begin and end."""
+"""How the connections of token streams start and end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VIOLATIONS = {
         frames.frame(HEADERS, 0x4, 1, frames.literal("a", "b")[:-1]),
         "PROTOCOL_ERROR",
     ),
-    "headers without bounds": (
+    "endless headers": (
         OPEN_BLOCK + frames.frame(CONTINUATION, 0, 1, PART) * 64,
         "PROTOCOL_ERROR",
     ),
@@ -49,25 +49,28 @@ VIOLATIONS = {
         + frames.frame(CONTINUATION, 0x4, 1),
         "ENHANCE_YOUR_CALM",
     ),
-    "empty continuations without bounds": (
+    "200,000 empty continuations": (
         OPEN_BLOCK
         + frames.frame(CONTINUATION, 0, 1) * 200_000
         + frames.frame(CONTINUATION, 0x4, 1),
         "PROTOCOL_ERROR",
     ),
-    "headers that unpack without bounds": (
+    "headers that unpack to 160 kB": (
         frames.frame(HEADERS, 0x4, 1, UNPACKS_TO_160_KB),
         "ENHANCE_YOUR_CALM",
     ),
-    "half of the headers": (
+    "another frame inside headers": (
         OPEN_BLOCK + frames.frame(FrameType.PING, 0, 0, bytes(8)),
         "PROTOCOL_ERROR",
     ),
-    "the rest of other headers": (OPEN_BLOCK + frames.frame(CONTINUATION, 4, 3), "PROTOCOL_ERROR"),
-    "the rest of none": (frames.frame(CONTINUATION, 4, 1), "PROTOCOL_ERROR"),
+    "a continuation of other headers": (
+        OPEN_BLOCK + frames.frame(CONTINUATION, 4, 3),
+        "PROTOCOL_ERROR",
+    ),
+    "a continuation without headers": (frames.frame(CONTINUATION, 4, 1), "PROTOCOL_ERROR"),
     "push": (frames.frame(FrameType.PUSH_PROMISE, 4, 1, bytes(4)), "PROTOCOL_ERROR"),
     "a request": (frames.frame(HEADERS, 0x4, 2, b"\x88"), "PROTOCOL_ERROR"),
-    "a stream that nobody opened": (frames.frame(HEADERS, 0x4, 99, b"\x88"), "PROTOCOL_ERROR"),
+    "an unopened stream": (frames.frame(HEADERS, 0x4, 99, b"\x88"), "PROTOCOL_ERROR"),
     "data before headers": (data(1, message(b"early")), "PROTOCOL_ERROR"),
     "data after the end": (
         frames.frame(HEADERS, 0x4, 1, b"\x88") + data(1, b"", end=True) + OPEN_BLOCK[:4] + b"\x04"
@@ -93,14 +96,14 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize(("sent", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
-async def test_a_peer_that_violates_the_protocol_is_told_and_left(sent, code, talk):
+async def test_a_peer_that_violates_the_protocol_gets_a_goaway(sent, code, talk):
     """What follows is ignored, and the next call connects anew."""
-    call, peer = await talk.begin()
+    call, peer = await talk.start()
     peer.send(sent, peer.headers(1, ANSWER | {"grpc-status": "0"}, end=True))
     error = await error_of(call)
     assert (error.code, "violated HTTP/2" in str(error)) == (UNAVAILABLE, True)
-    told = await peer.next(FrameType.GOAWAY)
-    assert ErrorCodes(frames.number(told.payload, 4)) == ErrorCodes[code]
+    goaway_frame = await peer.next(FrameType.GOAWAY)
+    assert ErrorCodes(frames.number(goaway_frame.payload, 4)) == ErrorCodes[code]
     await peer.closed()
     again, new = await talk.call_new_peer(b"")
     await new.request()
@@ -108,12 +111,12 @@ async def test_a_peer_that_violates_the_protocol_is_told_and_left(sent, code, ta
     assert await all_of(again) == [b"new"]
 
 
-async def test_a_peer_that_sends_more_than_the_window_is_told_and_left(talk):
+async def test_a_peer_that_sends_more_than_the_window_gets_a_goaway(talk):
     """What is not read must not fill the memory."""
-    call, peer = await talk.begin()
+    call, peer = await talk.start()
     peer.send(peer.headers(1, ANSWER), data(1, message(b"unread")), *[data(1, PART)] * 4)
-    told = await peer.next(FrameType.GOAWAY)
-    assert frames.number(told.payload, 4) == ErrorCodes.FLOW_CONTROL_ERROR
+    goaway_frame = await peer.next(FrameType.GOAWAY)
+    assert frames.number(goaway_frame.payload, 4) == ErrorCodes.FLOW_CONTROL_ERROR
     call.close()
 
 
@@ -127,23 +130,23 @@ async def test_a_peer_that_speaks_http1_is_unavailable(talk):
 
 
 async def test_a_connection_that_is_cut_ends_its_calls(talk):
-    """Also in the middle of a message; whole ones before it are read first."""
-    call, peer = await talk.begin()
+    """Also in the middle of a message; complete messages before it are read first."""
+    call, peer = await talk.start()
     waiting = await talk.client.call(METHOD, b"")
     await peer.request()
     reading = asyncio.create_task(error_of(waiting))
-    peer.send(peer.headers(1, ANSWER), data(1, message(b"whole") + message(b"half")[:-1]))
-    assert await call.read() == [b"whole"]
+    peer.send(peer.headers(1, ANSWER), data(1, message(b"complete") + message(b"half")[:-1]))
+    assert await call.read() == [b"complete"]
     peer.cut()
     assert (await error_of(call)).code is UNAVAILABLE
     assert (await reading).code is UNAVAILABLE
     assert not talk.client._connections
 
 
-async def test_a_peer_that_does_not_answer_whether_it_lives_is_left(monkeypatch, talk):
-    """It is asked together with a request, once it was silent for long."""
+async def test_a_peer_that_does_not_answer_a_ping_is_left(monkeypatch, talk):
+    """After silence, a PING is sent together with the next request."""
     monkeypatch.setattr(connection_module, "PONG_SECONDS", 0.3)
-    first, peer = await talk.begin()
+    first, peer = await talk.start()
     assert FrameType.PING not in {frame.type for frame in peer.seen}
     fall_silent(talk.client)
     second = await talk.client.call(METHOD, b"")
@@ -156,17 +159,17 @@ async def test_a_peer_that_does_not_answer_whether_it_lives_is_left(monkeypatch,
 
 
 @pytest.mark.parametrize("sign", ["pong", "data"])
-async def test_a_peer_that_gives_a_sign_of_life_is_kept(sign, monkeypatch, talk):
-    """Whichever; only one question is open at a time."""
+async def test_a_peer_that_sends_anything_after_a_ping_is_kept(sign, monkeypatch, talk):
+    """A pong or anything else; only one PING is pending at a time."""
     monkeypatch.setattr(connection_module, "PONG_SECONDS", 1.0)
-    looked, look = asyncio.Event(), Connection._check_pong
+    checked, check = asyncio.Event(), Connection._check_pong
 
-    def look_and_tell(connection: Connection, last_read_seconds: float) -> None:
-        look(connection, last_read_seconds)
-        looked.set()
+    def check_and_set(connection: Connection, last_read_seconds: float) -> None:
+        check(connection, last_read_seconds)
+        checked.set()
 
-    monkeypatch.setattr(Connection, "_check_pong", look_and_tell)
-    call, peer = await talk.begin()
+    monkeypatch.setattr(Connection, "_check_pong", check_and_set)
+    call, peer = await talk.start()
     fall_silent(talk.client)
     others = [await talk.client.call(METHOD, b"") for _ in range(2)]
     assert [(await peer.request())[0] for _ in others] == [3, 5]
@@ -176,16 +179,16 @@ async def test_a_peer_that_gives_a_sign_of_life_is_kept(sign, monkeypatch, talk)
         peer.send(frames.frame(FrameType.PING, frames.ACK, 0, ping.payload))
     else:
         peer.send(peer.headers(1, ANSWER), data(1, message(b"sign")))
-    await looked.wait()
+    await checked.wait()
     await talk.is_well(peer, 7)
     for one in (call, *others):
         one.close()
 
 
 async def test_closing_the_client_ends_calls_and_connections(talk):
-    """Also a connection that only finished what it had; no task or transport is left."""
+    """Also a connection that only finishes its streams; no task or transport is left."""
     tasks = asyncio.all_tasks()
-    old, leaving = await talk.begin()
+    old, leaving = await talk.start()
     leaving.send(goaway(1), frames.frame(FrameType.PING, 0, 0, bytes(8)))
     await leaving.next(FrameType.PING, ack=True)
     new, peer = await talk.call_new_peer(b"")
@@ -206,8 +209,8 @@ async def test_closing_the_client_ends_calls_and_connections(talk):
 
 
 async def test_a_call_that_is_closed_while_it_is_read_ends(talk):
-    """Nobody waits for what cannot come."""
-    call, peer = await talk.begin()
+    """A waiting `read` does not wait forever."""
+    call, peer = await talk.start()
     reading = asyncio.create_task(error_of(call))
     await asyncio.sleep(0)
     call.close()
@@ -216,7 +219,7 @@ async def test_a_call_that_is_closed_while_it_is_read_ends(talk):
 
 
 class Slow:
-    """Stands in for `create_connection`, which returns when the test says so."""
+    """Replaces `create_connection`; returns when the test sets `go_on`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.connecting, self.go_on = asyncio.Event(), asyncio.Event()
@@ -232,8 +235,8 @@ class Slow:
         return cast(tuple[asyncio.Transport, Connection], await self._connect(*arguments))
 
 
-async def test_who_waits_for_a_connection_when_the_client_is_closed_is_told(monkeypatch, talk):
-    """By an error, not by a cancellation that nobody asked for."""
+async def test_closing_the_client_ends_the_wait_for_a_connection(monkeypatch, talk):
+    """They get an error, not a cancellation."""
     slow = Slow(monkeypatch)
     calls = [asyncio.create_task(talk.client.call(METHOD, b"")) for _ in range(2)]
     await slow.connecting.wait()
@@ -247,7 +250,7 @@ async def test_who_waits_for_a_connection_when_the_client_is_closed_is_told(monk
 
 
 async def test_a_caller_that_gives_up_leaves_the_connection_to_the_others(monkeypatch, talk):
-    """One try serves all who wait."""
+    """One attempt serves all calls that wait."""
     slow = Slow(monkeypatch)
     gone, stays = (asyncio.create_task(talk.client.call(METHOD, b"")) for _ in range(2))
     await slow.connecting.wait()
@@ -263,7 +266,7 @@ async def test_a_caller_that_gives_up_leaves_the_connection_to_the_others(monkey
 
 
 async def test_a_peer_that_cannot_be_connected_to_in_time_is_unavailable(monkeypatch, talk):
-    """The next call tries again."""
+    """The next call makes another attempt."""
     monkeypatch.setattr(client_module, "CONNECT_SECONDS", 0.05)
     slow = Slow(monkeypatch)
     with pytest.raises(ServerStreamError, match="TimeoutError") as caught:
@@ -271,11 +274,11 @@ async def test_a_peer_that_cannot_be_connected_to_in_time_is_unavailable(monkeyp
     assert caught.value.code is UNAVAILABLE
     monkeypatch.setattr(client_module, "CONNECT_SECONDS", 5.0)
     slow.go_on.set()
-    await talk.begin()
+    await talk.start()
 
 
 async def test_a_peer_that_accepts_and_says_nothing_is_unavailable(monkeypatch, talk):
-    """A server that is about to stop does so; it must not be waited for as for an answer."""
+    """A server that is about to stop does so; the wait is that for a connection."""
     monkeypatch.setattr(client_module, "CONNECT_SECONDS", 0.05)
     with pytest.raises(ServerStreamError, match="TimeoutError") as caught:
         await talk.client.call(METHOD, b"ask")
@@ -288,8 +291,8 @@ async def test_a_peer_that_accepts_and_says_nothing_is_unavailable(monkeypatch, 
 @pytest.mark.parametrize(
     "address", ["triton", "unix:/tmp/triton", "127.0.0.1:99999", "tríton:8001", "a..b:80"]
 )
-async def test_what_is_no_address_is_unavailable(address):
-    """One backend that is set up wrongly fails alone: the others of its model are tried."""
+async def test_an_invalid_address_is_unavailable(address):
+    """A wrongly configured backend fails alone: other backends of its model are tried."""
     client = ServerStreamClient(address)
     with pytest.raises(ServerStreamError, match="cannot connect") as caught:
         await client.call(METHOD, b"")
@@ -297,7 +300,7 @@ async def test_what_is_no_address_is_unavailable(address):
 
 
 async def test_a_peer_that_takes_no_streams_is_unavailable(talk):
-    """It is not connected to again and again."""
+    """The client does not connect again and again."""
     calling = asyncio.create_task(talk.client.call(METHOD, b""))
     peer = await talk.peers.accept(frames.settings({SettingCodes.MAX_CONCURRENT_STREAMS: 0}))
     with pytest.raises(ServerStreamError, match="allows no streams"):
@@ -307,7 +310,7 @@ async def test_a_peer_that_takes_no_streams_is_unavailable(talk):
 
 
 async def test_a_client_that_was_closed_connects_no_more(talk):
-    """Nobody would close the connection."""
+    """Nothing would close the connection."""
     await talk.client.close()
     with pytest.raises(ServerStreamError, match="was closed"):
         await talk.client.call(METHOD, b"")
@@ -315,8 +318,8 @@ async def test_a_client_that_was_closed_connects_no_more(talk):
 
 
 @pytest.mark.parametrize("closes", [False, True])
-async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, monkeypatch):
-    """By a call or a close: the task that connects has ended, and its callbacks have not run."""
+async def test_a_connection_is_found_in_the_moment_it_is_made(closes, monkeypatch):
+    """By a call or `close`: the connecting task has ended, its callbacks have not run yet."""
     connections: list[Connection] = []
 
     async def at_once(factory: Any, *_address: Any) -> tuple[None, Connection]:
@@ -337,6 +340,6 @@ async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, m
         with pytest.raises(ServerStreamError, match="was closed"):
             await first
     else:
-        await client.call(METHOD, b"")  # in no task of its own: it would begin too late
+        await client.call(METHOD, b"")  # not in its own task, which would start too late
         await first
     assert len(connections) == 1

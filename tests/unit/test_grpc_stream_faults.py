@@ -1,4 +1,4 @@
-"""Calls as bytes, to peers that do what the protocol allows and servers of gRPC rarely do."""
+"""Token streams from peers that do what gRPC servers rarely do."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ async def talk() -> AsyncIterator[Talk]:
         yield talk
 
 
-async def test_a_peer_that_goes_away_ends_what_it_has_not_begun(talk):
-    """What it has begun it finishes; new calls go elsewhere; then the connection is closed."""
-    begun, peer = await talk.begin()
+async def test_a_goaway_ends_the_streams_that_the_peer_did_not_take(talk):
+    """The streams that it took finish; new calls use another connection."""
+    started, peer = await talk.start()
     other, late = [await talk.client.call(METHOD, b"") for _ in range(2)]
     assert [(await peer.request())[0] for _ in range(2)] == [3, 5]
     peer.send(goaway(3, ErrorCodes.ENHANCE_YOUR_CALM))
     error = await error_of(late)
     assert (error.code, str(error)) == (
         UNAVAILABLE,
-        "UNAVAILABLE: the peer goes away: ENHANCE_YOUR_CALM",
+        "UNAVAILABLE: the peer is shutting down: ENHANCE_YOUR_CALM",
     )
     new, second = await talk.call_new_peer(b"")
     assert (await second.request())[0] == 1
     second.answer(1, b"new")
-    peer.answer(1, b"begun")
+    peer.answer(1, b"started")
     peer.answer(3, b"other")
-    assert [await all_of(call) for call in (new, begun, other)] == [
+    assert [await all_of(call) for call in (new, started, other)] == [
         [b"new"],
-        [b"begun"],
+        [b"started"],
         [b"other"],
     ]
     await peer.closed()
     await talk.is_well(second)
 
 
-async def test_a_peer_that_goes_away_in_two_steps_finishes_what_came_between(talk):
-    """First it names a stream that cannot be, then the last that it took."""
-    call, peer = await talk.begin()
+async def test_a_goaway_in_two_steps_lets_the_streams_between_finish(talk):
+    """The first GOAWAY names the largest stream id, the second the last stream that it took."""
+    call, peer = await talk.start()
     peer.send(goaway(frames.MAX_STREAM_ID), frames.frame(FrameType.PING, 0, 0, b"all here"))
     assert (await peer.next(FrameType.PING, ack=True)).payload == b"all here"
     peer.send(goaway(1))
@@ -61,19 +61,19 @@ async def test_a_peer_that_goes_away_in_two_steps_finishes_what_came_between(tal
     await peer.closed()
 
 
-async def test_a_peer_that_goes_away_while_nothing_runs_is_left(talk):
-    """The next call finds it where it listens."""
-    call, peer = await talk.begin()
+async def test_a_goaway_closes_an_idle_connection(talk):
+    """The next call connects again."""
+    call, peer = await talk.start()
     peer.answer(1)
     assert await all_of(call) == []
     peer.send(goaway(1))
     await peer.closed()
-    await talk.begin()
+    await talk.start()
 
 
 async def test_a_stream_that_is_reset_ends_alone(talk):
-    """Its error says why."""
-    call, peer = await talk.begin()
+    """Its error gives the reason."""
+    call, peer = await talk.start()
     peer.send(peer.headers(1, ANSWER), data(1, message(b"a")))
     peer.send(frames.rst_stream(1, ErrorCodes.REFUSED_STREAM))
     assert await call.read() == [b"a"]
@@ -83,8 +83,8 @@ async def test_a_stream_that_is_reset_ends_alone(talk):
 
 
 async def test_pings_and_settings_are_answered_and_unknown_frames_are_not(talk):
-    """Nor do they harm (RFC 9113, 4.1)."""
-    call, peer = await talk.begin()
+    """They are ignored (RFC 9113, 4.1)."""
+    call, peer = await talk.start()
     assert (FrameType.SETTINGS, frames.ACK) in {(one.type, one.flags) for one in peer.seen}
     priority, alternative, unknown = (
         frames.frame(0x2, 0, 1, bytes(5)),
@@ -102,8 +102,8 @@ async def test_pings_and_settings_are_answered_and_unknown_frames_are_not(talk):
 
 
 async def test_a_stream_that_a_cancelled_call_left_is_ignored_but_its_headers_count(talk):
-    """Later headers refer to what they put into the table; its data makes room again."""
-    call, peer = await talk.begin()
+    """Later headers refer to what they added to the table; its data opens the window again."""
+    call, peer = await talk.start()
     call.close()
     reset = await peer.next(FrameType.RST_STREAM)
     assert (reset.stream_id, frames.number(reset.payload)) == (1, ErrorCodes.CANCEL)
@@ -120,8 +120,8 @@ async def test_a_stream_that_a_cancelled_call_left_is_ignored_but_its_headers_co
 
 
 async def test_headers_may_come_in_parts(talk):
-    """Of one byte each; the stream ends with the last part."""
-    call, peer = await talk.begin()
+    """One byte each; the stream ends with the last part."""
+    call, peer = await talk.start()
     fields = ANSWER | {"grpc-status": "5", "grpc-message": "gr%C3%BCn"}
     first, *parts, last = (bytes((byte,)) for byte in peer.block(fields))
     peer.send(
@@ -132,11 +132,11 @@ async def test_headers_may_come_in_parts(talk):
     assert str(await error_of(call)) == "NOT_FOUND: grün"
 
 
-async def test_padding_is_no_part_of_a_message_and_makes_room_again(talk):
-    """It counts in the windows, though nobody reads it."""
-    call, peer = await talk.begin()
-    whole = message(b"x" * 200)
-    padded = [data(1, whole[at : at + 1], padding=255) for at in range(len(whole))]
+async def test_padding_is_not_part_of_a_message_and_opens_the_window_again(talk):
+    """It counts in the windows, though it is never read."""
+    call, peer = await talk.start()
+    framed = message(b"x" * 200)
+    padded = [data(1, framed[at : at + 1], padding=255) for at in range(len(framed))]
     peer.send(peer.headers(1, ANSWER), *padded)
     update = await peer.next(FrameType.WINDOW_UPDATE)
     assert update.stream_id == 1
@@ -152,9 +152,9 @@ async def test_padding_is_no_part_of_a_message_and_makes_room_again(talk):
         (b"\x00\x04\x00\x00\x01", grpc.StatusCode.RESOURCE_EXHAUSTED),  # 64 MiB and a byte
     ],
 )
-async def test_a_message_that_cannot_be_taken_ends_its_call(payload, code, talk):
-    """After those before it; the peer is told to stop."""
-    call, peer = await talk.begin()
+async def test_a_message_that_is_refused_ends_its_call(payload, code, talk):
+    """After the messages before it; the stream is reset."""
+    call, peer = await talk.start()
     peer.send(peer.headers(1, ANSWER), data(1, message(b"a") + payload))
     assert await call.read() == [b"a"]
     assert (await error_of(call)).code is code
@@ -167,9 +167,9 @@ async def test_a_message_that_cannot_be_taken_ends_its_call(payload, code, talk)
     ("status", "fields"),
     [("200", None), ("503", {}), ("200", {"grpc-message": "no status"})],
 )
-async def test_an_answer_without_grpcs_status_is_an_error(status, fields, talk):
-    """A proxy in between may give one; it says what HTTP's was."""
-    call, peer = await talk.begin()
+async def test_a_response_without_a_grpc_status_is_an_error(status, fields, talk):
+    """A proxy in between may send one; the error gives the HTTP status."""
+    call, peer = await talk.start()
     peer.send(peer.headers(1, {":status": status}, end=fields == {}))
     if fields is None:
         peer.send(data(1, message(b"a"), end=True))
@@ -184,24 +184,24 @@ async def test_an_answer_without_grpcs_status_is_an_error(status, fields, talk):
     ("trailers", "code"),
     [(OK, grpc.StatusCode.INTERNAL), ({"grpc-status": "9"}, grpc.StatusCode.FAILED_PRECONDITION)],
 )
-async def test_half_a_message_is_never_a_good_end(trailers, code, talk):
-    """The peer's own error says more."""
-    call, peer = await talk.begin()
-    peer.send(peer.headers(1, ANSWER), data(1, message(b"whole") + message(b"half")[:-1]))
+async def test_a_response_that_ends_inside_a_message_is_an_error(trailers, code, talk):
+    """The peer's own error comes first: it says more."""
+    call, peer = await talk.start()
+    peer.send(peer.headers(1, ANSWER), data(1, message(b"complete") + message(b"half")[:-1]))
     peer.send(peer.headers(1, trailers, end=True))
-    assert await call.read() == [b"whole"]
+    assert await call.read() == [b"complete"]
     assert (await error_of(call)).code is code
 
 
-async def test_a_status_that_nobody_knows_is_unknown(talk):
-    """It may be of a later gRPC."""
-    call, peer = await talk.begin()
+async def test_an_unknown_status_code_is_unknown(talk):
+    """It may come from a later version of gRPC."""
+    call, peer = await talk.start()
     peer.send(peer.headers(1, ANSWER | {"grpc-status": "77"}, end=True))
     assert (await error_of(call)).code is grpc.StatusCode.UNKNOWN
 
 
 async def test_a_stream_that_ends_before_its_request_was_sent_is_reset(talk):
-    """Otherwise it stays open at the peer, which counts it."""
+    """Otherwise the peer counts it as open."""
     wide = frames.settings({SettingCodes.INITIAL_WINDOW_SIZE: 200_000})  # the connection's is not
     call, peer = await talk.call_new_peer(bytes(100_000), wide)
     peer.send(peer.headers(1, ANSWER | {"grpc-status": "7"}, end=True))
@@ -212,9 +212,9 @@ async def test_a_stream_that_ends_before_its_request_was_sent_is_reset(talk):
     assert sum(len(one.payload) for one in peer.seen if one.type == FrameType.DATA) == 65_535 + 5
 
 
-async def test_a_peer_that_takes_one_stream_at_a_time_gets_more_connections(talk):
-    """A stream that has ended makes place for the next."""
-    first, peer = await talk.begin(frames.settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1}))
+async def test_a_limit_of_one_stream_leads_to_more_connections(talk):
+    """When a stream has ended, the next can use its connection."""
+    first, peer = await talk.start(frames.settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1}))
     second, other = await talk.call_new_peer(b"")
     assert (await other.request())[0] == 1
     peer.answer(1, b"first")
@@ -228,8 +228,8 @@ async def test_a_peer_that_takes_one_stream_at_a_time_gets_more_connections(talk
 @pytest.mark.parametrize("kind", ["headers", "trailers", "trailers only"])
 @pytest.mark.parametrize("size", [70_000, 120_000])
 async def test_headers_that_are_too_large_end_their_own_stream_only(size, kind, talk):
-    """They are decoded all the same: later headers refer to what they put into the table."""
-    call, peer = await talk.begin()
+    """They are still decoded: later headers refer to what they added to the table."""
+    call, peer = await talk.start()
     other = await talk.client.call(METHOD, b"")
     assert (await peer.request())[0] == 3
     end = kind != "headers"
@@ -255,8 +255,8 @@ async def test_headers_that_are_too_large_end_their_own_stream_only(size, kind, 
 
 
 async def test_many_continuations_of_allowed_headers_are_accepted(talk):
-    """Up to the bound, of which the peer's frame size makes more than enough."""
-    call, peer = await talk.begin()
+    """The bound counts frames; 64 of the usual size hold far more than is allowed."""
+    call, peer = await talk.start()
     block = peer.block(ANSWER | {"grpc-status": "5", "grpc-message": "x" * 60_000})
     step = len(block) // 60
     parts = [block[at : at + step] for at in range(0, len(block), step)]
@@ -270,8 +270,8 @@ async def test_many_continuations_of_allowed_headers_are_accepted(talk):
 
 @pytest.mark.parametrize("last", ["data", "trailers"])
 async def test_only_what_ends_the_stream_carries_the_status(last, talk):
-    """A status in headers that more follows is not the status of the call."""
-    call, peer = await talk.begin()
+    """A status in headers that do not end the stream is ignored."""
+    call, peer = await talk.start()
     peer.send(peer.headers(1, ANSWER | OK), data(1, message(b"a"), end=last == "data"))
     if last == "trailers":
         peer.send(peer.headers(1, {"x-other": "1"}, end=True))
@@ -281,8 +281,8 @@ async def test_only_what_ends_the_stream_carries_the_status(last, talk):
 
 @pytest.mark.parametrize("details", ["ends with a space ", "with\ttab", "grün".encode("latin-1")])
 async def test_an_unusual_message_of_a_status_ends_its_own_stream_only(details, talk):
-    """GRPC servers send such; strict validation of headers would end the connection."""
-    call, peer = await talk.begin()
+    """Servers send such messages; strict validation would end the connection."""
+    call, peer = await talk.start()
     peer.send(peer.headers(1, ANSWER | {"grpc-status": "13", "grpc-message": details}, end=True))
     assert (await error_of(call)).code is grpc.StatusCode.INTERNAL
     await talk.is_well(peer)
@@ -290,15 +290,15 @@ async def test_an_unusual_message_of_a_status_ends_its_own_stream_only(details, 
 
 async def test_informational_headers_are_skipped(talk):
     """However many come before the response."""
-    call, peer = await talk.begin()
+    call, peer = await talk.start()
     peer.send(*(peer.headers(1, {":status": "103", "grpc-status": "5"}) for _ in range(3)))
     peer.answer(1, b"a")
     assert await all_of(call) == [b"a"]
 
 
 async def test_all_messages_of_one_socket_read_come_in_one_read(talk):
-    """A reader wakes once for them, whatever frames they are in, and also with the end."""
-    call, peer = await talk.begin()
+    """A reader wakes once for them, in whatever frames they come, also with the end."""
+    call, peer = await talk.start()
     reading = asyncio.create_task(call.read())
     bodies = [message(b"%d" % index) for index in range(200)]
     peer.send(
@@ -312,8 +312,8 @@ async def test_all_messages_of_one_socket_read_come_in_one_read(talk):
 
 
 async def test_a_response_that_ends_in_the_read_that_fills_the_window_is_complete(talk):
-    """Room is made for a stream that has ended meanwhile, which must not be sent."""
-    call, peer = await talk.begin()
+    """No WINDOW_UPDATE may be sent for the stream, which has ended by then."""
+    call, peer = await talk.start()
     peer.send(
         peer.headers(1, ANSWER),
         data(1, message(b"x" * 60_000)[:16_000]),
@@ -326,7 +326,7 @@ async def test_a_response_that_ends_in_the_read_that_fills_the_window_is_complet
 
 
 async def test_a_window_that_overflows_ends_its_own_stream_only(talk):
-    """RFC 9113, 6.9.1."""
+    """As RFC 9113, 6.9.1 asks for."""
     call, peer = await talk.call_new_peer(bytes(100_000))
     peer.send(*[frames.window_update(1, 2**31 - 1)] * 2)
     error = await error_of(call)
