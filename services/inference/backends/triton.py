@@ -1,7 +1,7 @@
 """Triton as a backend: raw tensors in, pieces out.
 
-Streams are read as bytes by a small client of ours, since what costs is each message's way through
-Python. Each request has a stream of its own, so that a cancelled call cancels the generation.
+Streams are read as bytes by `libs.grpc_stream`, since each message's way through Python is what
+costs. Each request has a stream of its own, so that a cancelled call cancels the generation.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tritonclient.grpc import service_pb2
 
 from libs.chat.request import Message
 from libs.errors import BY_CODE, HeadraceError
+from libs.grpc_stream import ServerStreamCall, ServerStreamClient, ServerStreamError
 from libs.rpc.channel import open_channel
-from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.domain import (
@@ -51,7 +51,7 @@ class Triton:
     def __init__(self, address: str, *, stall: StallLimits) -> None:
         # Untraced and without gRPC's retries: attempts are ours, with spans of their own.
         self.channel = open_channel(address, traced=False, retries=False)
-        self._raw = RawClient(address)
+        self._raw = ServerStreamClient(address)
         self.stall_limits = stall
         self._infer = self.channel.unary_unary(
             _INFER,
@@ -92,7 +92,7 @@ class Triton:
         raise BackendFailedError("the stream ended without an ending")
 
     @asynccontextmanager
-    async def stream(self, request: bytes) -> AsyncIterator[RawCall]:
+    async def stream(self, request: bytes) -> AsyncIterator[ServerStreamCall]:
         """Calls `ModelStreamInfer` with one request, for as long as a block runs.
 
         Raises:
@@ -102,7 +102,7 @@ class Triton:
             call = await self._raw.call(_STREAM, request, trace_metadata())
             with closing(call):
                 yield call
-        except RawCallError as error:
+        except ServerStreamError as error:
             raise BackendFailedError(str(error)) from error
 
     async def embed(self, backend_model: str, texts: Sequence[str]) -> list[tuple[bytes, int]]:
