@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import string
 import sys
@@ -19,11 +18,6 @@ from deploy.local.ports import address, replicas
 
 _BIN = Path(sys.executable).parent
 DRAIN_SECONDS = 5
-# With its event engine off gRPC wakes fewer threads for each message, which is what tokens cost.
-# The switch is undocumented: it is used with the version only that it was tried with.
-_HOT_PATH = frozenset({"inference"})
-_GRPC_TRIED = "1.85.1"
-_GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 # What the user sets goes to all services, but what differs between them: that is ours to set.
 _USER_SETTING_PREFIXES = ("HEADRACE_", "OTEL_")
 _NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has a database of its own
@@ -185,8 +179,6 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         "HEADRACE_METRICS_ADDRESS": address(ports, f"{name}.metrics"),
         "HEADRACE_INPUT_HASH_KEY_FILE": str(keys.input_hash_key_path(layout.home)),
         "HEADRACE_DRAIN_SECONDS": str(DRAIN_SECONDS),
-        # Threads share these many heaps: by default each may keep one of its own half empty.
-        "MALLOC_ARENA_MAX": "2",
     }
     for peer in _PEERS[service]:
         if peer == "nats":
@@ -196,8 +188,6 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
             environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _target(ports, peer)
     if service == "inference":
         environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
-    if service in _HOT_PATH and importlib.metadata.version("grpcio") == _GRPC_TRIED:
-        environment["GRPC_EXPERIMENTS"] = _GRPC_EXPERIMENTS
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"
         environment |= {
