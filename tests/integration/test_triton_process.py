@@ -14,7 +14,7 @@ import grpc
 import psutil
 import pytest
 
-from deploy.triton.run import SHARED_MEMORY
+from deploy.triton.command import SHARED_MEMORY
 from tests.support.triton_server import (
     ROOT,
     Chunk,

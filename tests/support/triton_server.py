@@ -22,7 +22,7 @@ import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deploy.triton.artifact import model_files
-from deploy.triton.run import TritonPorts, region_prefix, remove_shared_memory
+from deploy.triton.command import TritonPorts, region_prefix, remove_shared_memory
 
 ROOT = Path(__file__).parents[2]
 BACKEND_ID = "triton-test"
