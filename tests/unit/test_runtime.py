@@ -79,14 +79,15 @@ def _python(script: str, *arguments: str, **environment: str) -> subprocess.Comp
 
 
 def _report(service: str, **environment: str) -> dict[str, Any]:
-    return json.loads(_python(_IMPORT_AND_REPORT, service, **environment).stdout)
+    report: dict[str, Any] = json.loads(_python(_IMPORT_AND_REPORT, service, **environment).stdout)
+    return report
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_makes_its_own_settings(service: str):
-    """Few heaps in every service; in the one that passes tokens on gRPC has its event engine off.
+    """All services limit their heaps; inference, which streams tokens, disables the event engine.
 
-    Both hold without any variable of a supervisor, and gRPC finds its setting when it is imported.
+    Both need no variable of a supervisor, and gRPC finds its setting when it is imported.
     """
     report = _report(service)
 
@@ -95,16 +96,16 @@ def test_a_service_makes_its_own_settings(service: str):
     assert report["experiments"] == expected
 
 
-def test_settings_of_the_user_stay():
-    """Somebody who looks for a fault can turn both off."""
+def test_settings_of_the_user_are_kept():
+    """Both can be disabled to find a fault."""
     report = _report("inference", MALLOC_ARENA_MAX="6", GRPC_EXPERIMENTS="")
 
     assert report["heaps"] > MAX_HEAPS
     assert report["experiments"] == ""
 
 
-def test_grpc_knows_the_setting():
-    """A newer gRPC could ignore it without a word: its trace shows which implementation ran."""
+def test_the_setting_of_grpc_has_an_effect():
+    """Another version of gRPC may ignore it: the trace shows which implementation runs."""
     trace = _python(_CALL_AND_TRACE, GRPC_VERBOSITY="DEBUG", GRPC_TRACE="tcp,event_engine").stderr
 
     assert "tcp_posix.cc" in trace
