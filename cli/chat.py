@@ -105,7 +105,7 @@ def dollars(nano_usd: int) -> str:
 
 
 def _show(console: Console, text: str, *, style: str = "", end: str = "\n") -> None:
-    """Prints text without markup and line breaks of its own, so that it can be copied."""
+    """Prints text unchanged: without markup and added line breaks, so that it can be copied."""
     console.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Connects to the edge of a local mesh with a token of its own key."""
+"""Connects to the edge of a local mesh with a token signed by the key of the mesh."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from deploy.local.ports import address, replicas
 DRAIN_SECONDS = 5
 # Settings of the user are passed to all services, except those that must differ between services.
 _USER_SETTING_PREFIXES = ("HEADRACE_", "OTEL_")
-_NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has a database of its own
+_NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has its own database
 _SYSTEM_SETTINGS = ("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE")
 # The services that each service calls. The order is the order of the start.
 _PEERS: Mapping[str, Sequence[str]] = {

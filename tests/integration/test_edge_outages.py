@@ -1,6 +1,6 @@
 """Services that are down, silent, killed or not started yet, as callers of the edge see them.
 
-Each is tried with `Generate`, which goes on in HTTP/1.1, and with a service that speaks gRPC.
+Each is tried with `Generate`, forwarded with HTTP/1.1, and with a service that uses gRPC.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ async def mesh(tmp_path_factory) -> AsyncIterator[RecordedMesh]:
                 _recording_http(seen) if name == HTTP_CLUSTER else _recording(Recorder(name, seen))
             )
             address = await stack.enter_async_context(grpc_or_http)
-            # Besides the one that lives, each cluster has a replica that does not.
+            # Besides the one that answers, each cluster has a replica that does not.
             addresses[name] = [NOWHERE, address]
         home = tmp_path_factory.mktemp("edge")
         edge = await stack.enter_async_context(running_edge(home, addresses))

@@ -148,7 +148,7 @@ async def test_a_reader_that_stops_reading_stops_the_writer(mesh: ScriptedMesh, 
     await call.read()
     before = -1
     async with asyncio.timeout(_PATIENCE_SECONDS):
-        while written != before:  # until the writer stands still
+        while written != before:  # until the writer stops
             before = written
             await asyncio.sleep(0.5)
     call.cancel()

@@ -1,4 +1,4 @@
-"""Tunes a model: loads candidates into a Triton of its own, measures, and keeps the result.
+"""Tunes a model: loads candidates into a separate Triton, measures, and keeps the result.
 
 Settings are part of a version, so the chosen ones become a new model folder, to be packed as the
 next version. A running mesh is not changed, but its work takes cores from the measurement.

@@ -49,7 +49,7 @@ def test_ports_stay_the_same_until_another_program_takes_one(layout: Layout):
 
 
 def test_a_taken_edge_port_is_named(layout: Layout):
-    """The user chooses the edge's port, so it is not replaced without a word."""
+    """The user chooses the edge's port, so it is not replaced silently."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", layout.edge_port))
         other.listen()

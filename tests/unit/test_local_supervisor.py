@@ -24,7 +24,7 @@ from deploy.local.processes import ProcessSpec
 from deploy.local.readiness import wait_until_ready
 from deploy.local.session import mesh_members
 
-# Answers 200 at its port, has a child of its own, and prints its environment.
+# Answers 200 at its port, starts a child, and prints its environment.
 _SERVER = (
     "import http.server as s, os, subprocess, sys;"
     "subprocess.Popen(['sleep', '600']);"
