@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,6 +51,28 @@ def test_starting_a_running_mesh_changes_nothing(mesh: RunningMesh):
     start(mesh.layout, SilentProgress())
 
     assert _pids(mesh) == before
+
+
+def test_status_shows_all_processes_and_deployments(mesh: RunningMesh):
+    """As a table for people, and as JSON for scripts."""
+    headrace = [sys.executable, "-m", "cli", "status"]
+    environment = {**os.environ, "HEADRACE_HOME": str(mesh.layout.home), "COLUMNS": "200"}
+
+    table = subprocess.run(headrace, env=environment, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [*headrace, "--json"], env=environment, capture_output=True, check=True
+    )
+
+    status = json.loads(printed.stdout)
+    assert status["ready"]
+    assert not status["problem"]
+    assert {p["name"]: p["pid"] for p in status["processes"]} == _pids(mesh)
+    assert all(p["ready"] and p["memory_bytes"] > 2**20 for p in status["processes"])
+    assert all(p["version"] != "?" and p["name"] in table.stdout for p in status["processes"])
+    deployed = {d["model_version"]: d["backends"] for d in status["deployments"]}
+    assert {"smollm2@1.0.0", "minilm@1.0.0"} <= set(deployed)
+    assert deployed["minilm@1.0.0"] == [{"id": "triton-0", "state": "ready"}]
+    assert "minilm@1.0.0" in table.stdout
 
 
 def test_a_mesh_whose_supervisor_was_killed_starts_again(tmp_path: Path):
