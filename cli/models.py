@@ -53,7 +53,6 @@ def tune(  # noqa: PLR0917  # typer makes options of them
     """Measure settings of a model on this machine and choose the best."""
     from rich.console import Console
 
-    from deploy.triton.tune.report import as_json as report_json
     from deploy.triton.tune.session import Options, parse_concurrency
     from deploy.triton.tune.session import tune as run
     from deploy.triton.tune.settings import parse_axes
@@ -69,7 +68,7 @@ def tune(  # noqa: PLR0917  # typer makes options of them
     console = Console(stderr=as_json)  # with --json, stdout is for the result only
     report = run(layout().home, model, options, _ConsoleProgress(console))
     if as_json:
-        print(json.dumps(report_json(report), indent=2))
+        _print_json(report)
     else:
         console.print(_table(report))
     _print_conclusion(console, report, write)
@@ -98,6 +97,12 @@ class _ConsoleProgress:
         from deploy.triton.tune.report import describe
 
         self._console.print(f"{describe(settings)}: {message}", highlight=False, markup=False)
+
+
+def _print_json(report: Report) -> None:
+    from deploy.triton.tune.report import as_json
+
+    print(json.dumps(as_json(report), indent=2))
 
 
 def _table(report: Report) -> Table:
