@@ -19,6 +19,14 @@ if TYPE_CHECKING:  # `headrace token` must not import them
     from deploy.triton.tune.search import Point, Trial
     from deploy.triton.tune.settings import Settings
 
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Values to try, such as threads=1,2. May be repeated.",
+        show_default="the usual settings of the model's kind",
+    ),
+]
+
 app = typer.Typer(help="Works on models, without a mesh.", no_args_is_help=True)
 
 
@@ -35,13 +43,7 @@ def tune(  # noqa: PLR0917  # typer makes options of them
         float | None,
         typer.Option(help="The longest allowed p95, of an answer or a first token.", min=0.1),
     ] = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Values to try, such as threads=1,2. May be repeated.",
-            show_default="the usual settings of the model's kind",
-        ),
-    ] = None,
+    vary: Vary = None,
     limit_seconds: Annotated[
         float, typer.Option(help="Start no new candidate after this time.")
     ] = 600.0,
