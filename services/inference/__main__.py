@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare(streams_tokens=True)
+
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
 

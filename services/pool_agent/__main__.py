@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 import asyncio
 
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc

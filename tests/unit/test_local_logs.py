@@ -1,4 +1,4 @@
-"""Printing logs while they grow and rotate."""
+"""Reading logs while they grow and rotate."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cli.logs import _Followed, print_logs
-from deploy.local.layout import Layout
+from cli.mesh import logs
+from deploy.local.logs import FollowedLog
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
     folder = tmp_path / "logs"
     folder.mkdir()
     (folder / "cost.log").write_text("one\ntwo\nthree\n")
@@ -20,28 +21,24 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_the_last_lines_of_one_process_are_printed(log: Path, capsys: pytest.CaptureFixture[str]):
-    """As they are, so that they can be piped into other programs."""
-    layout = Layout(home=log.parents[1])
-
-    print_logs(layout, process="cost", follow=False, line_count=2)
+    """Unchanged, so that they can be piped into other programs."""
+    logs(process="cost", follow=False, lines=2)
 
     assert capsys.readouterr().out == "two\nthree\n"
 
 
-def test_lines_of_several_processes_say_whose_they_are(
+def test_lines_of_several_processes_begin_with_the_name(
     log: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Without a name all logs are printed."""
-    layout = Layout(home=log.parents[1])
-
-    print_logs(layout, process=None, follow=False, line_count=1)
+    logs(process=None, follow=False, lines=1)
 
     assert capsys.readouterr().out == "cost: three\njobs: four\n"
 
 
 def test_following_prints_each_new_line_once(log: Path):
-    """A line that is half written is printed when it is whole."""
-    followed = _Followed(log, labelled=False)
+    """An incomplete line is read when it is complete."""
+    followed = FollowedLog(log)
 
     with log.open("a") as writing:
         writing.write("five\nsi")
@@ -54,9 +51,9 @@ def test_following_prints_each_new_line_once(log: Path):
     assert (first, second, followed.read_new()) == ("five\n", "six\n", "")
 
 
-def test_following_goes_on_after_a_rotation(log: Path):
+def test_following_continues_after_a_rotation(log: Path):
     """The new file is read from its start."""
-    followed = _Followed(log, labelled=False)
+    followed = FollowedLog(log)
 
     log.rename(log.with_suffix(".log.1"))
     between = followed.read_new()

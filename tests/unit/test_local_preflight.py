@@ -1,4 +1,4 @@
-"""What is said before anything is downloaded."""
+"""The checks before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ install = _load("install")
 
 
 def test_this_machine_passes():
-    """The tests run on what the mesh runs on."""
+    """A machine that runs the tests can run a mesh."""
     assert preflight.platform_problems() == []
     path, problems = preflight.find_python()
     assert problems == []
@@ -42,7 +42,7 @@ def test_this_machine_passes():
 
 @pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Linux", "aarch64")])
 def test_another_platform_is_named(system: str, machine: str, monkeypatch: pytest.MonkeyPatch):
-    """One line, with what it is and what it should be."""
+    """One line says what it is and what it should be."""
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
 
@@ -53,18 +53,18 @@ def test_another_platform_is_named(system: str, machine: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("libc", "said"),
+    ("libc", "message"),
     [("glibc 2.31", "this system has 2.31"), (None, "another C library"), ("glibc 2.35", None)],
 )
 def test_an_old_c_library_is_named(
-    libc: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+    libc: str | None, message: str | None, monkeypatch: pytest.MonkeyPatch
 ):
-    """The wheels need glibc 2.35; musl is none."""
+    """The wheels need glibc 2.35; musl does not count."""
     monkeypatch.setattr(os, "confstr", lambda name: libc)
 
     problems = preflight.platform_problems()
 
-    assert [said in problem for problem in problems] == ([True] if said else [])
+    assert [message in problem for problem in problems] == ([True] if message else [])
 
 
 def _python(
@@ -84,18 +84,21 @@ def _python(
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "message"),
     [
-        (("3.13", True, True), "it needs Python 3.11 or 3.12, and python3 is 3.13."),
-        (("3.11", False, True), "misses its venv module (Debian: python3.11-venv)"),
-        (("3.12", True, False), "misses its shared library (Debian: libpython3.12)"),
-        (None, "there is none on the PATH"),
+        (("3.13", True, True), "it needs Python 3.11 or 3.12, but python3 is 3.13."),
+        (("3.11", False, True), "has no venv module; install it (Debian: python3.11-venv)"),
+        (("3.12", True, False), "has no shared library; install it (Debian: libpython3.12)"),
+        (None, "put one on the PATH"),
     ],
 )
-def test_what_a_python_misses_is_named(
-    facts: tuple[str, bool, bool] | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_python_lacks_is_named(
+    facts: tuple[str, bool, bool] | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """With the package that mends it."""
+    """With the package to install."""
     if facts is not None:
         version, has_venv, has_library = facts
         _python(tmp_path, "python3", version=version, has_venv=has_venv, has_library=has_library)
@@ -105,11 +108,11 @@ def test_what_a_python_misses_is_named(
     path, (problem,) = preflight.find_python()
 
     assert path is None
-    assert said in problem
+    assert message in problem
 
 
 def test_the_first_python_that_fits_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """One that misses something does not hide another that has all."""
+    """An incomplete one does not hide a complete one."""
     _python(tmp_path, "python3.11", has_venv=False)
     _python(tmp_path, "python3.12", version="3.12")
     _python(tmp_path, "python3")
@@ -123,7 +126,7 @@ def test_the_first_python_that_fits_is_taken(tmp_path: Path, monkeypatch: pytest
 def test_a_python_that_is_clearly_faster_is_preferred(
     seconds: float, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Wherever on the PATH it is: one without optimisation makes each request dearer."""
+    """Wherever on the PATH it is: with a Python without optimisation each request costs more."""
     folders = {name: tmp_path / name for name in ("first", "second")}
     _python(folders["first"], "python3.11")
     _python(folders["second"], "python3.11", seconds=seconds)
@@ -138,13 +141,13 @@ def test_a_python_that_is_clearly_faster_is_preferred(
 
 
 def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch):
-    """With how much is needed."""
+    """The message says how much is needed."""
     usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as the real one
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2, 1, 1024**3))
 
     (problem,) = preflight.disk_problems("/somewhere")
 
-    assert problem == "it needs 3.0 GiB of free disk space, and /somewhere has 1.0 GiB."
+    assert problem == "it needs 3.0 GiB of free disk space, but /somewhere has 1.0 GiB."
 
 
 def test_a_taken_port_is_named_before_anything_is_installed(
@@ -152,14 +155,14 @@ def test_a_taken_port_is_named_before_anything_is_installed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    """`make demo` ends with one line; nothing was downloaded."""
+    """`make demo` prints one line and downloads nothing."""
     monkeypatch.setattr(install, "_is_current", lambda step: False)
-    monkeypatch.setattr(install, "_install", lambda *step: pytest.fail("it installs"))
+    monkeypatch.setattr(install, "_install", lambda *step: pytest.fail("installed"))
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
-    with socket.socket() as thief:
-        thief.bind(("127.0.0.1", 0))
-        thief.listen()
-        port = thief.getsockname()[1]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
         monkeypatch.setenv("HEADRACE_EDGE_PORT", str(port))
 
         assert install.main(["--edge-port", "services"]) == 1
@@ -167,12 +170,12 @@ def test_a_taken_port_is_named_before_anything_is_installed(
     assert f"port {port} cannot be used" in capsys.readouterr().err
 
 
-def test_what_is_current_is_not_installed_again(
+def test_a_current_environment_is_not_installed_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The second run looks at the locks only."""
+    """The second run reads the lock files only."""
     monkeypatch.setattr(install, "_is_current", lambda step: True)
-    monkeypatch.setattr(preflight, "find_python", lambda: pytest.fail("it looks for a Python"))
+    monkeypatch.setattr(preflight, "find_python", lambda: pytest.fail("searched for a Python"))
 
     assert install.main(["services", "triton", "models", "dev"]) == 0
     assert capsys.readouterr().out == ""

@@ -1,10 +1,11 @@
-"""What the terminal says of an answer."""
+"""The speed and the cost of an answer."""
 
 from __future__ import annotations
 
 import pytest
 
-from cli.answer import _rate, dollars
+from cli.chat import dollars
+from deploy.client.answers import tokens_per_second
 
 
 @pytest.mark.parametrize(
@@ -24,10 +25,10 @@ def test_dollars_are_exact(nano_usd: int, text: str):
 
 def test_speed_leaves_the_first_token_out():
     """The wait for it is the prompt's, not the generation's."""
-    assert _rate([(10.0, 1), (10.5, 5), (11.0, 5)]) == pytest.approx(10.0)
+    assert tokens_per_second([(10.0, 1), (10.5, 5), (11.0, 5)]) == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("arrivals", [[], [(1.0, 3)], [(1.0, 3), (1.0, 3)]])
 def test_there_is_no_speed_without_an_interval(arrivals: list[tuple[float, int]]):
     """One message, or all at once, says nothing of the speed."""
-    assert _rate(arrivals) == 0
+    assert tokens_per_second(arrivals) == 0

@@ -1,4 +1,4 @@
-"""A real supervisord around small processes."""
+"""A real supervisord with small processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deploy.local.processes import ProcessSpec
 from deploy.local.readiness import wait_until_ready
 from deploy.local.session import mesh_members
 
-# Answers 200 at its port, has a child of its own, and prints its environment.
+# Answers 200 at its port, starts a child, and prints its environment.
 _SERVER = (
     "import http.server as s, os, subprocess, sys;"
     "subprocess.Popen(['sleep', '600']);"
@@ -71,7 +71,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def test_a_process_has_exactly_its_environment(layout: Layout, server: ProcessSpec, monkeypatch):
-    """Percent signs, quotes and semicolons arrive; the caller's own variables do not."""
+    """Percent signs, quotes and semicolons are kept; the caller's variables are not passed on."""
     monkeypatch.setenv("SECRET_OF_THE_CALLER", "1")
 
     _start(layout, server)
@@ -81,7 +81,7 @@ def test_a_process_has_exactly_its_environment(layout: Layout, server: ProcessSp
     assert "SECRET_OF_THE_CALLER" not in environment
 
 
-def test_a_killed_process_comes_back_by_itself(layout: Layout, server: ProcessSpec):
+def test_a_killed_process_is_restarted(layout: Layout, server: ProcessSpec):
     """After kill -9 the supervisor starts it again within about a second."""
     _start(layout, server)
     time.sleep(supervisor.START_SECONDS)  # it counts as started from then on
@@ -98,20 +98,20 @@ def test_a_killed_process_comes_back_by_itself(layout: Layout, server: ProcessSp
 
 
 def test_stop_leaves_no_process(layout: Layout, server: ProcessSpec):
-    """Also what a process started ends, and the socket answers no more."""
+    """The children of a process end too, and the socket does not answer any more."""
     _start(layout, server)
     members = mesh_members(layout)
     assert len(members) >= 3  # the supervisor, the server, its child
 
-    ended = stop(layout)
+    result = stop(layout)
 
-    assert ended.process_count == len(members)
+    assert result.process_count == len(members)
     assert not any(psutil.pid_exists(process.pid) and process.is_running() for process in members)
     assert not supervisor.is_running(layout)
 
 
 def test_stop_finds_the_orphans_of_a_killed_supervisor(layout: Layout, server: ProcessSpec):
-    """Without a supervisor the processes live on; they are still known to be ours."""
+    """Without a supervisor the processes continue; `stop` still finds them."""
     _start(layout, server)
     supervisor = int((layout.run / "supervisord.pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
@@ -119,28 +119,28 @@ def test_stop_finds_the_orphans_of_a_killed_supervisor(layout: Layout, server: P
     orphans = mesh_members(layout)
     assert orphans
 
-    ended = stop(layout)
+    result = stop(layout)
 
-    assert ended.killed_count == len(orphans)
+    assert result.killed_count == len(orphans)
     assert not mesh_members(layout)
 
 
-def test_stop_touches_nobody_who_got_the_session_number_later(layout: Layout):
-    """After a reboot the recorded number may be somebody else's session."""
+def test_stop_leaves_a_later_session_of_the_same_number_alone(layout: Layout):
+    """After a reboot the recorded number may belong to another session."""
     command = [sys.executable, "-c", "import time; time.sleep(600)", str(layout.home)]
-    with subprocess.Popen(command, start_new_session=True) as stranger:
-        layout.session_file.write_text(f'{{"id": {stranger.pid}, "create_time": 1.0}}')
+    with subprocess.Popen(command, start_new_session=True) as other:
+        layout.session_file.write_text(f'{{"id": {other.pid}, "create_time": 1.0}}')
         try:
             assert stop(layout).process_count == 0
-            assert stranger.poll() is None
+            assert other.poll() is None
         finally:
-            stranger.kill()
+            other.kill()
 
 
 def test_the_log_of_a_process_that_does_not_start_is_shown(
     layout: Layout, server: ProcessSpec, monkeypatch
 ):
-    """Whoever starts the mesh sees why it does not."""
+    """The user sees why it does not start."""
     broken = ProcessSpec(
         name="broken",
         group="services",
@@ -158,8 +158,8 @@ def test_the_log_of_a_process_that_does_not_start_is_shown(
 def test_a_setting_that_would_break_the_file_is_refused(
     layout: Layout, server: ProcessSpec, value: str
 ):
-    """A value can neither add a line to the configuration nor be cut short by it."""
+    """A value can neither add a line to the configuration nor be truncated by a comment."""
     process = replace(server, environment={"TEXT": value})
 
-    with pytest.raises(CliError, match="supervisord cannot read"):
+    with pytest.raises(CliError, match="a setting must not have"):
         supervisor.render(layout, [process])

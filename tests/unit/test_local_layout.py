@@ -1,4 +1,4 @@
-"""Which mesh is meant."""
+"""The settings that select a mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploy.host import REPOSITORY
 from deploy.local.layout import Layout
 
 
-def test_state_lives_in_the_repository_unless_told_otherwise():
+def test_the_default_folder_is_in_the_repository():
     """Without settings there is one mesh, in `.headrace`."""
     layout = Layout.of({})
 
@@ -19,7 +19,7 @@ def test_state_lives_in_the_repository_unless_told_otherwise():
 
 
 def test_settings_choose_the_mesh(tmp_path: Path):
-    """Folder and port come from the environment; the folder is the same from wherever one calls."""
+    """Folder and port come from the environment; links in the path are resolved."""
     (tmp_path / "link").symlink_to(tmp_path / "mesh")
 
     layout = Layout.of({"HEADRACE_HOME": str(tmp_path / "link"), "HEADRACE_EDGE_PORT": "9000"})
@@ -28,20 +28,20 @@ def test_settings_choose_the_mesh(tmp_path: Path):
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "80.0", "²"])
-def test_a_port_that_is_none_is_refused(port: str):
-    """The user is told, not shown a traceback."""
+def test_an_invalid_port_is_refused(port: str):
+    """The user sees which variable is wrong."""
     with pytest.raises(CliError, match="HEADRACE_EDGE_PORT must be a port number"):
         Layout.of({"HEADRACE_EDGE_PORT": port})
 
 
 def test_a_folder_too_deep_for_a_socket_is_refused(tmp_path: Path):
-    """A Unix socket's path is short; better said at once than by supervisord."""
+    """The path of a Unix socket is limited; supervisord's message would come later."""
     with pytest.raises(CliError, match="too long"):
         Layout.of({"HEADRACE_HOME": str(tmp_path / ("x" * 100))})
 
 
-def test_other_users_cannot_look_into_the_state(tmp_path: Path):
-    """Logs, records and artifacts are the user's own."""
+def test_other_users_cannot_read_the_state(tmp_path: Path):
+    """The folders of logs, records and artifacts are private."""
     layout = Layout(home=tmp_path / "mesh")
 
     layout.make_folders()
