@@ -75,16 +75,16 @@ class Pool:
         """Returns with the next change.
 
         Raises:
-            Exception: a keeper has failed, as it never should.
+            Exception: a reconciler ended, which it never should.
         """
         changed = asyncio.ensure_future(self._changed.wait())
         try:
             ended, _ = await asyncio.wait(
                 {changed, *self._keepers.values()}, return_when=asyncio.FIRST_COMPLETED
             )
-            for task in ended - {changed}:
-                if not task.cancelled():
-                    task.result()
+            for task in ended.intersection(self._keepers.values()):  # not those that `want` ended
+                task.result()
+                raise RuntimeError(f"the reconciler of {task.get_name()} ended")
         finally:
             changed.cancel()
 

@@ -17,3 +17,6 @@ WATCHES_OPEN = Gauge("headrace_registry_watches_open_count", "Watches of deploym
 DEPLOYMENTS_REVISION = Gauge(
     "headrace_registry_deployments_revision", "The newest revision that watchers are told."
 )
+FEED_FAILURES = Counter(
+    "headrace_registry_feed_failures", "Reads of the deployments that failed, outages aside."
+)
