@@ -9,7 +9,6 @@ from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.http1.server import HttpServer
-from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import process, run
@@ -48,7 +47,12 @@ async def main() -> None:
         bus = await connect(settings.nats_url, name="inference")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream)
-        usage = UsageRecorder(Publisher(jetstream), clock)
+        snapshots = Snapshots(
+            router_address=settings.router_address,
+            cost_address=settings.cost_address,
+            running=running,
+        )
+        usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
         hasher = InputHasher.from_file(settings.input_hash_key_file)
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
         backends = Backends(
@@ -79,17 +83,7 @@ async def main() -> None:
             generator.routes = embedder.routes = counter.routes = tensors.routes = routes
             backends.retain(routes.backends())
 
-        def take_prices(prices: PriceBook) -> None:
-            usage.prices = prices
-
-        snapshots = Snapshots(
-            router_address=settings.router_address,
-            cost_address=settings.cost_address,
-            on_routes=take_routes,
-            on_prices=take_prices,
-            running=running,
-        )
-        snapshots.start()
+        snapshots.start(before_routes=take_routes)
 
         server = running.server.grpc
         servicer = InferenceServicer(
