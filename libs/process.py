@@ -25,7 +25,7 @@ from libs.telemetry.tracing import setup_tracing
 if TYPE_CHECKING:  # most processes have no HTTP, and do without what it takes
     from libs.http1.server import HttpServer
 
-_TASKS = Gauge("headrace_process_tasks_count", "Tasks of asyncio that are not done.")
+_TASKS = Gauge("headrace_process_tasks", "Tasks of asyncio that are not done.")
 
 _log = structlog.get_logger()
 

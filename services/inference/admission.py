@@ -20,7 +20,7 @@ from libs.errors import ResourceExhausted
 from libs.routes import Choice
 
 _WAITING = Gauge(
-    "headrace_inference_waiting_requests_count", "Requests in the queue.", ["deployment"]
+    "headrace_inference_waiting_requests", "Requests in the queue.", ["deployment"]
 )
 
 # Of a backend whose version does not say.

@@ -15,7 +15,7 @@ from services.pool_agent.reporter import Reporter
 from services.pool_agent.triton import ModelFailed, TritonAway
 
 _log = structlog.get_logger()
-_VERSIONS = Gauge("headrace_pool_agent_versions_count", "Versions by their state here.", ["state"])
+_VERSIONS = Gauge("headrace_pool_agent_versions", "Versions by their state here.", ["state"])
 
 SWEEP_SECONDS = 5.0
 

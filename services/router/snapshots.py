@@ -14,7 +14,7 @@ from libs.rpc.latest import Latest
 from services.router.domain import routes_of
 
 _REVISION = Gauge("headrace_router_snapshot_revision", "The newest snapshot of routes.")
-_TARGETS = Gauge("headrace_router_targets_count", "Deployments that are routed to.", ["state"])
+_TARGETS = Gauge("headrace_router_targets", "Deployments that are routed to.", ["state"])
 
 
 class RouteSnapshots:
