@@ -50,7 +50,7 @@ class Process:
 
         So it does if something else than the end of the process cancels the work.
         """
-        task = start_task(work, name=work.__qualname__)
+        task = start_task(work, name=getattr(work, "__qualname__", "background"))
         self._background.add(task)
         task.add_done_callback(self._on_done)
         return task

@@ -28,6 +28,8 @@ _GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 _USER_SETTING_PREFIXES = ("HEADRACE_", "OTEL_")
 _NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has a database of its own
 _SYSTEM_SETTINGS = ("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE")
+# For the service that calls providers. Not in lower case: gRPC would use them inside the mesh.
+_PROXY_SETTINGS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 _PEERS: Mapping[str, Sequence[str]] = {
     "registry": (),
     "router": ("registry",),
@@ -195,6 +197,7 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         else:
             environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _target(ports, peer)
     if service == "inference":
+        environment |= _proxies()
         environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
     if service in _HOT_PATH and importlib.metadata.version("grpcio") == _GRPC_TRIED:
         environment["GRPC_EXPERIMENTS"] = _GRPC_EXPERIMENTS
@@ -213,6 +216,12 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         health=address(ports, f"{name}.grpc"),
         port=ports[f"{name}.grpc"],
     )
+
+
+def _proxies() -> dict[str, str]:
+    """Returns the caller's proxies, which programs name in upper or lower case."""
+    found = {key: os.environ.get(key) or os.environ.get(key.lower()) for key in _PROXY_SETTINGS}
+    return {key: value for key, value in found.items() if value}
 
 
 def _user_environment() -> dict[str, str]:

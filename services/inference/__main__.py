@@ -9,6 +9,7 @@ from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.http1.server import HttpServer
+from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import process, run
@@ -61,6 +62,14 @@ async def main() -> None:
             stall=StallLimits(
                 first_token_seconds=settings.stall_first_token_seconds,
                 between_tokens_seconds=settings.stall_between_tokens_seconds,
+            ),
+            network=Network(
+                ca_file=settings.provider_ca_file,
+                proxies=Proxies(
+                    https=settings.provider_https_proxy,
+                    http=settings.provider_http_proxy,
+                    no_proxy=settings.provider_no_proxy,
+                ),
             ),
         )
         hedge = HedgeLimits(

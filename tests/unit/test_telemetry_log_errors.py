@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +161,18 @@ def test_a_line_that_was_written_in_part_is_completed(take_bytes, file, clock, w
     """Even when it is the oldest and lines must be dropped: no line is cut or joined to another."""
     monkeypatch.setattr(lines_module, "MAX_WAITING_BYTES", 9)
     file.refuses, file.take_bytes = False, take_bytes
-    write = file.write
+    write: Callable[[bytes], int | None] = file.write
 
     def once(data: bytes) -> int | None:
         file.refuses = bool(file.content)
         return write(data)
 
-    file.write = once
+    monkeypatch.setattr(file, "write", once)
     writer.msg(b"first")
     for _ in range(5):
         writer.msg(b"other")
-    file.write, file.refuses = write, False
+    monkeypatch.setattr(file, "write", write)
+    file.refuses = False
     clock.seconds += MAX_RETRY_SECONDS
     writer.msg(b"last")
     lines = file.content.split(b"\n")
