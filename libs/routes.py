@@ -12,6 +12,7 @@ from headrace.common.v1.model_pb2 import Backend, ModelKind, ModelSchema
 from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget, WatchRoutesResponse
 
 from libs.errors import InvalidArgument, NotFound, Unavailable
+from libs.model_reference import at_version, version_of
 
 Kind: TypeAlias = "ModelKind.ValueType"
 
@@ -136,7 +137,7 @@ def kind_name(schema: ModelSchema) -> str:
 
 
 def _version(target: RouteTarget) -> str:
-    return target.model_version.rpartition("/")[2]
+    return version_of(target.model_version)
 
 
 def _targets_by_name(route: ModelRoute) -> Iterator[tuple[str, Sequence[RouteTarget]]]:
@@ -147,7 +148,7 @@ def _targets_by_name(route: ModelRoute) -> Iterator[tuple[str, Sequence[RouteTar
     yield route.model, route.targets
     for name, targets in by_version.items():
         yield name, targets
-        yield f"{route.model}@{_version(targets[0])}", targets
+        yield at_version(route.model, _version(targets[0])), targets
 
 
 def _choices(

@@ -15,6 +15,7 @@ from headrace.router.v1 import router_pb2, router_pb2_grpc
 from deploy.client.edge import EdgeClient
 from deploy.errors import CliError
 from deploy.triton.artifact import BundledModel
+from libs.model_reference import at_version, version_name
 
 CHUNK_BYTES = 1024 * 1024
 CALL_TIMEOUT_SECONDS = 20.0
@@ -73,7 +74,7 @@ class Deployer:
         # The price comes first: no request may reach a model without a price.
         self._create(self._cost.CreatePrice, cost_pb2.CreatePriceRequest(price=price))
         name = f"models/{bundled.model}"
-        version = f"{name}/versions/{bundled.version}"
+        version = version_name(bundled.model, bundled.version)
         model = registry_pb2.Model(name=name, description=description)
         self._create(self._registry.CreateModel, registry_pb2.CreateModelRequest(model=model))
         self._register(version, bundled)
@@ -93,7 +94,7 @@ class Deployer:
             CliError: it takes longer than `READY_TIMEOUT_SECONDS`; the message says why.
             grpc.RpcError: a call failed.
         """
-        name = f"{bundled.model}@{bundled.version}"
+        name = at_version(bundled.model, bundled.version)
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         while True:
             try:

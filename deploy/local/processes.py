@@ -19,6 +19,8 @@ DRAIN_SECONDS = 5
 _USER_SETTING_PREFIXES = ("HEADRACE_", "OTEL_")
 _NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has its own database
 _SYSTEM_SETTINGS = ("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE")
+# For the service that calls providers. Not in lower case: gRPC would use them inside the mesh.
+_PROXY_SETTINGS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 # The services that each service calls. The order is the order of the start.
 _PEERS: Mapping[str, Sequence[str]] = {
     "registry": (),
@@ -127,6 +129,7 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         else:
             environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _grpc_target(ports, peer)
     if service == "inference":
+        environment |= _proxies()
         environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"
@@ -149,6 +152,12 @@ def _grpc_target(ports: Mapping[str, int], service: str) -> str:
     """Returns the target of a gRPC channel: one address, or several to balance over."""
     found = addresses(ports, service)
     return found[0] if len(found) == 1 else f"ipv4:{','.join(found)}"
+
+
+def _proxies() -> dict[str, str]:
+    """Returns the caller's proxies, which programs name in upper or lower case."""
+    found = {key: os.environ.get(key) or os.environ.get(key.lower()) for key in _PROXY_SETTINGS}
+    return {key: value for key, value in found.items() if value}
 
 
 def _user_environment() -> dict[str, str]:

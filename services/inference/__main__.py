@@ -14,11 +14,10 @@ from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.clock import Clock
 from libs.http1.server import HttpServer
-from libs.metering.prices import PriceBook
+from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import Process, process, run
-from libs.routes import EMPTY, RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
@@ -54,23 +53,16 @@ async def main() -> None:
         bus = await connect(settings.nats_url, name="inference")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream)
-        usage = UsageRecorder(Publisher(jetstream), clock)
+        snapshots = Snapshots(
+            router_address=settings.router_address,
+            cost_address=settings.cost_address,
+            running=running,
+        )
+        routes = snapshots.routes
+        usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
         hasher = InputHasher.from_file(settings.input_hash_key_file)
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
         backends = _backends(settings, clock)
-
-        table = EMPTY
-
-        def routes() -> RouteTable:
-            return table
-
-        def take_routes(new: RouteTable) -> None:
-            nonlocal table
-            table = new
-            backends.retain(new.backends())
-
-        def take_prices(prices: PriceBook) -> None:
-            usage.prices = prices
 
         admission = Admission(clock)
         generator = Generator(
@@ -90,13 +82,7 @@ async def main() -> None:
         tensors = OpenInference(
             routes=routes, backends=backends, recorder=recorder, admission=admission, clock=clock
         )
-        Snapshots(
-            router_address=settings.router_address,
-            cost_address=settings.cost_address,
-            on_routes=take_routes,
-            on_prices=take_prices,
-            running=running,
-        ).start()
+        snapshots.start(before_routes=lambda table: backends.retain(table.backends()))
 
         servicer = InferenceServicer(
             generator=generator,
@@ -128,6 +114,14 @@ def _backends(settings: Settings, clock: Clock) -> Backends:
         stall=StallLimits(
             first_token_seconds=settings.stall_first_token_seconds,
             between_tokens_seconds=settings.stall_between_tokens_seconds,
+        ),
+        network=Network(
+            ca_file=settings.provider_ca_file,
+            proxies=Proxies(
+                https=settings.provider_https_proxy,
+                http=settings.provider_http_proxy,
+                no_proxy=settings.provider_no_proxy,
+            ),
         ),
     )
 

@@ -19,9 +19,7 @@ from libs.clock import Clock
 from libs.errors import ResourceExhausted
 from libs.routes import Choice
 
-_WAITING = Gauge(
-    "headrace_inference_waiting_requests_count", "Requests in the queue.", ["deployment"]
-)
+_WAITING = Gauge("headrace_inference_waiting_requests", "Requests in the queue.", ["deployment"])
 
 # Of a backend whose version does not say.
 DEFAULT_CONCURRENT_REQUESTS = 256

@@ -60,8 +60,11 @@ async def main() -> None:
         pool = Pool(parts, reporter)
 
         def take(snapshot: registry_pb2.WatchDeploymentsResponse) -> None:
-            reporter.heard(reports_from_proto(snapshot.deployments, settings.backend_id))
-            pool.want(wanted_from_proto(snapshot.deployments))
+            # Both are read before either is used: a bad snapshot changes nothing.
+            reports = reports_from_proto(snapshot.deployments, settings.backend_id)
+            wanted = wanted_from_proto(snapshot.deployments)
+            reporter.heard(reports)
+            pool.want(wanted)
 
         deployments = SnapshotWatch(
             "registry",

@@ -12,6 +12,7 @@ from headrace.common.v1.model_pb2 import Backend, BackendKind
 
 from libs.clock import Clock
 from libs.errors import InvalidArgument
+from libs.http_client import Network
 from services.inference import metrics
 from services.inference.backends.breaker import Breaker, BreakerLimits, Permit
 from services.inference.backends.chat import ChatBackend
@@ -126,10 +127,13 @@ class Lease:
 class Backends:
     """Connections to the backends of the routes, with their requests in flight and breakers."""
 
-    def __init__(self, *, clock: Clock, keys: ApiKeys, stall: StallLimits) -> None:
+    def __init__(
+        self, *, clock: Clock, keys: ApiKeys, stall: StallLimits, network: Network | None = None
+    ) -> None:
         self._clock = clock
         self._keys = keys
         self._stall = stall
+        self._network = network
         self._endpoints: dict[_Address, _Endpoint] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -195,6 +199,7 @@ class Backends:
                 keys=self._keys,
                 stall=self._stall,
                 clock=self._clock,
+                network=self._network,
             )
         return Triton(address.address, stall=self._stall)
 

@@ -17,8 +17,7 @@ import orjson
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from libs.http_client.client import HttpClient
-from libs.http_client.response import HttpError, Response
+from libs.http_client import HttpClient, HttpError, Network, Response
 from services.inference import metrics
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.openai_http.api_keys import ApiKeys
@@ -63,7 +62,14 @@ class Provider:
     """One provider, under one API key."""
 
     def __init__(
-        self, base_url: str, *, api_key_name: str, keys: ApiKeys, stall: StallLimits, clock: Clock
+        self,
+        base_url: str,
+        *,
+        api_key_name: str,
+        keys: ApiKeys,
+        stall: StallLimits,
+        clock: Clock,
+        network: Network | None = None,
     ) -> None:
         self._host = urlsplit(base_url).hostname or ""
         self._api_key_name = api_key_name
@@ -78,6 +84,7 @@ class Provider:
             headers=_HEADERS,
             connect_seconds=CONNECT_SECONDS,
             keep_alive_seconds=KEEP_ALIVE_SECONDS,
+            network=network,
         )
 
     async def generate(
