@@ -73,11 +73,15 @@ class RouteTable:
         """Returns the public names of all models that have a deployment, ready or not, sorted."""
         return list(self._models)
 
+    def targets(self) -> Iterator[RouteTarget]:
+        """Yields all deployments, ready or not; each once for every name that can mean it."""
+        for targets in self._targets.values():
+            yield from targets
+
     def backends(self) -> Iterator[Backend]:
         """Yields all ready backends, one that several models share several times."""
-        for targets in self._targets.values():
-            for target in targets:
-                yield from target.backends
+        for target in self.targets():
+            yield from target.backends
 
     def choose(self, model: str, *, kind: Kind | None) -> Choice:
         """Returns where a request for this model goes.

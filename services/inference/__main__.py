@@ -78,6 +78,7 @@ async def main() -> None:
         def take_routes(routes: RouteTable) -> None:
             generator.routes = embedder.routes = counter.routes = tensors.routes = routes
             backends.retain(routes.backends())
+            generator.admission.update(routes)
 
         def take_prices(prices: PriceBook) -> None:
             usage.prices = prices

@@ -19,7 +19,7 @@ from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import Admission, places_of
+from services.inference.admission import Admission, slots_of
 from services.inference.backends.pool import Backends
 from services.inference.domain import ChatCall, Chunk, DeploymentFailedError, Finish
 from services.inference.generation.failover import Failover, Run
@@ -112,11 +112,11 @@ class Generator:
                 metrics.FALLBACKS.labels(first.model).inc()
 
     async def _work(self, run: Run, sink: ChunkSink) -> None:
-        """Holds a place for as long as the backends work, whatever the reader does."""
+        """Holds a slot for as long as the backends work, whatever the reader does."""
         queue = self.admission.queue(run.choice.target.deployment)
         try:
-            async with queue.place(
-                places=places_of(run.choice),
+            async with queue.slot(
+                slots=slots_of(run.choice.target),
                 deadline_seconds=run.call.deadline_seconds,
                 priority=run.call.priority,
             ):

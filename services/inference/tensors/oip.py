@@ -22,7 +22,7 @@ from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import Admission, places_of
+from services.inference.admission import Admission, slots_of
 from services.inference.backends.pool import Backends, Lease
 from services.inference.domain import BackendFailedError
 from services.inference.tensors import calls, codec
@@ -200,10 +200,10 @@ class OpenInference:
         )
 
     async def _carry_out(self, run: _Run, attempt: Attempt) -> None:
-        """Makes attempts once there is a place. What a failed request used is recorded, too."""
+        """Makes attempts once there is a slot. What a failed request used is recorded, too."""
         try:
-            async with self._admission.queue(run.choice.target.deployment).place(
-                places=places_of(run.choice),
+            async with self._admission.queue(run.choice.target.deployment).slot(
+                slots=slots_of(run.choice.target),
                 deadline_seconds=run.caller.deadline_seconds,
                 priority=0,
             ):
