@@ -8,6 +8,7 @@ brings come in one `read`.
 from __future__ import annotations
 
 import asyncio
+import math
 from urllib.parse import unquote
 
 import grpc
@@ -50,6 +51,11 @@ class RawCall(Receiver):
         self._ended = False
         self._error: RawCallError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expire_in(self, seconds: float) -> None:
+        """Ends the call with DEADLINE_EXCEEDED after so long."""
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self._expire)
 
     def start(self, connection: Connection, header_block: bytes, message: bytes) -> None:
         """Sends the request."""
@@ -138,7 +144,14 @@ class RawCall(Receiver):
             self._stream.consumed(self._held)
         self._held = 0
 
+    def _expire(self) -> None:
+        if not self._ended:
+            self._end(_deadline_exceeded())
+            self.close()
+
     def _end(self, error: RawCallError | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._ended = True
         self._error = error
         self._wake()
@@ -159,23 +172,42 @@ class RawClient:
         self._blocks: dict[str, bytes] = {}
         self._closed = False
 
-    async def call(self, method: str, message: bytes, metadata: Metadata = ()) -> RawCall:
-        """Sends a request and returns its call, which whoever asked for it closes.
+    async def call(
+        self,
+        method: str,
+        message: bytes,
+        metadata: Metadata = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> RawCall:
+        """Sends a request and returns its call, which the caller closes.
 
         Args:
             method: `/package.Service/Method`.
             message: serialised.
             metadata: ASCII, with names in lower case.
+            timeout_seconds: after so long, connecting included, the call ends with
+                DEADLINE_EXCEEDED, here and at the server; None: never.
 
         Raises:
-            RawCallError: UNAVAILABLE, nobody listens.
+            RawCallError: UNAVAILABLE, no connection; or DEADLINE_EXCEEDED.
         """
-        connection = await self._connection()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                connection = await self._connection()
+        except TimeoutError as error:
+            raise _deadline_exceeded() from error
         block = self._blocks.get(method)
         if block is None:
             block = self._blocks[method] = _request_headers(method, self._address)
         block += b"".join(frames.literal(name, value) for name, value in metadata)
         call = RawCall()
+        if timeout_seconds is not None:
+            left = timeout_seconds - (loop.time() - started)
+            block += frames.literal("grpc-timeout", _grpc_timeout(left))
+            call.expire_in(left)
         call.start(connection, block, message)
         return call
 
@@ -249,6 +281,19 @@ def _request_headers(method: str, authority: str) -> bytes:
         "content-type": "application/grpc",
     }
     return b"".join(frames.literal(name, value) for name, value in fields.items())
+
+
+def _deadline_exceeded() -> RawCallError:
+    return RawCallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
+
+
+def _grpc_timeout(seconds: float) -> str:
+    """Returns a `grpc-timeout`: eight digits at most and a unit, rounded up."""
+    for unit, per_second in (("u", 1e6), ("m", 1e3), ("S", 1.0)):
+        count = math.ceil(max(0.0, seconds) * per_second)
+        if count < 10**8:
+            return f"{count}{unit}"
+    return "99999999S"
 
 
 def _status(headers: dict[str, str]) -> RawCallError | None:

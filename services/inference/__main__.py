@@ -53,7 +53,7 @@ async def main() -> None:
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
         backends = Backends(
             clock=clock,
-            keys=ApiKeys(settings.home / "secrets"),
+            keys=ApiKeys(settings.home / "secrets", clock=clock),
             stall=StallLimits(
                 first_token_seconds=settings.stall_first_token_seconds,
                 between_tokens_seconds=settings.stall_between_tokens_seconds,
@@ -69,16 +69,24 @@ async def main() -> None:
         generator = Generator(
             backends=backends, recorder=recorder, hedge=hedge, relay=relay, clock=clock
         )
-        embedder = Embedder(backends=backends)
-        counter = TokenCounter(backends=backends)
+
+        def current_routes() -> RouteTable:
+            return generator.routes
+
+        embedder = Embedder(routes=current_routes, backends=backends)
+        counter = TokenCounter(routes=current_routes, backends=backends)
         tensors = OpenInference(
-            backends=backends, recorder=recorder, admission=generator.admission, clock=clock
+            routes=current_routes,
+            backends=backends,
+            recorder=recorder,
+            admission=generator.admission,
+            clock=clock,
         )
 
         def take_routes(routes: RouteTable) -> None:
-            generator.routes = embedder.routes = counter.routes = tensors.routes = routes
-            backends.retain(routes.backends())
-            generator.admission.update(routes)
+            generator.routes = backends.callable_routes(routes)
+            backends.retain(generator.routes.backends())
+            generator.admission.update(generator.routes)
 
         def take_prices(prices: PriceBook) -> None:
             usage.prices = prices

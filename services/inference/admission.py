@@ -22,6 +22,7 @@ from prometheus_client import Gauge
 from libs.clock import Clock
 from libs.errors import ResourceExhausted
 from libs.routes import RouteTable
+from services.inference.deadlines import deadline_exceeded, seconds_left
 
 _WAITING = Gauge(
     "headrace_inference_waiting_requests", "Requests that wait for a slot.", ["deployment"]
@@ -68,6 +69,7 @@ class SlotQueue:
         Raises:
             ResourceExhausted: on entry: the queue is full (`QUEUE_FULL`), or the wait would be
                 longer than the deadline allows.
+            DeadlineExceeded: on entry: the wait was longer than estimated.
         """
         deadline = math.inf if deadline_seconds is None else deadline_seconds
         return Slot(self, slots, deadline, priority)
@@ -76,7 +78,7 @@ class SlotQueue:
         """Waits for a slot and returns the time at which it was acquired, for `release`.
 
         Raises:
-            ResourceExhausted: see `slot`.
+            ResourceExhausted, DeadlineExceeded: see `slot`.
         """
         self.resize(slots)
         if self._running >= slots:
@@ -128,10 +130,16 @@ class SlotQueue:
             raise self._refusal("its queue is full", wait)
         if self._clock.monotonic_seconds() + wait > deadline_seconds:
             raise self._refusal("the wait would exceed the deadline", wait)
+        left = None if math.isinf(deadline_seconds) else deadline_seconds
+        left = seconds_left(left, self._clock, waiting_for="slot")
         heapq.heappush(self._waiters, waiter)
         self._gauge.set(len(self._waiters))
         try:
-            await waiter.admitted
+            async with asyncio.timeout(left):
+                await waiter.admitted
+        except TimeoutError as error:
+            self._leave(waiter)
+            raise deadline_exceeded("slot") from error
         except BaseException:
             self._leave(waiter)
             raise

@@ -219,15 +219,36 @@ class Chunk:
 
 @dataclass
 class Delivered:
-    """What one answer has had so far, in the form in which an engine can go on from it."""
+    """What one answer has so far, in the form in which an engine can continue it."""
 
     pieces: list[int | str] = field(default_factory=list)
     token_count: int = 0
+    _pending: Chunk | None = None
 
-    def add(self, piece: Chunk) -> None:
-        """Counts a piece as delivered. Where ids are missing its text stands for them."""
+    def add(self, piece: Chunk) -> Chunk | None:
+        """Returns what may be delivered now of a chunk and those before it, and counts it.
+
+        An engine continues behind token ids, or behind text where ids are missing. A chunk with
+        neither text nor all ids is held until text comes or the answer ends: were it counted, an
+        engine that continues the answer would generate its tokens again.
+        """
+        if self._pending is not None:
+            piece, self._pending = _joined(self._pending, piece), None
         if len(piece.token_ids) == piece.token_count:
             self.pieces.extend(piece.token_ids)
         elif piece.text:
             self.pieces.append(piece.text)
+        elif piece.ending is None:
+            self._pending = piece
+            return None
         self.token_count += piece.token_count
+        return piece
+
+
+def _joined(first: Chunk, second: Chunk) -> Chunk:
+    return Chunk(
+        first.text + second.text,
+        first.token_ids + second.token_ids,
+        first.token_count + second.token_count,
+        second.ending,
+    )

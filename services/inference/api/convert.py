@@ -36,9 +36,19 @@ def chat_call(
     )
 
 
-def counted_call(request: inference_pb2.CountTokensRequest, clock: Clock) -> ChatCall:
+def counted_call(
+    request: inference_pb2.CountTokensRequest,
+    clock: Clock,
+    *,
+    deadline_seconds: float | None = None,
+) -> ChatCall:
     """Returns the call whose prompt is counted."""
-    return ChatCall(request_id=uuid7(clock), model=request.model, turns=_turns(request.messages))
+    return ChatCall(
+        request_id=uuid7(clock),
+        model=request.model,
+        turns=_turns(request.messages),
+        deadline_seconds=deadline_seconds,
+    )
 
 
 def request_id(given: str, clock: Clock) -> str:

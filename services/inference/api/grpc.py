@@ -40,13 +40,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         await context.write(inference_pb2.GenerateResponse(final=final))
 
     async def Embed(
-        self, request: inference_pb2.EmbedRequest, _context: Context
+        self, request: inference_pb2.EmbedRequest, context: Context
     ) -> inference_pb2.EmbedResponse:
         """Returns vectors, uncached and unbilled: `embedding_cache` bills."""
-        return await self._embedder.embed(request.model, request.texts)
+        return await self._embedder.embed(
+            request.model,
+            request.texts,
+            deadline_seconds=convert.deadline_seconds(context, self._clock),
+        )
 
     async def CountTokens(
-        self, request: inference_pb2.CountTokensRequest, _context: Context
+        self, request: inference_pb2.CountTokensRequest, context: Context
     ) -> inference_pb2.CountTokensResponse:
         """Returns the tokens of a prompt."""
-        return await self._counter.count(convert.counted_call(request, self._clock))
+        deadline_seconds = convert.deadline_seconds(context, self._clock)
+        call = convert.counted_call(request, self._clock, deadline_seconds=deadline_seconds)
+        return await self._counter.count(call)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import structlog
-from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT
 from headrace.router.v1.router_pb2 import RouteTarget
 from opentelemetry import trace
 
@@ -18,7 +18,8 @@ from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import child_span
 from services.inference import metrics
-from services.inference.backends.pool import Backends
+from services.inference.backends.pool import Backends, Lease
+from services.inference.backends.targets import Protocol
 from services.inference.domain import (
     BackendFailedError,
     ChatCall,
@@ -133,11 +134,11 @@ class Failover:
     ) -> Finish:
         with self._backends.lease(run.choice.target.backends, avoid=avoid) as lease:
             backend = lease.backend
-            lane = race.lane(backend=backend.id, delivered=delivered, works=lease.works)
-            with _span(backend, delivered):
+            lane = race.lane(backend=backend.id, delivered=delivered, works=lease.report_success)
+            with _span(lease, delivered):
                 try:
                     return await lease.chat.generate(
-                        backend.backend_model,
+                        lease.target.model,
                         run.call,
                         max_tokens=run.max_tokens,
                         delivered=delivered,
@@ -190,14 +191,14 @@ def _count_resume(run: Run) -> None:
         metrics.RESUMED_STREAMS.labels(run.choice.model).inc()
 
 
-def _span(backend: Backend, delivered: Delivered) -> AbstractContextManager[trace.Span]:
-    is_provider = backend.kind == BackendKind.BACKEND_KIND_OPENAI
+def _span(lease: Lease, delivered: Delivered) -> AbstractContextManager[trace.Span]:
+    is_provider = lease.target.endpoint.protocol is Protocol.OPENAI
     return child_span(
         _tracer,
         "openai chat completion" if is_provider else "triton ModelStreamInfer",
         kind=trace.SpanKind.CLIENT,
         attributes={
-            "headrace.backend": backend.id,
+            "headrace.backend": lease.backend.id,
             "headrace.resumed_tokens": delivered.token_count,
         },
     )
