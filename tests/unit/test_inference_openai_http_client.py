@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
 from libs.errors import (
     FailedPrecondition,
@@ -26,12 +27,15 @@ from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.client import MAX_CONNECTIONS, Provider
 from services.inference.backends.openai_http.errors import MAX_ATTEMPTS, retry_after_seconds
 from services.inference.backends.stall import StallLimits
-from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish, Message
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish
 from services.inference.generation.relay import Relay
 from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
 
 CALL = ChatCall(
-    request_id="r", model="m", turns=(Message("user", "hello"),), seed=3, stop=("END",), top_p=0.5
+    request_id="r",
+    request=GenerationRequest(
+        model="m", messages=(Message("user", "hello"),), seed=3, stop=("END",), top_p=0.5
+    ),
 )
 STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
 KEY = "sk-a-key-that-nobody-may-see"
@@ -87,7 +91,7 @@ async def ask(client: Provider, *, call: ChatCall = CALL, got: Got | None = None
 
 def told(error: BackendFailedError, reason: str) -> HeadraceError:
     """Returns what the caller hears, if it has this reason."""
-    heard = error.told.error(["b0"])
+    heard = error.client_error.to_error(["b0"])
     assert (heard.reason, heard.metadata) == (reason, {"backend": "b0"})
     return heard
 
@@ -167,7 +171,7 @@ async def test_a_failure_before_the_first_token_leaves_the_answer_to_others(mode
             await ask(client, got=got)
     assert caught.value.resumable
     assert got.text == ""
-    assert KEY not in f"{caught.value} {caught.value.told}"
+    assert KEY not in f"{caught.value} {caught.value.client_error}"
 
 
 @pytest.mark.parametrize("mode", ["cut_mid", "stall_mid", "short"])
@@ -214,7 +218,7 @@ async def test_a_rate_limit_tells_when_to_come_back(tmp_path):
             await ask(client)
     assert caught.value.retry_after_seconds == 7
     assert isinstance(told(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
-    assert caught.value.told.retry_after_seconds == 7
+    assert caught.value.client_error.retry_after_seconds == 7
 
 
 def test_every_form_of_retry_after_is_read():
@@ -322,7 +326,7 @@ async def test_a_cancelled_request_closes_its_connection(tmp_path):
 
 async def test_a_slow_reader_is_not_taken_for_a_stall(tmp_path, monkeypatch):
     """While the reader is behind, no token is asked for, so none can be late."""
-    monkeypatch.setattr("services.inference.generation.relay.MAX_WAITING_PIECES", 1)
+    monkeypatch.setattr("services.inference.generation.relay.MAX_WAITING_CHUNKS", 1)
     async with mock_provider("slow") as mock, client_of(mock, tmp_path) as client:
         relay, delivered = Relay(), Delivered()
         running = asyncio.create_task(
@@ -342,7 +346,7 @@ async def test_an_answer_that_broke_off_is_not_continued_by_guessing(tmp_path):
     """Where the reader's tokens end cannot be told from chunks; the provider is not asked."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(InvalidArgument, match="resume_from"):
-            await ask(client, call=replace(CALL, resume_from=2))
+            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=2)))
     assert not mock.requests
 
 

@@ -37,7 +37,7 @@ class _ServedModel:
     """One model at one endpoint, with its last failure."""
 
     breaker: Breaker
-    told: ClientError = BACKENDS_FAILED
+    client_error: ClientError = BACKENDS_FAILED
     attempts: int | None = None
 
 
@@ -119,7 +119,7 @@ class Lease:
 
     def _report_failure(self, error: BackendFailedError) -> None:
         error.backends |= {self.backend.id}
-        self._served.told, self._served.attempts = error.told, error.attempts
+        self._served.client_error, self._served.attempts = error.client_error, error.attempts
         self._served.breaker.failed(
             self._permit,
             self._clock.monotonic_seconds(),
@@ -246,7 +246,7 @@ class Backends:
         wait_seconds = soonest.breaker.wait_seconds(now_seconds)
         error = BackendFailedError(
             f"the breakers of all backends are open, for at least {wait_seconds:.3f} s",
-            told=soonest.told.after(wait_seconds),
+            client_error=soonest.client_error.retry_after(wait_seconds),
             attempts=soonest.attempts,
         )
         error.backends = frozenset(each.backend.id for each in found)

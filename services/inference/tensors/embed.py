@@ -1,26 +1,39 @@
-"""Embeddings of texts, in batches that Triton joins with those of other requests."""
+"""Embeddings of texts, in batches that Triton may merge with others."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from headrace.common.v1 import model_pb2
-from headrace.inference.v1 import inference_pb2
 
 from libs.errors import InvalidArgument
 from libs.routes import Choice, RouteTable
 from services.inference.backends.pool import Backends, Lease
-from services.inference.domain import MAX_TEXTS
-from services.inference.tensors.codec import encode_varint
+from services.inference.domain import MAX_TEXTS, Route
+from services.inference.routing import route_of
 from services.inference.tensors.retry import Retrier
 
-# The largest batch that Triton accepts for the model.
+# The largest batch that the model's configuration in Triton allows.
 BATCH_TEXTS = 64
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors in the order of their texts.
+
+    Attributes:
+        vectors: of each text its vector, as little-endian float32, and its number of tokens.
+        route: which version computed them.
+    """
+
+    vectors: Sequence[tuple[bytes, int]]
+    route: Route
+
+
 class Embedder:
-    """Embeds texts, in the order given."""
+    """Computes embeddings."""
 
     def __init__(self, *, routes: Callable[[], RouteTable], backends: Backends) -> None:
         self._routes = routes
@@ -28,8 +41,13 @@ class Embedder:
 
     async def embed(
         self, model: str, texts: Sequence[str], *, deadline_seconds: float | None = None
-    ) -> inference_pb2.EmbedResponse:
-        """Returns one vector per text.
+    ) -> Embeddings:
+        """Returns one vector for each text.
+
+        Args:
+            model: a model reference.
+            texts: 1 to `MAX_TEXTS`.
+            deadline_seconds: when the caller gives up, on the clock's monotonic time.
 
         Raises:
             HeadraceError: see `InferenceService.Embed`.
@@ -46,18 +64,9 @@ class Embedder:
                     for start in range(0, len(texts), BATCH_TEXTS)
                 ]
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # one error is enough for the caller
-        target = choice.target
-        return inference_pb2.EmbedResponse(
-            embeddings=[
-                _embedding(values, token_count)
-                for batch in batches
-                for values, token_count in batch.result()
-            ],
-            model_version=target.model_version,
-            artifact_digest=target.artifact_digest,
-            route=inference_pb2.RouteDecision(deployment=target.deployment, reason=choice.reason),
-        )
+            raise errors.exceptions[0] from None  # the first error is enough, and has a status
+        vectors = [vector for batch in batches for vector in batch.result()]
+        return Embeddings(vectors, route_of(choice))
 
     async def _batch(
         self, choice: Choice, texts: Sequence[str], deadline_seconds: float | None
@@ -68,10 +77,3 @@ class Embedder:
             )
 
         return await self._retrier.run(choice, attempt)
-
-
-def _embedding(values: bytes, token_count: int) -> inference_pb2.Embedding:
-    # Protobuf's packed floats are the same little-endian float32 that Triton sends.
-    embedding = inference_pb2.Embedding.FromString(b"\x0a" + encode_varint(len(values)) + values)
-    embedding.token_count = token_count
-    return embedding

@@ -23,7 +23,7 @@ from services.inference.accounting import Outcome, Recorder
 from services.inference.admission import Admission, slots_of
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
-from services.inference.domain import BackendFailedError
+from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.tensors import calls, codec
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
 
@@ -55,7 +55,7 @@ class _Run:
     started_seconds: float
     first_seconds: float | None = None
     finish_reason: str = ""
-    usage: model_pb2.TokenUsage = field(default_factory=model_pb2.TokenUsage)
+    usage: TokenUsage = field(default_factory=TokenUsage)
     is_recorded: bool = False
 
     @property

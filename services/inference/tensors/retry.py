@@ -60,7 +60,7 @@ class Retrier:
                     metrics.BACKEND_FAILURES.labels(choice.model, backend).inc()
                 _log.warning("backend failed", backends=sorted(error.backends), error=str(error))
                 if attempts == MAX_ATTEMPTS or not may_retry():
-                    raise error.told.error(failed) from error
+                    raise error.client_error.to_error(failed) from error
             except HeadraceError as error:
                 _hide_backend_names(error, choice)
                 raise

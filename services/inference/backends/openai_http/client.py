@@ -93,7 +93,7 @@ class Provider:
         relay: ChunkSink,
     ) -> Finish:
         """See `ChatBackend.generate`. A provider cannot continue an answer that has started."""
-        if call.resume_from:
+        if call.request.resume_from:
             raise InvalidArgument.of_field(
                 "resume_from", "is not supported by this model: its provider reports no token ids"
             )
@@ -183,17 +183,18 @@ async def _error_body(response: Response) -> bytes:
 
 
 def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> bytes:
+    asked = call.request
     body: dict[str, object] = {
         "model": backend_model,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in call.turns],
+        "messages": [{"role": each.role, "content": each.content} for each in asked.messages],
         "max_tokens": max_tokens,
-        "temperature": call.temperature,
-        "top_p": call.top_p,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
     }
-    if call.seed is not None:
-        body["seed"] = call.seed
-    if call.stop:
-        body["stop"] = list(call.stop)
+    if asked.seed is not None:
+        body["seed"] = asked.seed
+    if asked.stop:
+        body["stop"] = list(asked.stop)
     if call.streamed:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
@@ -214,4 +215,4 @@ def _limit_retries(error: BackendFailedError, delivered: Delivered) -> None:
     if delivered.token_count:
         # Without token ids another backend would have to guess where the text stopped.
         error.resumable = False
-        error.told = BACKENDS_FAILED
+        error.client_error = BACKENDS_FAILED

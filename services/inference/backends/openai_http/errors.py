@@ -86,8 +86,8 @@ def refusal(
 
 def misconfigured(message: str) -> BackendFailedError:
     """Returns the failure of a provider that works, but not as it is configured here."""
-    told = ClientError(FailedPrecondition, message, "BACKEND_MISCONFIGURED")
-    return BackendFailedError(message, attempts=1, told=told)
+    client_error = ClientError(FailedPrecondition, message, "BACKEND_MISCONFIGURED")
+    return BackendFailedError(message, attempts=1, client_error=client_error)
 
 
 def retry_after_seconds(headers: Mapping[str, str], clock: Clock) -> float:
@@ -129,7 +129,7 @@ def _rate_limited(seconds: float) -> BackendFailedError:
         "the provider answers 429",
         attempts=1,
         retry_after_seconds=seconds,
-        told=ClientError(
+        client_error=ClientError(
             ResourceExhausted,
             "the provider's rate limit is reached",
             "BACKEND_RATE_LIMITED",

@@ -57,7 +57,7 @@ class ProviderAnswer:
                 self._guard.progress()
         self.has_usage = events.usage is not None
         finish = events.finish()
-        self._put(Chunk("", ending=finish))
+        self._put(Chunk("", finish=finish))
         return finish
 
     def _read_completion(self, body: bytes) -> Finish:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from opentelemetry import propagate
 
+from libs.chat.request import Message
 from libs.clock import Clock
 from libs.rpc.channel import open_channel
 from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
@@ -21,7 +22,7 @@ from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.backends.triton import codec
 from services.inference.backends.triton.errors import error_of_model
 from services.inference.deadlines import deadline_exceeded, seconds_left
-from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish, Message
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -65,8 +66,8 @@ class Triton:
                         if chunk is None:
                             continue
                         relay.put(chunk)
-                        if chunk.ending is not None:
-                            return chunk.ending
+                        if chunk.finish is not None:
+                            return chunk.finish
                         if relay.full:
                             guard.pause()
                             await relay.room()

@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from libs.chat.request import Message
 from services.inference.backends.counts import token_count
 from services.inference.backends.triton.errors import error_of_model
 from services.inference.domain import (
@@ -26,7 +27,6 @@ from services.inference.domain import (
     Chunk,
     Delivered,
     Finish,
-    Message,
 )
 
 # Precedes each element of a tensor of the type BYTES.
@@ -39,14 +39,15 @@ def chat_request(
     backend_model: str, call: ChatCall, *, max_tokens: int, delivered: Delivered
 ) -> bytes:
     """Returns the request for an answer, or for the rest of one of which a part was delivered."""
+    asked = call.request
     body = {
-        "messages": _messages(call.turns),
+        "messages": _messages(asked.messages),
         "max_tokens": max_tokens,  # of the whole answer
-        "temperature": call.temperature,
-        "top_p": call.top_p,
-        "seed": call.seed,
-        "stop": list(call.stop),
-        "resume": {"pieces": delivered.pieces} if delivered.pieces else None,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "seed": asked.seed,
+        "stop": list(asked.stop),
+        "resume": {"pieces": delivered.segments} if delivered.segments else None,
     }
     return _json_request(backend_model, body, request_id=call.request_id)
 

@@ -1,4 +1,4 @@
-"""One answer over several backends: breakers, retries, resuming, hedging. All are real servers."""
+"""One answer from several backends: breakers, retries, resumes, hedges. All are real servers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind, ModelSchema
 from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
 
+from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
 from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from libs.routes import RouteTable
-from libs.rpc.identity import Identity
 from services.inference import metrics
 from services.inference.backends import pool as backends_module
 from services.inference.backends.breaker import BreakerLimits
@@ -23,9 +23,9 @@ from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.errors import MAX_ATTEMPTS
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
-from services.inference.domain import BackendFailedError, ChatCall, Message
+from services.inference.domain import BackendFailedError, ChatCall
 from services.inference.generation import failover as failover_module
-from services.inference.generation.failover import Failover, Run
+from services.inference.generation.failover import DeploymentCall, Failover
 from services.inference.generation.hedging import (
     MAX_SAVED_HEDGES,
     HedgeBudget,
@@ -36,7 +36,9 @@ from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
 from tests.support.triton import TEXT as TRITON_TEXT
 from tests.support.triton import MockTriton, mock_triton
 
-CALL = ChatCall(request_id="r", model="m", turns=(Message("user", "hello"),))
+CALL = ChatCall(
+    request_id="r", request=GenerationRequest(model="m", messages=(Message("user", "hello"),))
+)
 STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
 NO_HEDGE = HedgeLimits()
 
@@ -44,7 +46,7 @@ NO_HEDGE = HedgeLimits()
 @dataclass
 class Answer:
     text: str = ""
-    run: Run | None = None
+    call: DeploymentCall | None = None
 
 
 @dataclass
@@ -57,20 +59,19 @@ class Mesh:
     targets: list[Backend] = field(default_factory=list)
 
     async def ask(self, answer: Answer | None = None) -> Answer:
-        """Runs one answer and returns it; what was delivered before an error is in `answer`."""
+        """Runs one answer and returns it; `answer` has what was delivered before an error."""
         answer = answer or Answer()
         relay = Relay()
         choice = self.table.choose("m", kind=MODEL_KIND_CHAT)
-        identity = Identity(tenant="t", user="u", scopes=frozenset())
-        answer.run = Run(CALL, identity, choice, max_tokens=50, started_seconds=0.0)
+        answer.call = self.failover.call(CALL, choice, has_fallback=False)
 
         async def read() -> None:
-            while (piece := await relay.take()) is not None:
-                answer.text += piece.text
+            while (chunk := await relay.take()) is not None:
+                answer.text += chunk.text
 
         reader = asyncio.create_task(read())
         try:
-            await self.failover.run(answer.run, relay)
+            await answer.call.run(relay)
         finally:
             relay.close()
             await reader
@@ -122,20 +123,20 @@ async def servers() -> AsyncIterator[AsyncExitStack]:
 
 @pytest.mark.parametrize("mode", ["500", "429", "401", "cut_first", "garbage", "stall_first"])
 async def test_another_backend_answers_where_nothing_was_delivered(mode, tmp_path, servers):
-    """The caller sees nothing of it."""
+    """The caller does not notice the failure."""
     bad = await servers.enter_async_context(mock_provider(mode))
     good = await servers.enter_async_context(mock_provider())
     async with mesh_of(bad, good, tmp_path=tmp_path) as mesh:
         answer = await mesh.ask()
     assert answer.text == TEXT
     assert (len(bad.requests), len(good.requests)) == (1, 1)
-    assert answer.run is not None
-    assert answer.run.resumed_count == 0
-    assert answer.run.delivered.token_count == 9
+    assert answer.call is not None
+    assert answer.call.resumed_count == 0
+    assert answer.call.delivered.token_count == 9
 
 
-async def test_nobody_goes_on_with_what_a_provider_began(tmp_path, servers):
-    """The other backend is not asked; the caller keeps what came, and hears that it is not all."""
+async def test_no_backend_continues_the_answer_of_a_provider(tmp_path, servers):
+    """The other backend is not called; the caller keeps what came and gets an error."""
     bad = await servers.enter_async_context(mock_provider("cut_mid"))
     good = await servers.enter_async_context(mock_provider())
     async with mesh_of(bad, good, tmp_path=tmp_path) as mesh:
@@ -148,8 +149,8 @@ async def test_nobody_goes_on_with_what_a_provider_began(tmp_path, servers):
     assert not good.requests
 
 
-async def test_a_server_error_is_tried_again_a_few_times(tmp_path, servers):
-    """With pauses, and not until the time for a restart is up."""
+async def test_a_server_error_is_retried_a_few_times(tmp_path, servers):
+    """With pauses, and not for as long as a restart may take."""
     bad = await servers.enter_async_context(mock_provider("500"))
     async with mesh_of(bad, tmp_path=tmp_path) as mesh:
         with pytest.raises(Unavailable) as caught:
@@ -158,8 +159,8 @@ async def test_a_server_error_is_tried_again_a_few_times(tmp_path, servers):
     assert len(bad.requests) == MAX_ATTEMPTS
 
 
-async def test_a_rate_limit_is_respected_and_told(tmp_path, servers):
-    """Until the time is over the provider is not asked again, by any request."""
+async def test_a_rate_limit_is_respected_and_reported(tmp_path, servers):
+    """Until it is over, no request is sent to the provider."""
     limited = await servers.enter_async_context(mock_provider("429"))
     limited.retry_after = "7"
     async with mesh_of(limited, tmp_path=tmp_path) as mesh:
@@ -171,8 +172,8 @@ async def test_a_rate_limit_is_respected_and_told(tmp_path, servers):
     assert len(limited.requests) == 1
 
 
-async def test_a_wrong_setup_is_told_at_once(tmp_path, servers):
-    """It is not tried again for the same request."""
+async def test_a_wrong_configuration_is_reported_at_once(tmp_path, servers):
+    """It is not retried for the same request."""
     bad = await servers.enter_async_context(mock_provider("401"))
     async with mesh_of(bad, tmp_path=tmp_path) as mesh:
         with pytest.raises(FailedPrecondition) as caught:
@@ -181,8 +182,8 @@ async def test_a_wrong_setup_is_told_at_once(tmp_path, servers):
     assert len(bad.requests) == 1
 
 
-async def test_a_request_that_is_refused_is_not_asked_elsewhere(tmp_path, servers):
-    """It would be refused there as well, and says nothing against the backend."""
+async def test_a_refused_request_is_not_sent_to_another_backend(tmp_path, servers):
+    """It would be refused there as well; the breaker does not count it."""
     bad = await servers.enter_async_context(mock_provider("400"))
     good = await servers.enter_async_context(mock_provider())
     async with mesh_of(bad, good, tmp_path=tmp_path) as mesh:
@@ -202,7 +203,7 @@ def state_of(mesh: Mesh, index: int) -> float:
 
 
 async def test_a_breaker_opens_and_recovers_by_few_probes(tmp_path, servers, monkeypatch):
-    """While it is open the backend is left alone; then two requests try it, then all may."""
+    """While it is open the backend is not called; then two requests probe it; then all are sent."""
     limits = BreakerLimits(consecutive_failures=2, open_seconds=0.6, probes=2, probes_to_close=2)
     monkeypatch.setattr(backends_module, "PROVIDER_BREAKER", limits)
     provider = await servers.enter_async_context(mock_provider("500"))
@@ -221,7 +222,7 @@ async def test_a_breaker_opens_and_recovers_by_few_probes(tmp_path, servers, mon
         for one in tries:
             one.cancel()
         await asyncio.gather(*tries, return_exceptions=True)
-        assert state_of(mesh, 0) == 1  # who was cancelled told nothing
+        assert state_of(mesh, 0) == 1  # a cancelled probe decides nothing
         for _ in range(limits.probes_to_close):
             await mesh.ask()
         assert state_of(mesh, 0) == 0
@@ -247,8 +248,8 @@ async def test_a_probe_has_succeeded_with_its_first_token(tmp_path, servers, mon
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_requests_go_where_the_fewest_run(tmp_path, servers):
-    """Counted here, not scraped: ten at once are five each."""
+async def test_a_request_is_sent_to_the_backend_with_the_fewest(tmp_path, servers):
+    """Counted in this process: ten at once are five each."""
     first = await servers.enter_async_context(mock_provider("slow"))
     second = await servers.enter_async_context(mock_provider("slow"))
     async with mesh_of(first, second, tmp_path=tmp_path) as mesh:
@@ -257,20 +258,20 @@ async def test_requests_go_where_the_fewest_run(tmp_path, servers):
 
 
 @pytest.mark.parametrize("behaviour", [{"dies_after": 2}, {"stalls_after": 2}])
-async def test_a_stream_goes_on_at_another_triton(behaviour, tmp_path, servers):
-    """One that dies and one that falls silent are alike: no token twice, none missing."""
+async def test_another_triton_continues_a_stream(behaviour, tmp_path, servers):
+    """After a death and after a stall alike: no token twice, none missing."""
     bad = await servers.enter_async_context(mock_triton(**behaviour))
     good = await servers.enter_async_context(mock_triton())
     async with mesh_of(bad, good, tmp_path=tmp_path) as mesh:
         answer = await mesh.ask()
     assert answer.text == TRITON_TEXT
     assert good.requests[0]["resume"] == {"pieces": [7, 8]}
-    assert answer.run is not None
-    assert answer.run.resumed_count == 1
+    assert answer.call is not None
+    assert answer.call.resumed_count == 1
 
 
-async def test_a_triton_that_stalls_at_first_is_left(tmp_path, servers):
-    """And its engine is told to stop."""
+async def test_a_triton_that_stalls_before_its_first_token_is_abandoned(tmp_path, servers):
+    """And its engine is cancelled."""
     bad = await servers.enter_async_context(mock_triton(stalls_after=0))
     good = await servers.enter_async_context(mock_triton())
     async with mesh_of(bad, good, tmp_path=tmp_path) as mesh:
@@ -278,8 +279,8 @@ async def test_a_triton_that_stalls_at_first_is_left(tmp_path, servers):
         await asyncio.wait_for(bad.left.wait(), 0.5)
 
 
-async def test_a_triton_that_stays_away_is_waited_for_a_while(tmp_path, monkeypatch):
-    """Unlike a provider: it may be starting again."""
+async def test_a_triton_that_is_down_is_waited_for(tmp_path, monkeypatch):
+    """Unlike a provider: it may be restarting."""
     monkeypatch.setattr(failover_module, "FAILOVER_WAIT_SECONDS", 0.6)
     nobody = MockTriton(address="127.0.0.1:9")
     async with mesh_of(nobody, tmp_path=tmp_path) as mesh:
@@ -294,22 +295,22 @@ HEDGE = HedgeLimits(after_seconds=0.05, max_share=1.0)
 
 
 async def test_a_late_first_token_comes_from_the_second_backend(tmp_path, servers):
-    """The reader sees one answer, the late backend is told to stop."""
+    """The reader sees one answer, the late backend is cancelled."""
     late = await servers.enter_async_context(mock_provider("stall_first"))
     good = await servers.enter_async_context(mock_provider("slow"))
     before = metrics.HEDGED_REQUESTS.labels("m", "second")._value.get()
     async with mesh_of(late, good, tmp_path=tmp_path, hedge=HEDGE) as mesh:
         answer = await mesh.ask()
         await asyncio.wait_for(late.left.wait(), 0.5)
-        assert state_of(mesh, 0) == 0  # to be slow is no failure
+        assert state_of(mesh, 0) == 0  # being slow does not count as a failure
     assert answer.text == TEXT
-    assert answer.run is not None
-    assert answer.run.delivered.token_count == 9
+    assert answer.call is not None
+    assert answer.call.delivered.token_count == 9
     assert metrics.HEDGED_REQUESTS.labels("m", "second")._value.get() == before + 1
 
 
-async def test_a_first_backend_that_comes_after_all_wins(tmp_path, servers):
-    """Whoever is first, not whoever was asked last."""
+async def test_the_first_backend_wins_if_it_is_first_after_all(tmp_path, servers):
+    """The first chunk decides, not the order of the calls."""
     late = await servers.enter_async_context(mock_triton())
     later = await servers.enter_async_context(mock_triton(stalls_after=0))
     async with mesh_of(late, later, tmp_path=tmp_path, hedge=HEDGE) as mesh:
@@ -317,8 +318,8 @@ async def test_a_first_backend_that_comes_after_all_wins(tmp_path, servers):
     assert not later.requests
 
 
-async def test_hedging_is_bounded_by_its_share(tmp_path, servers):
-    """A slow pool is not asked for twice the work."""
+async def test_hedging_is_limited_to_its_share(tmp_path, servers):
+    """A slow pool does not get twice the work."""
     late = await servers.enter_async_context(mock_provider("slow"))
     late.pause_seconds = 0.06
     other = await servers.enter_async_context(mock_provider("slow"))
@@ -329,8 +330,8 @@ async def test_hedging_is_bounded_by_its_share(tmp_path, servers):
     assert len(late.requests) + len(other.requests) == 8 + 2
 
 
-async def test_where_both_fail_both_are_told(tmp_path, servers):
-    """A hedge that fails leaves the first alone; only when both have failed is the attempt over."""
+async def test_if_both_fail_both_are_reported(tmp_path, servers):
+    """A failed hedge does not end the first attempt; the call fails when both have failed."""
     late = await servers.enter_async_context(mock_provider("stall_mute"))
     bad = await servers.enter_async_context(mock_provider("401"))
     async with mesh_of(late, bad, tmp_path=tmp_path, hedge=HEDGE) as mesh:
@@ -340,7 +341,7 @@ async def test_where_both_fail_both_are_told(tmp_path, servers):
 
 
 async def test_a_cancelled_hedged_request_leaves_nothing_running(tmp_path, servers):
-    """Both backends are told to stop, and no task is left."""
+    """Both backends are cancelled, and no task is left."""
     late = await servers.enter_async_context(mock_provider("stall_mute"))
     later = await servers.enter_async_context(mock_provider("stall_mute"))
     async with mesh_of(late, later, tmp_path=tmp_path, hedge=HEDGE) as mesh:
@@ -353,8 +354,8 @@ async def test_a_cancelled_hedged_request_leaves_nothing_running(tmp_path, serve
         assert not [task for task in asyncio.all_tasks() - before if "ask" in repr(task)]
 
 
-def test_saved_hedges_are_bounded():
-    """A quiet day does not leave a storm of hedges for the evening."""
+def test_saved_hedges_are_limited():
+    """Many requests without hedges do not allow a burst of hedges later."""
     budget = HedgeBudget(HedgeLimits(after_seconds=1, max_share=0.5))
     assert not budget.take()
     for _ in range(1000):
@@ -362,8 +363,8 @@ def test_saved_hedges_are_bounded():
     assert sum(budget.take() for _ in range(1000)) == MAX_SAVED_HEDGES
 
 
-async def test_backends_that_no_route_names_are_closed(tmp_path, servers):
-    """No channel outlives its backend, unless a request still runs on it."""
+async def test_backends_without_a_route_are_closed(tmp_path, servers):
+    """Unless a request still runs on it."""
     gone = await servers.enter_async_context(mock_provider("slow"))
     kept = await servers.enter_async_context(mock_triton())
     async with mesh_of(gone, kept, tmp_path=tmp_path) as mesh:

@@ -9,39 +9,39 @@ import pytest
 from libs.errors import InvalidArgument, ResourceExhausted
 from services.inference.domain import Chunk, Finish
 from services.inference.generation.relay import (
-    MAX_WAITING_PIECES,
+    MAX_WAITING_CHUNKS,
     Relay,
     RelayLimits,
     SkipDelivered,
 )
 
 
-async def test_a_fast_reader_gets_every_piece_on_its_own():
-    """What is taken before the next piece comes is not held back to be joined."""
+async def test_a_fast_reader_gets_every_chunk_on_its_own():
+    """A chunk that is taken before the next one comes is not held back."""
     relay = Relay()
     for text in ("a", "b"):
         relay.put(Chunk(text, (1,), 1))
         assert await relay.take() == Chunk(text, (1,), 1)
 
 
-async def test_a_slow_reader_gets_what_has_queued_in_one():
-    """Text, ids and counts of joined pieces add up, and the ending stays."""
+async def test_a_slow_reader_gets_waiting_chunks_merged():
+    """Text, ids and counts add up, and the finish stays."""
     relay = Relay()
-    ending = Finish("stop", 3, 3, 0)
+    finish = Finish("stop", 3, 3, 0)
     relay.put(Chunk("a", (1,), 1))
     relay.put(Chunk("b", (2,), 2))
-    relay.put(Chunk("", (), 0, ending))
+    relay.put(Chunk("", (), 0, finish))
     relay.close()
-    assert await relay.take() == Chunk("ab", (1, 2), 3, ending)
+    assert await relay.take() == Chunk("ab", (1, 2), 3, finish)
     assert await relay.take() is None
 
 
-# Longer than any test lasts: whoever waits for it waits for ever.
+# Longer than any test: waiting for it is waiting forever.
 NEVER_SECONDS = 1000.0
 
 
-async def behind(limits: RelayLimits) -> Relay:
-    """A relay whose reader took a piece a moment ago and comes back to two."""
+async def lagging(limits: RelayLimits) -> Relay:
+    """Returns a relay whose reader took a chunk a moment ago and comes back to two."""
     relay = Relay(limits)
     relay.put(Chunk("0", (0,), 1))
     await relay.take()
@@ -50,9 +50,9 @@ async def behind(limits: RelayLimits) -> Relay:
     return relay
 
 
-async def test_what_a_lagging_reader_comes_back_to_is_gathered_for_a_moment():
-    """More that comes within the delay goes out with it."""
-    relay = await behind(RelayLimits(max_delay_seconds=NEVER_SECONDS))
+async def test_chunks_are_held_for_a_lagging_reader():
+    """Chunks that come within the delay are merged with them."""
+    relay = await lagging(RelayLimits(max_delay_seconds=NEVER_SECONDS))
     taking = asyncio.create_task(relay.take())
     for text in ("c", "d"):
         await asyncio.sleep(0.01)
@@ -64,34 +64,34 @@ async def test_what_a_lagging_reader_comes_back_to_is_gathered_for_a_moment():
     assert taken.text == "abcd"
 
 
-async def test_gathering_ends_when_the_delay_is_over():
-    """A reader that is back before the second piece gets the next one at once."""
-    relay = await behind(RelayLimits(max_delay_seconds=0.02))
+async def test_holding_ends_with_the_delay():
+    """A reader that is back before the second chunk gets the next one at once."""
+    relay = await lagging(RelayLimits(max_delay_seconds=0.02))
     async with asyncio.timeout(5):
         assert (await relay.take()) == Chunk("ab", (1, 1), 2)
         relay.put(Chunk("c", (3,), 1))
         assert await relay.take() == Chunk("c", (3,), 1)
 
 
-async def test_gathering_ends_when_the_buffer_is_full_or_nothing_more_comes():
-    """A delay must neither slow the engine nor the end of an answer."""
+async def test_holding_ends_when_the_buffer_is_full_or_closed():
+    """The delay slows neither the engine nor the end of an answer."""
     limits = RelayLimits(max_delay_seconds=NEVER_SECONDS)
-    full, closed = await behind(limits), await behind(limits)
+    full, closed = await lagging(limits), await lagging(limits)
     takings = [asyncio.create_task(relay.take()) for relay in (full, closed)]
     await asyncio.sleep(0)
-    for _ in range(MAX_WAITING_PIECES - 2):
+    for _ in range(MAX_WAITING_CHUNKS - 2):
         full.put(Chunk("x", (1,), 1))
     closed.close()
     async with asyncio.timeout(5):
         whole, rest = await asyncio.gather(*takings)
     assert whole is not None
-    assert whole.token_count == MAX_WAITING_PIECES
+    assert whole.token_count == MAX_WAITING_CHUNKS
     assert rest is not None
     assert rest.text == "ab"
 
 
-async def test_without_a_delay_nothing_is_gathered():
-    """Each take returns what there is."""
+async def test_without_a_delay_nothing_is_held():
+    """Each take returns what is there."""
     relay = Relay(RelayLimits(max_delay_seconds=0))
     for texts in ("ab", "cd"):
         for text in texts:
@@ -101,10 +101,10 @@ async def test_without_a_delay_nothing_is_gathered():
         assert taken.text == texts
 
 
-async def test_a_reader_that_takes_nothing_for_too_long_ends_the_answer():
-    """The engine is told at its next piece; what is in the buffer can still be read."""
+async def test_a_reader_that_is_too_slow_ends_the_answer():
+    """The engine's side raises at its next chunk; the buffer can still be read."""
     relay = Relay(RelayLimits(slow_reader_seconds=0.05))
-    for _ in range(MAX_WAITING_PIECES):
+    for _ in range(MAX_WAITING_CHUNKS):
         relay.put(Chunk("x", (1,), 1))
     with pytest.raises(ResourceExhausted) as raised:
         await relay.room()
@@ -112,13 +112,13 @@ async def test_a_reader_that_takes_nothing_for_too_long_ends_the_answer():
     assert raised.value.metadata == {"limit_seconds": "0.05"}
     taken = await relay.take()
     assert taken is not None
-    assert taken.token_count == MAX_WAITING_PIECES
+    assert taken.token_count == MAX_WAITING_CHUNKS
 
 
-async def test_a_full_buffer_holds_the_engine_until_the_reader_takes():
+async def test_a_full_buffer_blocks_the_engine_until_the_reader_takes():
     """The engine is slowed, memory does not grow."""
     relay = Relay()
-    for _ in range(MAX_WAITING_PIECES):
+    for _ in range(MAX_WAITING_CHUNKS):
         relay.put(Chunk("x", (1,), 1))
     waiting = asyncio.create_task(relay.room())
     await asyncio.sleep(0)
@@ -127,8 +127,8 @@ async def test_a_full_buffer_holds_the_engine_until_the_reader_takes():
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_pieces_put_before_the_close_are_not_lost():
-    """Closing ends the stream behind what is there."""
+async def test_chunks_before_the_close_are_not_lost():
+    """Closing ends the stream after what is there."""
     relay = Relay()
     relay.put(Chunk("a", (1,), 1))
     relay.close()
@@ -136,18 +136,18 @@ async def test_pieces_put_before_the_close_are_not_lost():
     assert (await relay.take()) is None
 
 
-async def test_what_the_reader_has_is_not_sent_again():
-    """Tokens of before are counted away, piece by piece, wherever they are cut."""
+async def test_tokens_that_the_client_has_are_not_sent_again():
+    """They are dropped chunk by chunk, wherever chunks were cut."""
     relay = Relay()
-    behind = SkipDelivered(relay, token_count=3)
-    for piece in (Chunk("a", (1,), 1), Chunk("bc", (2, 3), 2), Chunk("d", (4,), 1)):
-        behind.put(piece)
+    skipping = SkipDelivered(relay, token_count=3)
+    for chunk in (Chunk("a", (1,), 1), Chunk("bc", (2, 3), 2), Chunk("d", (4,), 1)):
+        skipping.put(chunk)
     taken = await relay.take()
     assert taken is not None
     assert (taken.text, taken.token_count) == ("d", 1)
 
 
-async def test_a_count_that_no_message_ended_at_is_refused():
-    """Half a piece cannot be sent."""
+async def test_a_position_inside_a_chunk_is_refused():
+    """Half a chunk cannot be sent."""
     with pytest.raises(InvalidArgument):
         SkipDelivered(Relay(), token_count=1).put(Chunk("bc", (2, 3), 2))

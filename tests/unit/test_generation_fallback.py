@@ -1,10 +1,11 @@
-"""Which deployment answers when one fails, and when nobody reads. Providers are real servers."""
+"""Which deployment answers if one fails, or if nobody reads. Providers are real servers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,22 +13,26 @@ import pytest
 from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind, ModelSchema
 from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
 
+from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted, Unavailable
-from libs.routes import RouteTable
+from libs.routes import EMPTY, RouteTable
 from libs.rpc.identity import Identity
 from services.inference.accounting import Outcome, Recorder
+from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
-from services.inference.domain import ChatCall, Chunk, Message
+from services.inference.domain import ChatCall, Chunk
 from services.inference.generation import relay as relay_module
 from services.inference.generation.generator import Generator
 from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import RelayLimits
 from tests.support.provider import TEXT, MockProvider, mock_provider
 
-CALL = ChatCall(request_id="r", model="m", turns=(Message("user", "hello"),))
+CALL = ChatCall(
+    request_id="r", request=GenerationRequest(model="m", messages=(Message("user", "hello"),))
+)
 CALLER = Identity(tenant="t", user="u")
 
 
@@ -53,8 +58,11 @@ class Mesh:
         stall = StallLimits(first_token_seconds=5.0, between_tokens_seconds=5.0)
         self.notes = Notes()
         self.backends = Backends(clock=clock, keys=ApiKeys(folder, clock=clock), stall=stall)
+        self.table = EMPTY
         self.generator = Generator(
+            routes=lambda: self.table,
             backends=self.backends,
+            admission=Admission(clock),
             recorder=cast("Recorder", self.notes),
             hedge=HedgeLimits(),
             relay=RelayLimits(slow_reader_seconds=0.1),
@@ -62,7 +70,7 @@ class Mesh:
         )
 
     def route(self, providers: Sequence[MockProvider], *, max_output_tokens: int = 100) -> None:
-        """Deploys them, the newest version first; all but that give `max_output_tokens`."""
+        """Deploys them, the newest version first; all others generate up to `max_output_tokens`."""
         targets = [
             RouteTarget(
                 deployment=f"deployments/{version}",
@@ -82,19 +90,17 @@ class Mesh:
             )
             for version, provider in zip(range(len(providers), 0, -1), providers, strict=True)
         ]
-        self.generator.routes = RouteTable(
-            revision=1, routes=[ModelRoute(model="m", targets=targets)]
-        )
+        self.table = RouteTable(revision=1, routes=[ModelRoute(model="m", targets=targets)])
 
     async def ask(self, call: ChatCall = CALL) -> tuple[str, str, str]:
         """Returns the text, the version and the reason."""
         texts = []
 
-        async def deliver(piece: Chunk) -> None:
-            texts.append(piece.text)
+        async def deliver(chunk: Chunk) -> None:
+            texts.append(chunk.text)
 
-        final = await self.generator.answer(call, CALLER, deliver)
-        return "".join(texts), final.model_version, final.route.reason
+        result = await self.generator.answer(call, CALLER, deliver)
+        return "".join(texts), result.route.model_version, result.route.reason
 
 
 @pytest.fixture
@@ -128,8 +134,8 @@ async def test_deployments_are_asked_in_the_order_of_the_route(mesh, servers):
     assert outcome.choice.target.model_version == "models/m/versions/2.0.0"
 
 
-async def test_where_all_fail_the_first_one_is_tried_on(mesh, servers):
-    """And its failure is what the caller hears, as if there were no others."""
+async def test_if_all_fail_the_first_one_is_retried(mesh, servers):
+    """And the caller gets its failure, as if there were no others."""
     providers = await providers_of(servers, "500", "500")
     mesh.route(providers)
     with pytest.raises(Unavailable) as raised:
@@ -139,19 +145,19 @@ async def test_where_all_fail_the_first_one_is_tried_on(mesh, servers):
     assert len(providers[1].requests) == 1
 
 
-async def test_a_deployment_that_gives_shorter_answers_is_no_fallback(mesh, servers):
-    """The first one is tried on instead, as without it."""
+async def test_a_deployment_with_shorter_answers_is_not_a_fallback(mesh, servers):
+    """The first one is retried instead, as without it."""
     providers = await providers_of(servers, "500", "ok")
     mesh.route(providers, max_output_tokens=10)
-    call = ChatCall(request_id="r", model="m", turns=CALL.turns, max_tokens=50)
+    call = replace(CALL, request=replace(CALL.request, max_tokens=50))
     with pytest.raises(Unavailable):
         await mesh.ask(call)
     assert len(providers[0].requests) > 1
     assert providers[1].requests == []
 
 
-async def test_an_answer_that_is_gone_on_with_stays_with_its_version(mesh, servers):
-    """Another version would say something else."""
+async def test_an_answer_that_started_stays_with_its_version(mesh, servers):
+    """Another version would answer differently."""
     providers = await providers_of(servers, "cut_mid", "ok")
     mesh.route(providers)
     with pytest.raises(Unavailable):
@@ -160,11 +166,11 @@ async def test_an_answer_that_is_gone_on_with_stays_with_its_version(mesh, serve
 
 
 async def test_an_answer_that_nobody_reads_ends(mesh, servers, monkeypatch):
-    """Its place is free again, and what was generated is billed."""
-    monkeypatch.setattr(relay_module, "MAX_WAITING_PIECES", 1)
+    """Its slot is free again, and what was generated is billed."""
+    monkeypatch.setattr(relay_module, "MAX_WAITING_CHUNKS", 1)
     mesh.route(await providers_of(servers, "slow"))
 
-    async def never(_piece: Chunk) -> None:
+    async def never(_chunk: Chunk) -> None:
         await asyncio.Event().wait()
 
     async with asyncio.timeout(10):
