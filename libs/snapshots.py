@@ -32,7 +32,7 @@ class Snapshots:
         self._running = running
         self._newest_routes: RouteTable | None = None
         self._prices_known = False
-        self._before_routes: Callable[[RouteTable], None] | None = None
+        self._prepare_routes: Callable[[RouteTable], RouteTable] | None = None
         self._route_watch = SnapshotWatch(
             "router",
             open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
@@ -46,13 +46,14 @@ class Snapshots:
             clock=running.clock,
         )
 
-    def start(self, *, before_routes: Callable[[RouteTable], None] | None = None) -> None:
+    def start(self, *, prepare_routes: Callable[[RouteTable], RouteTable] | None = None) -> None:
         """Starts to watch, beside the server.
 
         Args:
-            before_routes: called with each table right before it is in force; an error rejects it.
+            prepare_routes: called with each table that arrives; returns the one to put into force.
+                An error rejects the table.
         """
-        self._before_routes = before_routes
+        self._prepare_routes = prepare_routes
         self._running.spawn(self._route_watch.run())
         self._running.spawn(self._price_watch.run())
         self._running.spawn(self._become_ready())
@@ -71,8 +72,8 @@ class Snapshots:
             self._put_into_force(self._newest_routes)
 
     def _put_into_force(self, routes: RouteTable) -> None:
-        if self._before_routes is not None:
-            self._before_routes(routes)
+        if self._prepare_routes is not None:
+            routes = self._prepare_routes(routes)
         self.routes.replace(routes)
 
     async def _become_ready(self) -> None:

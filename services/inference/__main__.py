@@ -18,6 +18,7 @@ from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import Process, process, run
+from libs.routes import RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
@@ -82,7 +83,15 @@ async def main() -> None:
         tensors = OpenInference(
             routes=routes, backends=backends, recorder=recorder, admission=admission, clock=clock
         )
-        snapshots.start(before_routes=lambda table: backends.retain(table.backends()))
+
+        def prepare(table: RouteTable) -> RouteTable:
+            """Returns the routes that this process can use; releases what they do not need."""
+            usable = backends.callable_routes(table)
+            backends.retain(usable.backends())
+            admission.update(usable)
+            return usable
+
+        snapshots.start(prepare_routes=prepare)
 
         servicer = InferenceServicer(
             generator=generator,
@@ -110,7 +119,7 @@ async def main() -> None:
 def _backends(settings: Settings, clock: Clock) -> Backends:
     return Backends(
         clock=clock,
-        keys=ApiKeys(settings.home / "secrets"),
+        keys=ApiKeys(settings.home / "secrets", clock=clock),
         stall=StallLimits(
             first_token_seconds=settings.stall_first_token_seconds,
             between_tokens_seconds=settings.stall_between_tokens_seconds,

@@ -57,11 +57,12 @@ async def test_routes_are_in_force_when_prices_are_known(order, snapshots):
 async def test_a_table_that_is_refused_before_it_is_in_force_changes_nothing(snapshots):
     """The last good one stays."""
 
-    def refuse(table: RouteTable) -> None:
+    def refuse(table: RouteTable) -> RouteTable:
         if table.revision == 2:
             raise ValueError("a poison snapshot")
+        return table
 
-    snapshots.start(before_routes=refuse)
+    snapshots.start(prepare_routes=refuse)
     snapshots._take_prices(PRICES)
     snapshots._take_routes(routes(1))
     with pytest.raises(ValueError, match="poison"):

@@ -59,7 +59,7 @@ async def client_of(
     client = Provider(
         mock.base_url,
         api_key_name=KEY_NAME,
-        keys=ApiKeys(tmp_path),
+        keys=ApiKeys(tmp_path, clock=SystemClock()),
         stall=stall,
         clock=SystemClock(),
     )
@@ -192,7 +192,7 @@ async def test_a_provider_that_nobody_runs_is_a_failed_backend(tmp_path):
     client = Provider(
         "http://127.0.0.1:9/v1",
         api_key_name="",
-        keys=ApiKeys(tmp_path),
+        keys=ApiKeys(tmp_path, clock=SystemClock()),
         stall=STALL,
         clock=SystemClock(),
     )

@@ -1,4 +1,4 @@
-"""Reading a provider's answers."""
+"""The parser of a provider's answers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.inference.backends.openai_http.errors import read_error
 from services.inference.backends.openai_http.sse import (
     CompletionStreamParser,
     Usage,
-    told_error,
-    whole_answer,
+    read_completion,
 )
 from services.inference.domain import BackendFailedError, Finish
 
@@ -33,7 +33,7 @@ def event(value: Any, end: str = "\n", **dumping: Any) -> bytes:
 
 
 def read(stream: bytes, *cuts: int) -> tuple[str, CompletionStreamParser]:
-    """Feeds a stream in the parts that the cuts make."""
+    """Feeds a stream, split at the cuts."""
     events, text = CompletionStreamParser(), ""
     edges = [0, *sorted(cuts), len(stream)]
     for start, stop in pairwise(edges):
@@ -50,7 +50,7 @@ END = event(chunk(finish_reason="stop")) + event({"choices": [], "usage": USAGE}
     cuts=st.lists(st.integers(0, 4000), max_size=20),
     end=st.sampled_from(["\n", "\r\n"]),
 )
-def test_any_texts_cut_anywhere_are_read_as_they_were_written(texts, layouts, cuts, end):
+def test_any_texts_split_anywhere_are_read_as_they_were_written(texts, layouts, cuts, end):
     """Quotes, escapes, all scripts, changing layouts, both line ends, every cut."""
     stream = b": welcome\n\n"
     for index, (text, layout) in enumerate(zip(texts, layouts, strict=False)):
@@ -61,11 +61,11 @@ def test_any_texts_cut_anywhere_are_read_as_they_were_written(texts, layouts, cu
     assert got == "".join(texts)
     assert events.done
     assert events.chunks == sum(bool(text) for text in texts)
-    assert events.ending() == Finish("stop", 7, 5, 3)
+    assert events.finish() == Finish("stop", 7, 5, 3)
 
 
-def test_what_only_looks_like_text_is_not_learned():
-    """Other strings of the event, thoughts and nested contents stay what they are."""
+def test_other_strings_are_not_taken_for_the_text():
+    """Reasoning, nested contents and text that looks like JSON are read as what they are."""
     stream = b"".join(
         [
             event(chunk(None) | {"choices": [{"delta": {"reasoning_content": "hm"}}]}),
@@ -81,8 +81,23 @@ def test_what_only_looks_like_text_is_not_learned():
     assert events.chunks == 6
 
 
-def test_a_character_in_two_escaped_halves_becomes_one():
-    """JSON may cut a character beyond the first plane at its surrogates; a lone half is marked."""
+def test_unknown_fields_and_events_are_skipped():
+    """Providers add fields and kinds of events of their own."""
+    stream = (
+        event({"type": "ping", "retry": 3})
+        + b"event: ping\nid: 7\ndata: {}\n\n"
+        + event(chunk("a", new={"x": [1]}))
+        + event({"choices": [{"delta": {"content": "b", "audio": {}}, "logprobs": None}]})
+        + event({"choices": [], "usage": {**USAGE, "audio_tokens": 3, "total": "12"}})
+        + event(chunk(finish_reason="stop", service_tier="flex"))
+    )
+    text, events = read(stream + event("[DONE]"))
+    assert text == "ab"
+    assert events.finish() == Finish("stop", 7, 5, 3)
+
+
+def test_a_surrogate_pair_split_between_events_becomes_one_character():
+    """JSON may escape a character as two surrogates; a lone one is replaced."""
     halves = event('{"choices":[{"delta":{"content":"a\\ud83d"}}]}') + event(
         '{"choices":[{"delta":{"content":"\\ude00b"}}]}'
     )
@@ -92,12 +107,12 @@ def test_a_character_in_two_escaped_halves_becomes_one():
     assert read(lone)[0] == "\ufffd"
 
 
-def test_without_usage_chunks_are_counted_and_that_is_known():
-    """Nothing is estimated: the count of chunks is what there is."""
+def test_without_usage_chunks_are_counted():
+    """Nothing is estimated, and the parser says that there was no usage."""
     stream = event(chunk("a")) * 4 + event(chunk(finish_reason="eos_token")) + event("[DONE]")
     _, events = read(stream)
     assert events.usage is None
-    assert events.ending() == Finish("stop", 0, 4, 0)
+    assert events.finish() == Finish("stop", 0, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +124,8 @@ def test_without_usage_chunks_are_counted_and_that_is_known():
         {"prompt_tokens": True, "completion_tokens": 2**40},
     ],
 )
-def test_usage_that_is_none_is_not_taken(usage):
-    """Counts are whole numbers that fit the record of usage."""
+def test_invalid_usage_is_ignored(usage):
+    """Counts are integers that fit the usage record."""
     _, events = read(event(chunk("a")) + event({"choices": [], "usage": usage}))
     assert events.usage is None
 
@@ -130,41 +145,41 @@ def test_usage_that_is_none_is_not_taken(usage):
         b"x" * (1024 * 1024 + 1),
     ],
 )
-def test_what_is_no_stream_of_chat_is_the_backends_fault(stream):
-    """Also after events that were well."""
+def test_a_malformed_stream_is_the_backends_fault(stream):
+    """Also after valid events."""
     events = CompletionStreamParser()
     events.feed(event(chunk("a")) * 2)
     with pytest.raises(BackendFailedError):
         events.feed(stream)
 
 
-def test_a_cut_stream_has_no_ending():
-    """An end without a finish reason is a cut, whatever was read before."""
+def test_a_stream_without_a_finish_reason_is_incomplete():
+    """Whatever was read before."""
     _, events = read(event(chunk("a")))
     assert not events.done
     with pytest.raises(BackendFailedError):
-        events.ending()
+        events.finish()
 
 
-def test_a_whole_answer_is_read():
-    """With its usage, or as one chunk without."""
+def test_an_answer_in_one_object_is_read():
+    """With its usage, or as one token without."""
     body = {"choices": [{"message": {"content": "hé"}, "finish_reason": "length"}]}
-    answer = whole_answer(json.dumps(body | {"usage": USAGE}).encode())
+    answer = read_completion(json.dumps(body | {"usage": USAGE}).encode())
     assert answer == ("hé", Usage(7, 5, 3), Finish("length", 7, 5, 3))
-    assert whole_answer(json.dumps(body).encode())[1:] == (None, Finish("length", 0, 1, 0))
+    assert read_completion(json.dumps(body).encode())[1:] == (None, Finish("length", 0, 1, 0))
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"choices": [{"message": {}}]}'])
-def test_what_is_no_whole_answer_is_the_backends_fault(body):
-    """A page of a proxy, an empty body, an answer without an end."""
+def test_an_invalid_object_is_the_backends_fault(body):
+    """A page of a proxy, an empty body, an answer without a finish reason."""
     with pytest.raises(BackendFailedError):
-        whole_answer(body)
+        read_completion(body)
 
 
-def test_the_error_of_a_body_is_told():
+def test_error_bodies_are_read():
     """OpenAI's shape, the flat one of others, or none."""
-    assert told_error(b'{"error": {"message": "m", "code": "c"}}') == ("m", "c", "")
-    assert told_error(b'{"message": "m", "code": 400, "param": "p"}') == ("m", "400", "p")
-    assert told_error(b"<html>") == ("", "", "")
-    assert told_error(b'{"error": "m"}') == ("m", "", "")
-    assert told_error(b"[1]") == ("", "", "")
+    assert read_error(b'{"error": {"message": "m", "code": "c"}}') == ("m", "c", "")
+    assert read_error(b'{"message": "m", "code": 400, "param": "p"}') == ("m", "400", "p")
+    assert read_error(b"<html>") == ("", "", "")
+    assert read_error(b'{"error": "m"}') == ("m", "", "")
+    assert read_error(b"[1]") == ("", "", "")

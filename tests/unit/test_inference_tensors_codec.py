@@ -1,9 +1,10 @@
-"""Messages renamed by appended bytes, held against protobuf's own reading of them."""
+"""Messages renamed by appended bytes, compared with what protobuf reads."""
 
 from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from libs.errors import InvalidArgument
+from services.inference.domain import BackendFailedError
 from services.inference.tensors import codec
 
 TEXTS = st.text(max_size=20)
@@ -51,11 +53,11 @@ RESPONSES = st.builds(
 
 
 @given(REQUESTS, TEXTS, st.lists(TEXTS, max_size=2))
-def test_a_request_is_renamed_and_nothing_else_of_it_changes(request, name, more):
+def test_only_the_model_of_a_request_changes(request, name, more):
     """Whatever it carries, protobuf reads the new name, no version and the same tensors."""
     message = request.SerializeToString()
-    asked = codec.read_request(message)
-    assert asked[:4] == (
+    head = codec.read_request(message)
+    assert head[:4] == (
         request.model_name,
         request.model_version,
         request.id,
@@ -71,8 +73,8 @@ def test_a_request_is_renamed_and_nothing_else_of_it_changes(request, name, more
 
 
 @given(RESPONSES, TEXTS, TEXTS)
-def test_answers_are_renamed_and_nothing_else_of_them_changes(response, name, version):
-    """Of unary calls and inside streams alike."""
+def test_only_the_model_of_a_response_changes(response, name, version):
+    """In unary calls and in streams."""
     message = response.SerializeToString()
     streamed = service_pb2.ModelStreamInferResponse(infer_response=response).SerializeToString()
     response.model_name, response.model_version = name, version
@@ -85,8 +87,8 @@ def test_answers_are_renamed_and_nothing_else_of_them_changes(response, name, ve
 
 
 @given(st.binary(max_size=60) | REQUESTS.map(lambda r: r.SerializeToString()[:-1]))
-def test_what_is_accepted_is_renamed_for_protobuf_too(message):
-    """No broken message can keep its own name by swallowing the bytes behind it."""
+def test_protobuf_reads_the_new_name_of_every_accepted_message(message):
+    """No malformed message can keep its own name by swallowing the appended bytes."""
     try:
         codec.read_request(message)
     except InvalidArgument:
@@ -94,35 +96,35 @@ def test_what_is_accepted_is_renamed_for_protobuf_too(message):
     try:
         read = service_pb2.ModelInferRequest.FromString(codec.renamed_request(message, "new"))
     except DecodeError:
-        return  # Triton will not read it either
+        return  # Triton cannot read it either
     assert (read.model_name, read.model_version) == ("new", "")
 
 
-def test_a_message_of_endless_fields_is_refused():
-    """The walk has a limit, whatever the message's size allows."""
+def test_a_message_with_too_many_fields_is_refused():
+    """The walk has a limit, whatever the limit of the message's size."""
     with pytest.raises(InvalidArgument, match="more than 4096 fields"):
         codec.read_request(b"\x3a\x00" * (codec.MAX_FIELDS + 1))
 
 
-def test_outputs_that_shall_not_come_as_they_are_are_found():
-    """As classes, say, from which no tokens could be read."""
+def test_outputs_requested_with_parameters_are_found():
+    """As classes, for example, from which no tokens could be read."""
     request = service_pb2.ModelInferRequest()
     request.outputs.add(name="token_count").parameters["classification"].int64_param = 1
     request.outputs.add(name="embedding")
-    asked = codec.read_request(request.SerializeToString())
-    assert asked.outputs == ("token_count", "embedding")
-    assert asked.altered_outputs == {"token_count"}
+    head = codec.read_request(request.SerializeToString())
+    assert head.outputs == ("token_count", "embedding")
+    assert head.altered_outputs == {"token_count"}
 
 
 def test_tokens_of_an_embedding_model_are_summed():
-    """One count a text, wherever the output stands."""
+    """One number per text, wherever the output is."""
     response = _response(embedding=bytes(8), token_count=struct.pack("<3i", 4, 5, 300))
-    answered = codec.read_response(response.SerializeToString())
-    assert answered == codec.InferResponseTokens(input_tokens=309, has_outputs=True)
+    tokens = codec.read_response(response.SerializeToString())
+    assert tokens == codec.InferResponseTokens(input_tokens=309, has_outputs=True)
 
 
 def test_tokens_and_the_end_of_a_chat_model_are_read():
-    """Also inside a streamed message; the empty message behind the last has neither."""
+    """Also in a streamed message; the empty message after the last one has neither."""
     final = json.dumps({"prompt_tokens": 7}).encode()
     response = _response(
         text=b"\x00\x00\x00\x00",
@@ -131,8 +133,8 @@ def test_tokens_and_the_end_of_a_chat_model_are_read():
     )
     streamed = service_pb2.ModelStreamInferResponse(infer_response=response)
     read = codec.read_streamed(streamed.SerializeToString())
-    answered = codec.InferResponseTokens(final=final, generated_tokens=2, has_outputs=True)
-    assert read == codec.StreamedResponse("", answered)
+    tokens = codec.InferResponseTokens(final=final, generated_tokens=2, has_outputs=True)
+    assert read == codec.StreamedResponse("", tokens)
     empty = service_pb2.ModelStreamInferResponse(infer_response={"id": "r"})
     assert codec.read_streamed(empty.SerializeToString()) == codec.StreamedResponse(
         "", codec.InferResponseTokens()
@@ -141,11 +143,29 @@ def test_tokens_and_the_end_of_a_chat_model_are_read():
 
 @given(TEXTS, TEXTS)
 def test_an_error_in_a_stream_names_its_request(text, request_id):
-    """As Triton tells it."""
-    told = service_pb2.ModelStreamInferResponse.FromString(codec.streamed_error(text, request_id))
-    assert (told.error_message, told.infer_response.id) == (text, request_id)
+    """As in Triton's own responses."""
+    response = service_pb2.ModelStreamInferResponse.FromString(
+        codec.streamed_error(text, request_id)
+    )
+    assert (response.error_message, response.infer_response.id) == (text, request_id)
     if text:
-        assert codec.read_streamed(told.SerializeToString()).error_message == text
+        assert codec.read_streamed(response.SerializeToString()).error_message == text
+
+
+@given(st.binary(max_size=60) | RESPONSES.map(lambda r: r.SerializeToString()[:-1]))
+def test_a_malformed_response_is_the_backends_fault(message):
+    """Of a backend nothing is certain: no other error escapes."""
+    for read in (codec.read_response, codec.read_streamed):
+        with suppress(BackendFailedError):
+            read(message)
+
+
+@pytest.mark.parametrize("counts", [struct.pack("<i", -1), struct.pack("<2i", 5, -3)])
+def test_negative_numbers_of_tokens_are_the_backends_fault(counts):
+    """They would be credited to the tenant."""
+    response = _response(embedding=bytes(4), token_count=counts).SerializeToString()
+    with pytest.raises(BackendFailedError, match="negative"):
+        codec.read_response(response)
 
 
 def _response(**outputs: bytes):

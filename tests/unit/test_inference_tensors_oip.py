@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol over several backends, which are real gRPC servers."""
+"""The Open Inference Protocol over several backends, which are real gRPC servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
 from tritonclient.grpc import service_pb2
 
 from libs.clock import SystemClock
-from libs.errors import HeadraceError, InvalidArgument, NotFound, Unavailable
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, NotFound, Unavailable
 from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
@@ -32,46 +32,54 @@ from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
-from services.inference.tensors.calls import SERVICE
+from services.inference.backends.triton.client import SERVICE
 from services.inference.tensors.oip import Caller, OpenInference
 
 CALLER = Caller(Identity("acme", "ann"), None)
 STALL = StallLimits(first_token_seconds=0.5, between_tokens_seconds=0.5)
 BACKEND_MODEL = "m-1.0.0-abc"
+FINAL = {"finish_reason": "stop", "prompt_tokens": 9, "completion_tokens": 3, "cached_tokens": 2}
 UUID = "0190b5a4-7c3e-7000-8000-0123456789ab"
 
 
 @dataclass
 class TensorServer:
-    """Answers as a Triton; fails as it is told to.
+    """Answers as a Triton, or fails as a test sets it up.
 
     Attributes:
         fails: the status and text of every unary call, or None.
-        error_message: what a stream says instead of an answer.
+        error_message: what a stream sends instead of an answer.
         dies_after: it aborts a stream after so many messages.
-        has_ending: whether a stream says its end.
-        left: set when a client goes away before its stream has ended.
+        final: what a stream ends with; empty: it ends without that.
+        stalls: whether it is silent: unary calls at once, streams before their end.
+        timeouts: of the calls so far, in seconds; None: the call has none.
+        left: set when a client cancels its call.
     """
 
     fails: tuple[grpc.StatusCode, str] | None = None
     error_message: str = ""
     dies_after: int | None = None
-    has_ending: bool = True
+    final: dict[str, Any] = field(default_factory=lambda: dict(FINAL))
     stalls: bool = False
     address: str = ""
     requests: list[Any] = field(default_factory=list)
+    timeouts: list[float | None] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def infer(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        self.timeouts.append(context.time_remaining())
         if self.fails:
             await context.abort(*self.fails)
+        if self.stalls:
+            await asyncio.sleep(3600)
         return _answer(request, embedding=bytes(8), token_count=struct.pack("<2i", 3, 4))
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         try:
             async for request in requests:
                 self.requests.append(request)
+                self.timeouts.append(context.time_remaining())
                 if self.error_message:
                     yield service_pb2.ModelStreamInferResponse(error_message=self.error_message)
                     continue
@@ -81,9 +89,8 @@ class TensorServer:
                     yield _streamed(request, ids=[count], final={})
                 if self.stalls:
                     await asyncio.sleep(3600)
-                if self.has_ending:
-                    counts = {"prompt_tokens": 9, "completion_tokens": 3, "cached_tokens": 2}
-                    yield _streamed(request, ids=[], final={"finish_reason": "stop", **counts})
+                if self.final:
+                    yield _streamed(request, ids=[], final=self.final)
         except asyncio.CancelledError:
             self.left.set()
             raise
@@ -91,10 +98,10 @@ class TensorServer:
 
 @dataclass
 class Bills:
-    """Stands where usage is made durable.
+    """Records usage in memory.
 
     Attributes:
-        is_down: nothing can be made durable.
+        is_down: whether recording fails.
     """
 
     is_down: bool = False
@@ -107,7 +114,7 @@ class Bills:
         return 1
 
     async def drain(self) -> None:
-        """Nothing waits."""
+        """Nothing is pending."""
 
 
 @dataclass
@@ -115,19 +122,20 @@ class Mesh:
     service: OpenInference
     bills: Bills
     recorder: Recorder
+    caller: Caller = CALLER
 
     async def stream(self, request: Any) -> list[Any]:
         """Returns the messages that answer one request."""
-        told: list[Any] = []
+        answers: list[Any] = []
 
         async def deliver(message: bytes) -> None:
-            told.append(service_pb2.ModelStreamInferResponse.FromString(message))
+            answers.append(service_pb2.ModelStreamInferResponse.FromString(message))
 
-        await self.service.stream(request.SerializeToString(), CALLER, deliver)
-        return told
+        await self.service.stream(request.SerializeToString(), self.caller, deliver)
+        return answers
 
     async def infer(self, request: Any) -> Any:
-        answer = await self.service.infer(request.SerializeToString(), CALLER)
+        answer = await self.service.infer(request.SerializeToString(), self.caller)
         return service_pb2.ModelInferResponse.FromString(answer)
 
 
@@ -137,13 +145,13 @@ async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
         for server in servers:
             await stack.enter_async_context(_serving(server))
         clock, bills = SystemClock(), Bills()
-        backends = Backends(clock=clock, keys=ApiKeys(tmp_path), stall=STALL)
+        backends = Backends(clock=clock, keys=ApiKeys(tmp_path, clock=clock), stall=STALL)
         stack.push_async_callback(backends.close)
         usage: Any = bills
         recorder = Recorder(usage=usage, hasher=InputHasher(bytes(32)), clock=clock)
-        table = _routes(*servers)
+        routes = _routes(*servers)
         service = OpenInference(
-            routes=lambda: table,
+            routes=lambda: routes,
             backends=backends,
             recorder=recorder,
             admission=Admission(clock),
@@ -158,22 +166,22 @@ def request(model: str, **fields: Any) -> Any:
     )
 
 
-async def test_a_request_goes_to_the_backend_under_its_name_and_returns_under_ours(tmp_path):
-    """Version and name are those of the mesh on both sides; the tensors are the same bytes."""
+async def test_the_client_sees_public_names_and_the_backend_its_own(tmp_path):
+    """Name and version are translated on both ways; the tensors are the same bytes."""
     server = TensorServer()
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
         answer = await mesh.infer(request("embedder", model_version="1.0.0", id=UUID))
-    (asked,) = server.requests
-    assert (asked.model_name, asked.model_version) == (BACKEND_MODEL, "")
-    assert list(asked.raw_input_contents) == [b"\x00\xff"]
+    (received,) = server.requests
+    assert (received.model_name, received.model_version) == (BACKEND_MODEL, "")
+    assert list(received.raw_input_contents) == [b"\x00\xff"]
     assert (answer.model_name, answer.model_version, answer.id) == ("embedder", "1.0.0", UUID)
     (bill,) = mesh.bills.recorded
     assert (bill["request_id"], bill["operation"], bill["model"]) == (UUID, "infer", "embedder")
     assert bill["usage"].prompt_tokens == 7
 
 
-async def test_tokens_are_billed_whichever_outputs_are_asked_for(tmp_path):
-    """The outputs that tell them are added where some are named."""
+async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):
+    """The outputs that report them are added if others are named."""
     server = TensorServer()
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
         await mesh.infer(request("embedder", outputs=[{"name": "embedding"}]))
@@ -183,8 +191,8 @@ async def test_tokens_are_billed_whichever_outputs_are_asked_for(tmp_path):
         await mesh.infer(request("embedder", outputs=[altered]))
 
 
-async def test_another_backend_answers_where_one_failed(tmp_path):
-    """Nothing was delivered, so nobody notices."""
+async def test_another_backend_answers_if_one_failed(tmp_path):
+    """Nothing was delivered, so the client sees no failure."""
     bad = TensorServer(fails=(grpc.StatusCode.UNAVAILABLE, "killed"), dies_after=0)
     good = TensorServer()
     async with mesh_of(bad, good, tmp_path=tmp_path) as mesh:
@@ -195,8 +203,8 @@ async def test_another_backend_answers_where_one_failed(tmp_path):
     assert [bill["usage"].prompt_tokens for bill in mesh.bills.recorded] == [7, 9]
 
 
-async def test_a_request_that_is_wrong_is_asked_once_and_opens_no_breaker(tmp_path):
-    """Its text is Triton's, with the public name; words of the request decide nothing."""
+async def test_a_wrong_request_is_tried_once_and_opens_no_breaker(tmp_path):
+    """The text is Triton's, with the public name; text of the request itself has no effect."""
     text = f"[request id: mine] unexpected inference input 'Server is ' for model '{BACKEND_MODEL}'"
     server = TensorServer(fails=(grpc.StatusCode.INVALID_ARGUMENT, text), error_message=text)
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
@@ -210,9 +218,9 @@ async def test_a_request_that_is_wrong_is_asked_once_and_opens_no_breaker(tmp_pa
     assert mesh.bills.recorded == []
 
 
-@pytest.mark.parametrize("how", [{"dies_after": 2}, {"has_ending": False}, {"stalls": True}])
-async def test_a_stream_that_breaks_off_is_an_error_and_billed_as_far_as_it_came(how, tmp_path):
-    """No other backend begins anew: what was delivered cannot be taken back."""
+@pytest.mark.parametrize("how", [{"dies_after": 2}, {"final": {}}, {"stalls": True}])
+async def test_an_interrupted_stream_is_an_error_and_its_tokens_are_billed(how, tmp_path):
+    """No other backend starts again: what was delivered cannot be taken back."""
     bad, other = TensorServer(**how), TensorServer(**how)
     async with mesh_of(bad, other, tmp_path=tmp_path) as mesh:
         with pytest.raises(Unavailable) as caught:
@@ -224,44 +232,95 @@ async def test_a_stream_that_breaks_off_is_an_error_and_billed_as_far_as_it_came
     assert bill["usage"].completion_tokens == how.get("dies_after", 3)
 
 
-async def test_the_last_message_waits_for_the_bill(tmp_path):
-    """Without it the caller hears an error in its place, and nothing is billed twice."""
+async def test_the_last_message_waits_until_the_usage_is_recorded(tmp_path):
+    """If that fails the caller gets an error in its place, and nothing is billed twice."""
     server = TensorServer()
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
         mesh.bills.is_down = True
-        told: list[bytes] = []
+        answers: list[bytes] = []
 
         async def deliver(message: bytes) -> None:
-            told.append(message)
+            answers.append(message)
 
         with pytest.raises(Unavailable, match="bus"):
             await mesh.service.stream(request("chatter").SerializeToString(), CALLER, deliver)
         await mesh.recorder.drain()
-    assert len(told) == 3
+    assert len(answers) == 3
     assert mesh.bills.recorded == []
 
 
-async def test_a_caller_who_leaves_ends_the_backends_work(tmp_path):
-    """What was generated until then is billed."""
+async def test_a_cancelled_call_stops_the_backend(tmp_path):
+    """What was generated before is billed."""
     server = TensorServer(stalls=True)
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
-        came, all_came = 0, asyncio.Event()
+        received, all_received = 0, asyncio.Event()
 
         async def deliver(_message: bytes) -> None:
-            nonlocal came
-            came += 1
-            if came == 3:
-                all_came.set()
+            nonlocal received
+            received += 1
+            if received == 3:
+                all_received.set()
 
         message = request("chatter").SerializeToString()
         reading = asyncio.create_task(mesh.service.stream(message, CALLER, deliver))
-        await all_came.wait()
+        await all_received.wait()
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         async with asyncio.timeout(1):
             await server.left.wait()
         await mesh.recorder.drain()
     assert [bill["usage"].completion_tokens for bill in mesh.bills.recorded] == [3]
+
+
+async def test_fields_that_a_model_adds_to_its_end_are_skipped(tmp_path):
+    """A newer model still answers, and is billed."""
+    server = TensorServer(final={**FINAL, "draft_tokens": 7, "timings": {"ms": 1.5}})
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        answers = await mesh.stream(request("chatter"))
+    assert len(answers) == 4
+    assert [bill["usage"].prompt_tokens for bill in mesh.bills.recorded] == [9]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"finish_reason": None},
+        {"prompt_tokens": "9"},
+        {"cached_tokens": -1},
+        {"prompt_tokens": 2**31},
+    ],
+)
+async def test_a_malformed_end_is_the_backends_fault(wrong, tmp_path):
+    """Neither the caller's, nor an error of this service."""
+    server = TensorServer(final=FINAL | wrong)
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        with pytest.raises(Unavailable) as caught:
+            await mesh.stream(request("chatter"))
+        await mesh.recorder.drain()
+    assert caught.value.reason == "BACKEND_FAILED"
+    assert [bill["usage"].completion_tokens for bill in mesh.bills.recorded] == [3]
+
+
+async def test_the_callers_deadline_is_passed_on_and_charged_to_no_backend(tmp_path):
+    """Shorter than any stall: the caller learns what it waited for, the breaker stays closed."""
+    server = TensorServer(stalls=True)
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        for _ in range(6):  # enough failures would open the breaker
+            now = SystemClock().monotonic_seconds()
+            mesh.caller = Caller(CALLER.identity, now + 0.2)
+            with pytest.raises(DeadlineExceeded) as caught:
+                await mesh.infer(request("embedder"))
+            assert caught.value.metadata == {"waiting_for": "backend"}
+            mesh.caller = Caller(CALLER.identity, now + 0.4)
+            with pytest.raises(DeadlineExceeded) as caught:
+                await mesh.stream(request("chatter"))
+            assert caught.value.metadata == {"waiting_for": "backend"}
+        server.stalls, mesh.caller = False, CALLER
+        await mesh.infer(request("embedder"))
+        await mesh.stream(request("chatter"))
+        await mesh.recorder.drain()
+    assert all(timeout is not None and timeout < 0.4 for timeout in server.timeouts[:12])
+    assert server.timeouts[-1] is None
 
 
 @pytest.mark.parametrize(
@@ -273,10 +332,10 @@ async def test_a_caller_who_leaves_ends_the_backends_work(tmp_path):
         ("provided", "", InvalidArgument, "MODEL_KIND_MISMATCH"),
     ],
 )
-async def test_what_cannot_be_served_is_refused_with_its_reason(
+async def test_models_that_cannot_be_served_are_refused_with_a_reason(
     model: str, version: str, kind: type[HeadraceError], reason: str, tmp_path
 ):
-    """Before any backend is asked."""
+    """Before any backend is called."""
     server = TensorServer()
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
         with pytest.raises(kind) as caught:

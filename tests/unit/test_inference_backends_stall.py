@@ -1,4 +1,4 @@
-"""The deadline of each token, alone."""
+"""The time limit for each token of a stream."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def seconds_until_stall(steps: Callable[[StallGuard], Awaitable[None]]) ->
     ("tokens_at", "expected"),
     [((), 0.6), ((0.01,), 0.21), ((0.5,), 0.7), ((0.1, 0.2, 0.3, 0.4), 0.6)],
 )
-async def test_a_silence_ends_when_its_own_limit_is_reached(tokens_at, expected):
-    """Counted from the last token; it is seen a little later."""
+async def test_silence_ends_the_block_at_its_own_limit(tokens_at, expected):
+    """Counted from the last token; it is noticed a little later."""
 
     async def tokens(guard: StallGuard) -> None:
         now = 0.0
@@ -44,8 +44,8 @@ async def test_a_silence_ends_when_its_own_limit_is_reached(tokens_at, expected)
     assert expected - 0.01 <= await seconds_until_stall(tokens) < expected + 0.3
 
 
-async def test_tokens_in_time_are_let_through():
-    """Many tokens, far longer in all than the limits, and the task is not left cancelled."""
+async def test_tokens_in_time_are_not_a_stall():
+    """The stream is longer than the limits, and the task is not left cancelled."""
     patient = StallLimits(first_token_seconds=1.5, between_tokens_seconds=1.0)
     with StallGuard(patient) as guard:
         for _ in range(20):
@@ -58,7 +58,7 @@ async def test_tokens_in_time_are_let_through():
 
 
 async def test_a_thousand_tokens_of_many_guards_set_one_timer(monkeypatch):
-    """That is what it is for: a token costs a look at the clock, and a request hardly more."""
+    """A token costs a look at the clock, and a request hardly more."""
     loop, timers = asyncio.get_running_loop(), []
     call_later = loop.call_later
 
@@ -74,20 +74,20 @@ async def test_a_thousand_tokens_of_many_guards_set_one_timer(monkeypatch):
     assert len(timers) == 1
 
 
-async def test_while_the_reader_is_waited_for_nothing_is_late():
-    """Afterwards the time begins anew."""
+async def test_the_limit_is_paused_while_the_reader_is_slow():
+    """Afterwards it starts again."""
 
     async def wait_for_reader(guard: StallGuard) -> None:
         guard.progress()
-        guard.wait()
+        guard.pause()
         await asyncio.sleep(0.9)
         guard.progress()
 
     assert 1.09 < await seconds_until_stall(wait_for_reader) < 1.4
 
 
-async def test_a_cancellation_from_outside_stays_one():
-    """Also where it comes together with the stall."""
+async def test_a_cancellation_from_outside_stays_a_cancellation():
+    """Also if it comes together with the stall."""
 
     async def work() -> None:
         with StallGuard(LIMITS):
@@ -102,7 +102,7 @@ async def test_a_cancellation_from_outside_stays_one():
         assert task.cancelled() or wait == LIMITS.first_token_seconds
 
 
-async def test_an_error_of_the_backend_stays_what_it_is():
+async def test_an_error_in_the_block_is_raised_unchanged():
     """Only silence is a stall."""
     with pytest.raises(ValueError, match="garbage"), StallGuard(LIMITS):
         raise ValueError("garbage")
