@@ -8,13 +8,14 @@ from headrace.openai.v1 import openai_pb2_grpc
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
-from libs.http1.server import HttpServer
+from libs.http1 import HttpServer
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import process, run
 from libs.routes import RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
+from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
@@ -103,10 +104,11 @@ async def main() -> None:
         openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(generator), server)
         server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
 
-        http = HttpServer(
-            settings.http_listen_address,
-            handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
-            methods=[
+        api = HttpApi(
+            routes=[
+                HttpRoute("POST", CHAT_COMPLETIONS_PATH, chat_completions_over_http(completions))
+            ],
+            grpc_methods=[
                 GrpcHttp1Handler(
                     GENERATE_PATH,
                     servicer.Generate,
@@ -115,8 +117,10 @@ async def main() -> None:
                 )
             ],
             is_ready=lambda: running.server.ready,
-            drain_seconds=settings.drain_seconds,
             clock=clock,
+        )
+        http = HttpServer(
+            settings.http_listen_address, api, drain_seconds=settings.drain_seconds, clock=clock
         )
 
         await running.serve(ready=False, beside=http)
