@@ -105,6 +105,21 @@ def test_a_taken_edge_port_keeps_the_mesh_from_starting(tmp_path: Path):
     assert not (tmp_path / "run" / "supervisord.pid").exists()
 
 
+def test_a_folder_that_triton_cannot_use_is_refused(tmp_path: Path):
+    """At once, instead of a start that fails after minutes."""
+    home = tmp_path / "my mesh"
+    home.mkdir()
+
+    done = headrace(home, "up", HEADRACE_EDGE_PORT="1")
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "headrace: Triton cannot run models in a folder whose path has a space; "
+        f"set HEADRACE_HOME to another one: {home}\n"
+    )
+    assert not list(home.iterdir())
+
+
 def test_down_succeeds_when_nothing_runs(tmp_path: Path):
     """It can be called at any time."""
     done = headrace(tmp_path, "down")
