@@ -95,9 +95,10 @@ class Provider:
             BackendFailedError: the provider failed, or is set up wrongly.
             HeadraceError: the provider refuses the request.
         """
-        if call.request.resume_from:
+        if call.request.resume_point:
             raise InvalidArgument.of_field(
-                "resume_from", "a provider does not tell tokens, so that none can be counted off"
+                "resume_from",
+                "not possible at a provider: providers do not report tokens",
             )
         if self._running >= MAX_CONNECTIONS:
             raise ResourceExhausted(
