@@ -1,6 +1,6 @@
 """Resume tokens: where a broken answer continues.
 
-A token is `{base64url of format, fingerprint and version}.{position in hex}`. All but the position
+A token is `{base64url of format, fingerprint and version}.{position}`. All but the position
 is the same for every delta of an answer, so that a token costs one string. It is not signed: it is
 only a position in the caller's own answer.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 _FORMAT = 1
 _HEAD = struct.Struct(">BI")  # format, fingerprint; the version follows
-_TOKEN = re.compile(r"([A-Za-z0-9_-]{8,120})\.([0-9a-f]{1,8})", re.ASCII)
+_TOKEN = re.compile(r"([A-Za-z0-9_-]{8,120})\.([0-9]{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def fingerprint(fields: Iterable[object]) -> int:
 
 
 def token_prefix(request_fingerprint: int, version: str) -> str:
-    """Returns what all tokens of an answer start with; the position in hex follows."""
+    """Returns what all tokens of an answer start with; the position follows, in decimal."""
     head = _HEAD.pack(_FORMAT, request_fingerprint) + version.encode()
     return base64.urlsafe_b64encode(head).rstrip(b"=").decode() + "."
 
@@ -60,4 +60,4 @@ def parse_token(token: str) -> ResumePoint:
     if token_format != _FORMAT:
         raise ValueError(f"unknown format {token_format} of a resume token")
     version = head[_HEAD.size :].decode("ascii")
-    return ResumePoint(request_fingerprint, version, int(position, 16))
+    return ResumePoint(request_fingerprint, version, int(position))

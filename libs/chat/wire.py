@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from headrace.inference.v1 import inference_pb2
@@ -64,25 +64,26 @@ def read_messages(
     """Returns the messages of a conversation, and what of them cannot be read."""
     refused: Violations = []
     messages = tuple(
-        Message(_ROLES.get(message.role, ""), _content(f"messages[{index}]", message, refused))
+        Message(_ROLES.get(message.role, ""), _content(index, message.parts, refused))
         for index, message in enumerate(given)
     )
     return messages, refused
 
 
-def _content(path: str, message: inference_pb2.Message, refused: Violations) -> str:
+def _content(index: int, parts: Sequence[inference_pb2.Part], refused: Violations) -> str:
     """Returns the texts of a message, concatenated."""
-    if not message.parts:
-        refused.append((f"{path}.parts", "must have at least one part"))
-    for index, part in enumerate(message.parts):
-        match part.WhichOneof("content"):
-            case "text":
-                pass
-            case None:
-                refused.append((f"{path}.parts[{index}]", "must have a text"))
-            case kind:
-                refused.append((f"{path}.parts[{index}].{kind}", NOT_SUPPORTED))
-    return "".join(part.text for part in message.parts)
+    if len(parts) == 1 and parts[0].HasField("text"):  # nearly always
+        return parts[0].text
+    if not parts:
+        refused.append((f"messages[{index}].parts", "must have at least one part"))
+    for number, part in enumerate(parts):
+        kind = part.WhichOneof("content")
+        path = f"messages[{index}].parts[{number}]"
+        if kind is None:
+            refused.append((path, "must have a text"))
+        elif kind != "text":
+            refused.append((f"{path}.{kind}", NOT_SUPPORTED))
+    return "".join(part.text for part in parts)
 
 
 def text_message(role: inference_pb2.Role.ValueType, text: str) -> inference_pb2.Message:

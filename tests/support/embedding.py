@@ -138,11 +138,11 @@ class Peers:
     """What the embedding cache talks to, in one server."""
 
     def __init__(self) -> None:
-        # What a service does not define answers UNIMPLEMENTED.
-        self.inference = Inference()  # type: ignore[abstract]  # see above
+        self.inference = Inference()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds all of them."""
+        # What a service does not define answers UNIMPLEMENTED.
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
             self.inference, server
         )

@@ -25,7 +25,7 @@ from services.jobs.payload import checked_payload
 GOOD = GenerationRequest(model="smollm2", messages=(PlainMessage("user", "hello"),))
 HELLO = text_message(inference_pb2.ROLE_USER, "hello")
 IMAGE = Message(role=inference_pb2.ROLE_USER, parts=[Part(image=inference_pb2.Image(url="x"))])
-TOKEN = token_prefix(GOOD.fingerprint(), "1.0.0") + "1f"
+TOKEN = token_prefix(GOOD.fingerprint(), "1.0.0") + "31"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,10 @@ def test_a_valid_request_has_no_violations() -> None:
             {
                 "messages": [
                     HELLO,
-                    Message(role=2, parts=[Part(image=inference_pb2.Image(url="x"))]),
+                    Message(
+                        role=inference_pb2.ROLE_USER,
+                        parts=[Part(image=inference_pb2.Image(url="x"))],
+                    ),
                 ]
             },
             "messages[1].parts[0].image",
@@ -118,7 +121,7 @@ def test_every_field_of_a_request_is_read_or_refused() -> None:
         if field.name in read:
             continue
         request = GenerateRequest(model="smollm2", messages=[HELLO])
-        if field.is_repeated and field.message_type.GetOptions().map_entry:
+        if field.name == "logit_bias":
             request.logit_bias[1] = 1.0
         elif field.is_repeated:
             getattr(request, field.name).add()

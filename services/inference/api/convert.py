@@ -72,7 +72,7 @@ class DeltaWriter:
         delta.token_count = chunk.token_count
         if self._token_prefix:
             self._position += chunk.token_count
-            delta.resume_token = f"{self._token_prefix}{self._position:x}"
+            delta.resume_token = f"{self._token_prefix}{self._position}"
         return self._response
 
 
