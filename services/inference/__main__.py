@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare(streams_tokens=True)
+
 from headrace.inference.v1 import (
     inference_internal_pb2_grpc,
     inference_pb2,
@@ -13,13 +17,14 @@ from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.clock import Clock
-from libs.http1.server import HttpServer
-from libs.metering.prices import PriceBook
+from libs.http1 import HttpServer
+from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import Process, process, run
-from libs.routes import EMPTY, RouteTable
+from libs.routes import RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
+from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
@@ -54,23 +59,16 @@ async def main() -> None:
         bus = await connect(settings.nats_url, name="inference")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream)
-        usage = UsageRecorder(Publisher(jetstream), clock)
+        snapshots = Snapshots(
+            router_address=settings.router_address,
+            cost_address=settings.cost_address,
+            running=running,
+        )
+        routes = snapshots.routes
+        usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
         hasher = InputHasher.from_file(settings.input_hash_key_file)
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
         backends = _backends(settings, clock)
-
-        table = EMPTY
-
-        def routes() -> RouteTable:
-            return table
-
-        def take_routes(new: RouteTable) -> None:
-            nonlocal table
-            table = new
-            backends.retain(new.backends())
-
-        def take_prices(prices: PriceBook) -> None:
-            usage.prices = prices
 
         admission = Admission(clock)
         generator = Generator(
@@ -90,13 +88,15 @@ async def main() -> None:
         tensors = OpenInference(
             routes=routes, backends=backends, recorder=recorder, admission=admission, clock=clock
         )
-        Snapshots(
-            router_address=settings.router_address,
-            cost_address=settings.cost_address,
-            on_routes=take_routes,
-            on_prices=take_prices,
-            running=running,
-        ).start()
+
+        def prepare(table: RouteTable) -> RouteTable:
+            """Returns the routes that this process can use; releases what they do not need."""
+            usable = backends.callable_routes(table)
+            backends.retain(usable.backends())
+            admission.update(usable)
+            return usable
+
+        snapshots.start(prepare_routes=prepare)
 
         servicer = InferenceServicer(
             generator=generator,
@@ -107,7 +107,7 @@ async def main() -> None:
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
-            InferenceInternalServicer(Embedder(routes=routes, backends=backends)), server
+            InferenceInternalServicer(Embedder(routes=routes, backends=backends), clock), server
         )
         openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
             ChatCompletionServicer(completions), server
@@ -126,10 +126,18 @@ async def main() -> None:
 def _backends(settings: Settings, clock: Clock) -> Backends:
     return Backends(
         clock=clock,
-        keys=ApiKeys(settings.home / "secrets"),
+        keys=ApiKeys(settings.home / "secrets", clock=clock),
         stall=StallLimits(
             first_token_seconds=settings.stall_first_token_seconds,
             between_tokens_seconds=settings.stall_between_tokens_seconds,
+        ),
+        network=Network(
+            ca_file=settings.provider_ca_file,
+            proxies=Proxies(
+                https=settings.provider_https_proxy,
+                http=settings.provider_http_proxy,
+                no_proxy=settings.provider_no_proxy,
+            ),
         ),
     )
 
@@ -144,11 +152,15 @@ def _http_server(
         request_type=inference_pb2.GenerateRequest,
         clock=running.clock,
     )
+    api = HttpApi(
+        routes=[HttpRoute("POST", CHAT_COMPLETIONS_PATH, chat_completions_over_http(completions))],
+        grpc_methods=[generate],
+        is_ready=lambda: running.server.ready,
+        clock=running.clock,
+    )
     return HttpServer(
         settings.http_listen_address,
-        handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
-        methods=[generate],
-        is_ready=lambda: running.server.ready,
+        api,
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
 
 from libs.config import ServiceSettings
 
@@ -36,6 +38,29 @@ class Settings(ServiceSettings):
         default=60.0,
         ge=0,
         description="An answer ends if its client reads nothing for so long. 0: never.",
+    )
+    provider_ca_file: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) of private authorities that providers' certificates may "
+        "have, beside those of the machine.",
+    )
+    provider_https_proxy: str = Field(
+        default="",
+        repr=False,  # it may have a password
+        validation_alias=AliasChoices("HEADRACE_PROVIDER_HTTPS_PROXY", "HTTPS_PROXY"),
+        description="The proxy to providers with https URLs, http://[USER:PASSWORD@]HOST:PORT.",
+    )
+    provider_http_proxy: str = Field(
+        default="",
+        repr=False,
+        validation_alias=AliasChoices("HEADRACE_PROVIDER_HTTP_PROXY", "HTTP_PROXY"),
+        description="The proxy to providers with http URLs.",
+    )
+    provider_no_proxy: str = Field(
+        default="",
+        validation_alias=AliasChoices("HEADRACE_PROVIDER_NO_PROXY", "NO_PROXY"),
+        description="Providers that are reached directly: names with their subdomains, addresses, "
+        "networks, each with a port where it matters, separated by commas.",
     )
     hedge_after_seconds: float = Field(
         default=0.0,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from libs.chat.request import GenerationRequest
 from libs.errors import HeadraceError, InvalidArgument, Unavailable
+from libs.model_reference import version_of
 
 DEFAULT_MAX_TOKENS = 256
 MAX_TEXTS = 2048
@@ -165,14 +166,35 @@ class Delivered:
 
     segments: list[int | str] = field(default_factory=list)
     token_count: int = 0
+    _pending: Chunk | None = None
 
-    def add(self, chunk: Chunk) -> None:
-        """Appends a chunk."""
+    def add(self, chunk: Chunk) -> Chunk | None:
+        """Appends a chunk and returns what may be delivered now; None: nothing.
+
+        An engine continues after token ids, or after text if ids are missing. A chunk with neither
+        text nor all of its ids is held until text comes or the answer ends: if it were counted, an
+        engine that continues the answer would generate, and count, its tokens again.
+        """
+        if self._pending is not None:
+            chunk, self._pending = _joined(self._pending, chunk), None
         if len(chunk.token_ids) == chunk.token_count:
             self.segments.extend(chunk.token_ids)
         elif chunk.text:
             self.segments.append(chunk.text)
+        elif chunk.finish is None:
+            self._pending = chunk
+            return None
         self.token_count += chunk.token_count
+        return chunk
+
+
+def _joined(first: Chunk, second: Chunk) -> Chunk:
+    return Chunk(
+        first.text + second.text,
+        first.token_ids + second.token_ids,
+        first.token_count + second.token_count,
+        second.finish,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +218,7 @@ class Route:
     @property
     def version(self) -> str:
         """The semantic version."""
-        return self.model_version.rpartition("/")[2]
+        return version_of(self.model_version)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,10 @@ PROVIDER_ANSWERS_WITHOUT_USAGE = Counter(
     "Answers whose chunks were counted as tokens because the provider reported no usage.",
     ["provider"],
 )
+UNKNOWN_BACKENDS = Gauge(
+    "headrace_inference_unknown_backends",
+    "Backends in the routes that are skipped because this service does not know their kind.",
+)
 BREAKER_STATE = Gauge(
     "headrace_inference_breaker_state",
     "Circuit breaker of a model at an address: 0 closed, 1 half-open, 2 open.",

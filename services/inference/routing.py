@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI, MODEL_KIND_CHAT
 
 from libs.chat.request import GenerationRequest
+from libs.model_reference import at_version
 from libs.routes import Choice, RouteTable
 from services.inference.domain import Route
 
@@ -19,7 +20,7 @@ def choose_chat(routes: RouteTable, request: GenerationRequest) -> Choice:
     point = request.resume_point
     if point is None or point.version == route_of(choice).version:
         return choice
-    return routes.choose(f"{choice.model}@{point.version}", kind=MODEL_KIND_CHAT)
+    return routes.choose(at_version(choice.model, point.version), kind=MODEL_KIND_CHAT)
 
 
 def counts_tokens(choice: Choice) -> bool:

@@ -92,7 +92,7 @@ class Service:
         self.table = RouteTable(revision=1, routes=[])
         self.backends = Backends(
             clock=clock,
-            keys=ApiKeys(folder),
+            keys=ApiKeys(folder, clock=clock),
             stall=StallLimits(first_token_seconds=5.0, between_tokens_seconds=5.0),
         )
         routes: Callable[[], RouteTable] = lambda: self.table  # noqa: E731  # typed

@@ -94,7 +94,7 @@ async def mesh_of(
     *servers: MockProvider | MockTriton, tmp_path: Path, hedge: HedgeLimits = NO_HEDGE
 ) -> AsyncIterator[Mesh]:
     clock = SystemClock()
-    backends = Backends(clock=clock, keys=ApiKeys(tmp_path), stall=STALL)
+    backends = Backends(clock=clock, keys=ApiKeys(tmp_path, clock=clock), stall=STALL)
     failover = Failover(backends=backends, routes=lambda: mesh.table, hedge=hedge, clock=clock)
     mesh = Mesh(backends, failover, RouteTable(revision=0, routes=[]))
     mesh.route([backend_of(server, f"b{index}") for index, server in enumerate(servers)])
@@ -374,7 +374,7 @@ async def test_backends_without_a_route_are_closed(tmp_path, servers):
         assert (await running).text == TEXT
         mesh.backends.retain(mesh.targets[1:])
         await asyncio.sleep(0)
-        assert [one.address for one in mesh.backends._endpoints] == [kept.address]
+        assert [one.address for one in mesh.backends._connections] == [kept.address]
         mesh.route(mesh.targets[1:])
         assert (await mesh.ask()).text == TRITON_TEXT
 
@@ -384,7 +384,7 @@ async def test_only_a_triton_embeds(tmp_path, servers):
     provider = await servers.enter_async_context(mock_provider())
     async with mesh_of(provider, tmp_path=tmp_path) as mesh:
         with (
-            pytest.raises(BackendFailedError, match="no Triton"),
+            pytest.raises(BackendFailedError, match="not a Triton"),
             mesh.backends.lease(mesh.targets) as lease,
         ):
-            await lease.triton.embed("m", ["text"])
+            await lease.triton.embed("m", ["text"], deadline_seconds=None)

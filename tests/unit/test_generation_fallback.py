@@ -57,7 +57,7 @@ class Mesh:
         clock = SystemClock()
         stall = StallLimits(first_token_seconds=5.0, between_tokens_seconds=5.0)
         self.notes = Notes()
-        self.backends = Backends(clock=clock, keys=ApiKeys(folder), stall=stall)
+        self.backends = Backends(clock=clock, keys=ApiKeys(folder, clock=clock), stall=stall)
         self.table = EMPTY
         self.generator = Generator(
             routes=lambda: self.table,

@@ -53,23 +53,33 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         await context.write(convert.final_event(result))
 
     async def CountTokens(
-        self, request: inference_pb2.CountTokensRequest, _context: Context
+        self, request: inference_pb2.CountTokensRequest, context: Context
     ) -> inference_pb2.CountTokensResponse:
         """Returns the tokens of a prompt."""
-        return convert.count_response(await self._counter.count(wire.count_request(request)))
+        count = await self._counter.count(
+            wire.count_request(request),
+            deadline_seconds=convert.deadline_seconds(context, self._clock),
+        )
+        return convert.count_response(count)
 
 
 class InferenceInternalServicer(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
     """What other services of the mesh ask for."""
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder, clock: Clock) -> None:
         self._embedder = embedder
+        self._clock = clock
 
     async def Embed(
-        self, request: inference_internal_pb2.EmbedRequest, _context: Context
+        self, request: inference_internal_pb2.EmbedRequest, context: Context
     ) -> inference_internal_pb2.EmbedResponse:
         """Returns vectors. They are neither cached nor billed: `embedding_cache` does both."""
-        return convert.embed_response(await self._embedder.embed(request.model, request.texts))
+        embeddings = await self._embedder.embed(
+            request.model,
+            request.texts,
+            deadline_seconds=convert.deadline_seconds(context, self._clock),
+        )
+        return convert.embed_response(embeddings)
 
 
 async def _write_together(context: Context, events: list[inference_pb2.GenerateResponse]) -> None:

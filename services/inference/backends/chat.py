@@ -45,6 +45,7 @@ class ChatBackend(Protocol):
 
         Raises:
             BackendFailedError: the backend failed; another one may continue the answer.
+            DeadlineExceeded: the caller's deadline passed.
             HeadraceError: the backend refuses the request.
         """
 

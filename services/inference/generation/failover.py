@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 
 import structlog
-from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT
 from opentelemetry import trace
 
 from libs.clock import Clock
@@ -16,7 +16,8 @@ from libs.routes import Choice, RouteTable
 from libs.telemetry.tracing import child_span
 from services.inference import metrics
 from services.inference.backends.chat import ChunkSink
-from services.inference.backends.pool import Backends
+from services.inference.backends.pool import Backends, Lease
+from services.inference.backends.targets import Protocol
 from services.inference.domain import (
     BackendFailedError,
     ChatCall,
@@ -159,11 +160,13 @@ class DeploymentCall:
     ) -> Finish:
         with self._shared.backends.lease(self.choice.target.backends, avoid=avoid) as lease:
             backend = lease.backend
-            sink = hedged.attempt(backend=backend.id, delivered=delivered, on_first=lease.works)
-            with _span(backend, delivered):
+            sink = hedged.attempt(
+                backend=backend.id, delivered=delivered, on_first=lease.report_success
+            )
+            with _span(lease, delivered):
                 try:
                     return await lease.chat.generate(
-                        backend.backend_model,
+                        lease.target.model,
                         self._call,
                         max_tokens=self._max_tokens,
                         delivered=delivered,
@@ -210,14 +213,14 @@ class DeploymentCall:
             metrics.RESUMED_STREAMS.labels(self.choice.model).inc()
 
 
-def _span(backend: Backend, delivered: Delivered) -> AbstractContextManager[trace.Span]:
-    is_provider = backend.kind == BackendKind.BACKEND_KIND_OPENAI
+def _span(lease: Lease, delivered: Delivered) -> AbstractContextManager[trace.Span]:
+    is_provider = lease.target.endpoint.protocol is Protocol.OPENAI
     return child_span(
         _tracer,
         "openai chat completion" if is_provider else "triton ModelStreamInfer",
         kind=trace.SpanKind.CLIENT,
         attributes={
-            "headrace.backend": backend.id,
+            "headrace.backend": lease.backend.id,
             "headrace.resumed_tokens": delivered.token_count,
         },
     )

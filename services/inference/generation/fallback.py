@@ -8,7 +8,7 @@ from headrace.router.v1.router_pb2 import RouteTarget
 from libs.errors import ResourceExhausted
 from libs.routes import Choice
 from services.inference import metrics
-from services.inference.admission import Admission, places_of
+from services.inference.admission import Admission, slots_of
 from services.inference.backends.chat import ChunkSink
 from services.inference.domain import ChatCall, DeploymentFailedError
 from services.inference.generation.failover import DeploymentCall, Failover
@@ -64,8 +64,8 @@ class FallbackCall:
         current = self.current
         queue = self._admission.queue(current.choice.target.deployment)
         try:
-            async with queue.place(
-                places=places_of(current.choice),
+            async with queue.slot(
+                slots=slots_of(current.choice.target),
                 deadline_seconds=self._call.deadline_seconds,
                 priority=self._call.request.priority,
             ):

@@ -1,4 +1,4 @@
-"""Vectors from an embedding model, in batches that Triton may merge with others."""
+"""Embeddings of texts, in batches that Triton may merge with others."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from headrace.common.v1 import model_pb2
 
-from libs.errors import InvalidArgument, Unavailable
+from libs.errors import InvalidArgument
 from libs.routes import Choice, RouteTable
-from services.inference.backends.pool import Backends
-from services.inference.domain import MAX_TEXTS, BackendFailedError, Route
+from services.inference.backends.pool import Backends, Lease
+from services.inference.domain import MAX_TEXTS, Route
 from services.inference.routing import route_of
+from services.inference.tensors.retry import Retrier
 
 # The largest batch that the model's configuration in Triton allows.
 BATCH_TEXTS = 64
-MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,17 @@ class Embedder:
 
     def __init__(self, *, routes: Callable[[], RouteTable], backends: Backends) -> None:
         self._routes = routes
-        self._backends = backends
+        self._retrier = Retrier(backends)
 
-    async def embed(self, model: str, texts: Sequence[str]) -> Embeddings:
+    async def embed(
+        self, model: str, texts: Sequence[str], *, deadline_seconds: float | None = None
+    ) -> Embeddings:
         """Returns one vector for each text.
+
+        Args:
+            model: a model reference.
+            texts: 1 to `MAX_TEXTS`.
+            deadline_seconds: when the caller gives up, on the clock's monotonic time.
 
         Raises:
             HeadraceError: see `InferenceService.Embed`.
@@ -51,7 +58,9 @@ class Embedder:
         try:
             async with asyncio.TaskGroup() as group:
                 batches = [
-                    group.create_task(self._batch(choice, texts[start : start + BATCH_TEXTS]))
+                    group.create_task(
+                        self._batch(choice, texts[start : start + BATCH_TEXTS], deadline_seconds)
+                    )
                     for start in range(0, len(texts), BATCH_TEXTS)
                 ]
         except ExceptionGroup as errors:
@@ -59,17 +68,12 @@ class Embedder:
         vectors = [vector for batch in batches for vector in batch.result()]
         return Embeddings(vectors, route_of(choice))
 
-    async def _batch(self, choice: Choice, texts: Sequence[str]) -> list[tuple[bytes, int]]:
-        failed: frozenset[str] = frozenset()
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                with self._backends.lease(choice.target.backends, avoid=failed) as lease:
-                    return await lease.triton.embed(lease.backend.backend_model, texts)
-            except BackendFailedError as error:
-                failed |= error.backends
-        raise Unavailable(
-            f"the backends of {choice.target.model_version} failed",
-            reason="BACKEND_FAILED",
-            metadata={"backend": ",".join(sorted(failed))},
-            retry_after_seconds=1.0,
-        )
+    async def _batch(
+        self, choice: Choice, texts: Sequence[str], deadline_seconds: float | None
+    ) -> list[tuple[bytes, int]]:
+        async def attempt(lease: Lease) -> list[tuple[bytes, int]]:
+            return await lease.triton.embed(
+                lease.target.model, texts, deadline_seconds=deadline_seconds
+            )
+
+        return await self._retrier.run(choice, attempt)
