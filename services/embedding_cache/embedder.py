@@ -9,6 +9,7 @@ import structlog
 from headrace.common.v1 import model_pb2, usage_pb2
 
 from libs.clock import Clock
+from libs.embedding_texts import check_texts
 from libs.errors import HeadraceError
 from libs.ids import check_uuid, uuid7
 from libs.metering.usage import UsageRecorder
@@ -22,7 +23,6 @@ from services.embedding_cache.domain import (
     Lookup,
     Vector,
     check_dimensions,
-    check_texts,
     text_key,
 )
 from services.embedding_cache.query import Answer, Query

@@ -76,13 +76,8 @@ async def main() -> None:
             backends=backends,
             admission=admission,
             recorder=recorder,
-            hedge=HedgeLimits(
-                after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
-            ),
-            relay=RelayLimits(
-                max_delay_seconds=settings.coalesce_max_delay_seconds,
-                slow_reader_seconds=settings.slow_reader_seconds,
-            ),
+            hedge=_hedge_limits(settings),
+            relay=_relay_limits(settings),
             clock=clock,
         )
         tensors = OpenInference(
@@ -121,6 +116,19 @@ async def main() -> None:
         await recorder.drain()
         await backends.close()
         await bus.drain()
+
+
+def _hedge_limits(settings: Settings) -> HedgeLimits:
+    return HedgeLimits(
+        after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
+    )
+
+
+def _relay_limits(settings: Settings) -> RelayLimits:
+    return RelayLimits(
+        max_delay_seconds=settings.coalesce_max_delay_seconds,
+        slow_reader_seconds=settings.slow_reader_seconds,
+    )
 
 
 def _backends(settings: Settings, clock: Clock) -> Backends:

@@ -10,7 +10,6 @@ from libs.errors import HeadraceError, InvalidArgument, Unavailable
 from libs.model_reference import version_of
 
 DEFAULT_MAX_TOKENS = 256
-MAX_TEXTS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)

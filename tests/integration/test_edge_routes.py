@@ -196,6 +196,7 @@ async def test_grpcurl_lists_all_services_without_protos_and_token(mesh: Recorde
     assert status == 0, output
     expected = {method[1:].partition("/")[0] for method in _methods()}
     assert expected <= set(output.split())
+    assert "InferenceInternalService" not in output
 
 
 async def test_grpcurl_describes_and_calls_without_protos(mesh: RecordedMesh) -> None:

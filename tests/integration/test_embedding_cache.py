@@ -20,10 +20,10 @@ from nats.js import JetStreamContext
 
 from libs.bus.connection import connect
 from libs.bus.subjects import USAGE
+from libs.embedding_texts import MAX_TEXTS
 from libs.errors import HeadraceError, Unavailable
 from libs.metering.pricing import bill, total_nano_usd
 from libs.rpc.status import from_rpc_error
-from services.embedding_cache.domain import MAX_TEXTS
 from tests.support.embedding import (
     ANN,
     DIGEST,
