@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -96,6 +96,11 @@ class GrpcCall:
     async def write(self, message: Message) -> None:
         """Writes a message; waits while the client reads too slowly."""
         data = framed(message.SerializeToString())
+        await self._exchange.send_chunk(data, content_type=_CONTENT_TYPE)
+
+    async def write_together(self, messages: Iterable[Message]) -> None:
+        """As `write`, with several messages in one write."""
+        data = b"".join(framed(message.SerializeToString()) for message in messages)
         await self._exchange.send_chunk(data, content_type=_CONTENT_TYPE)
 
     def message(self) -> bytes:

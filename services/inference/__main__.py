@@ -6,7 +6,11 @@ from libs.runtime import prepare
 
 prepare(streams_tokens=True)
 
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.inference.v1 import (
+    inference_internal_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
 from headrace.openai.v1 import openai_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
@@ -25,7 +29,7 @@ from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
 from services.inference.admission import Admission
-from services.inference.api.grpc import GENERATE_PATH, InferenceServicer
+from services.inference.api.grpc import GENERATE_PATH, InferenceInternalServicer, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from services.inference.api.openai import (
     ChatCompletions,
@@ -72,13 +76,8 @@ async def main() -> None:
             backends=backends,
             admission=admission,
             recorder=recorder,
-            hedge=HedgeLimits(
-                after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
-            ),
-            relay=RelayLimits(
-                max_delay_seconds=settings.coalesce_max_delay_seconds,
-                slow_reader_seconds=settings.slow_reader_seconds,
-            ),
+            hedge=_hedge_limits(settings),
+            relay=_relay_limits(settings),
             clock=clock,
         )
         tensors = OpenInference(
@@ -96,13 +95,15 @@ async def main() -> None:
 
         servicer = InferenceServicer(
             generator=generator,
-            embedder=Embedder(routes=routes, backends=backends),
             counter=TokenCounter(routes=routes, backends=backends),
             clock=clock,
         )
         completions = ChatCompletions(generator=generator, clock=clock)
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+        inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
+            InferenceInternalServicer(Embedder(routes=routes, backends=backends), clock), server
+        )
         openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
             ChatCompletionServicer(completions), server
         )
@@ -115,6 +116,19 @@ async def main() -> None:
         await recorder.drain()
         await backends.close()
         await bus.drain()
+
+
+def _hedge_limits(settings: Settings) -> HedgeLimits:
+    return HedgeLimits(
+        after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
+    )
+
+
+def _relay_limits(settings: Settings) -> RelayLimits:
+    return RelayLimits(
+        max_delay_seconds=settings.coalesce_max_delay_seconds,
+        slow_reader_seconds=settings.slow_reader_seconds,
+    )
 
 
 def _backends(settings: Settings, clock: Clock) -> Backends:

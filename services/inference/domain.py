@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from libs.chat.request import GenerationRequest
 from libs.errors import HeadraceError, InvalidArgument, Unavailable
+from libs.model_reference import version_of
 
 DEFAULT_MAX_TOKENS = 256
-MAX_TEXTS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,14 +203,36 @@ class Route:
     Attributes:
         deployment: `deployments/{deployment}`.
         reason: for people.
+        revision: of the snapshot that decided.
         model_version: `models/{model}/versions/{semver}`.
         artifact_digest: `sha256:` and 64 hex digits.
     """
 
     deployment: str
     reason: str
+    revision: int
     model_version: str
     artifact_digest: str
+
+    @property
+    def version(self) -> str:
+        """The semantic version."""
+        return version_of(self.model_version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What is known when an answer starts.
+
+    Attributes:
+        trace_id: W3C trace id, 32 hex digits.
+        is_resumable: whether the client can continue the answer after a break.
+    """
+
+    request_id: str
+    trace_id: str
+    route: Route
+    is_resumable: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,6 @@ _SERVING = health_pb2.HealthCheckResponse(
     status=health_pb2.HealthCheckResponse.SERVING
 ).SerializeToString()
 _INTERNAL = {
-    "/headrace.inference.v1.InferenceService/Embed",
     "/headrace.registry.v1.RegistryService/ReportBackend",
 }
 _CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache", "openai": "inference"}
@@ -197,6 +196,7 @@ async def test_grpcurl_lists_all_services_without_protos_and_token(mesh: Recorde
     assert status == 0, output
     expected = {method[1:].partition("/")[0] for method in _methods()}
     assert expected <= set(output.split())
+    assert "InferenceInternalService" not in output
 
 
 async def test_grpcurl_describes_and_calls_without_protos(mesh: RecordedMesh) -> None:

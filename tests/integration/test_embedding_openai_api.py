@@ -15,7 +15,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from services.embedding_cache.domain import MAX_TEXTS
+from libs.embedding_texts import MAX_TEXTS
 from tests.support.edge import RunningEdge, running_edge
 from tests.support.embedding import (
     DIGEST,

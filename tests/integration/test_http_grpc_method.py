@@ -91,6 +91,19 @@ async def test_an_answer_is_messages_in_chunks_and_a_status_in_trailers(service,
     assert await caller.reader.readuntil(b"\r\n\r\n") == b"grpc-status: 0\r\n\r\n"
 
 
+async def test_messages_can_leave_together(service, caller):
+    """In one chunk and one write, in their order."""
+
+    async def handle(request: StringValue, context: GrpcCall) -> None:
+        await context.write_together([request, value("b")])
+
+    service.handle = handle
+    first, second = (framed(value(text).SerializeToString()) for text in ("a", "b"))
+    caller.send(first)
+    await caller.head()
+    assert await caller.chunk() == first + second
+
+
 async def test_an_answer_may_have_no_message(service, caller):
     """Then the status stands in the headers, and nothing follows."""
 

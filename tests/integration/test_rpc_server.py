@@ -160,3 +160,4 @@ async def test_reflection_lists_every_service_of_the_mesh(channel, version):
         "headrace.inference.v1.InferenceService",
         "grpc.health.v1.Health",
     } <= names
+    assert "headrace.inference.v1.InferenceInternalService" not in names

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from libs.chat.request import GenerationRequest, Message
+from libs.chat.resume import token_prefix
 from libs.clock import SystemClock
 from libs.errors import (
     FailedPrecondition,
@@ -40,6 +41,7 @@ CALL = ChatCall(
 STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
 KEY = "sk-a-key-that-nobody-may-see"
 KEY_NAME = "example"
+TOKEN = token_prefix(CALL.request.fingerprint(), "1.0.0") + "2"
 
 
 @dataclass
@@ -346,7 +348,7 @@ async def test_an_answer_that_broke_off_is_not_continued_by_guessing(tmp_path):
     """Where the reader's tokens end cannot be told from chunks; the provider is not asked."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(InvalidArgument, match="resume_from"):
-            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=2)))
+            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=TOKEN)))
     assert not mock.requests
 
 

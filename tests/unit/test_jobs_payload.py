@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 from headrace.embedding.v1.embedding_pb2 import EmbedRequest
-from headrace.inference.v1.inference_pb2 import GenerateRequest, Message
+from headrace.inference.v1.inference_pb2 import ROLE_USER, GenerateRequest, Message
 from headrace.jobs.v1.jobs_pb2 import JobPayload
 
+from libs.chat.wire import text_message
+from libs.embedding_texts import MAX_TEXTS_BYTES, check_texts
 from libs.errors import InvalidArgument
 from services.jobs.payload import checked_payload
 from services.jobs.wire import job_id_of_name, payload_to_bytes
 
 JOB_ID = str(uuid.uuid4())
-HELLO = Message(role="user", content="hello")
+HELLO = text_message(ROLE_USER, "hello")
 
 
 def generate(**fields: Any) -> JobPayload:
@@ -41,7 +43,7 @@ def violations(payload: JobPayload) -> list[str]:
         ({"model": ""}, ["model"]),
         ({"messages": []}, ["messages"]),
         ({"messages": [HELLO] * 1025}, ["messages"]),
-        ({"messages": [HELLO, Message(role="robot")]}, ["messages[1].role"]),
+        ({"messages": [HELLO, Message(parts=HELLO.parts)]}, ["messages[1].role"]),
         ({"max_tokens": 0}, ["max_tokens"]),
         ({"temperature": -0.1}, ["temperature"]),
         ({"temperature": float("nan")}, ["temperature"]),
@@ -75,6 +77,17 @@ def test_a_wrong_generation_is_refused_by_field(fields: dict[str, Any], wrong: l
 def test_a_wrong_embedding_is_refused_by_field(fields: dict[str, Any], wrong: list[str]) -> None:
     """Likewise."""
     assert violations(embed(**fields)) == [f"payload.embed.{field}" for field in wrong]
+
+
+def test_texts_that_are_too_large_are_refused_as_in_a_call() -> None:
+    """Before the job is accepted, not when it runs."""
+    texts = ["a" * (MAX_TEXTS_BYTES + 1)]
+    with pytest.raises(InvalidArgument) as caught:
+        checked_payload(embed(texts=texts), JOB_ID)
+    with pytest.raises(InvalidArgument) as of_a_call:
+        check_texts(texts, field="payload.embed.texts")
+    assert str(caught.value) == str(of_a_call.value)
+    assert caught.value.reason == of_a_call.value.reason == "MESSAGE_TOO_LARGE"
 
 
 def test_a_job_without_work_is_refused() -> None:
