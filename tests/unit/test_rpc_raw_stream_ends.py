@@ -313,3 +313,32 @@ async def test_a_connection_is_found_in_the_moment_in_which_it_is_made(closes, m
         await client.call(METHOD, b"")  # in no task of its own: it would begin too late
         await first
     assert len(connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "header"),
+    [(0.25, "250000u"), (99.9, "99900000u"), (100.0, "100000m"), (10.0**6, "1000000S")],
+)
+def test_a_timeout_is_sent_in_the_units_of_grpc(seconds, header):
+    """A number of at most eight digits and a unit."""
+    assert raw_stream._grpc_timeout(seconds) == header
+
+
+async def test_a_call_ends_at_its_timeout(talk):
+    """The server is told it, too; messages that came before are read first."""
+    calling = asyncio.create_task(talk.client.call(METHOD, b"ask", timeout_seconds=0.2))
+    peer = await talk.peers.accept()
+    call = await calling
+    _, headers, _ = await peer.request()
+    assert 0 < int(headers["grpc-timeout"].removesuffix("u")) <= 200_000
+    peer.send(peer.headers(1, ANSWER), data(1, message(b"first")))
+    assert await call.read() == [b"first"]
+    assert (await error_of(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await talk.is_well(peer)
+
+
+async def test_connecting_is_part_of_the_timeout(talk):
+    """A peer that accepts the connection and does not greet."""
+    with pytest.raises(RawCallError) as caught:
+        await talk.client.call(METHOD, b"", timeout_seconds=0.1)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
