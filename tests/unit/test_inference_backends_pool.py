@@ -65,8 +65,8 @@ def test_a_target_says_how_to_call_a_backend():
 async def test_backends_of_an_unknown_kind_are_skipped(backends, capsys):
     """The others of the deployment answer; it is logged once and shown in a gauge."""
     mixed = routes(a=[backend(NEWER_KIND, "new"), backend(BACKEND_KIND_TRITON, "old")])
-    for _ in range(3):
-        choice = backends.callable_routes(mixed).choose("m", kind=MODEL_KIND_CHAT)
+    backends.callable_routes(mixed)
+    choice = backends.callable_routes(mixed).choose("m", kind=MODEL_KIND_CHAT)
     assert [each.id for each in choice.target.backends] == ["old"]
     assert choice.revision == 7
     assert metrics.UNKNOWN_BACKENDS._value.get() == 1
