@@ -71,7 +71,7 @@ def _stream_once(
             arrivals.append((time.monotonic(), message.delta.token_count))
             texts.append(message.delta.text)
             console.print(message.delta.text, end="", markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif message.HasField("final"):
             console.print()
             return Answer(
                 text="".join(texts),

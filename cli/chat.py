@@ -13,6 +13,7 @@ from rich.console import Console
 from cli.answer import Answer, dollars, stream_answer
 from deploy.local.edge_client import EdgeClient, describe
 from deploy.local.layout import Layout
+from libs.chat.wire import text_message
 
 # Older turns are left out of the prompt, so that it does not outgrow a small model's context.
 HISTORY_MESSAGES = 12
@@ -48,7 +49,7 @@ class Conversation:
                     self._ask(question)
 
     def _ask(self, question: str) -> None:
-        asked = [*self._messages, inference_pb2.Message(role="user", content=question)]
+        asked = [*self._messages, text_message(inference_pb2.ROLE_USER, question)]
         request = inference_pb2.GenerateRequest(
             model=self._model,
             messages=asked[-HISTORY_MESSAGES:],
@@ -60,7 +61,7 @@ class Conversation:
         except grpc.RpcError as error:
             self._console.print(describe(error), style="red", markup=False, highlight=False)
             return
-        said = inference_pb2.Message(role="assistant", content=answer.text)
+        said = text_message(inference_pb2.ROLE_ASSISTANT, answer.text)
         self._messages = [*asked, said]
         self._console.print(f"[dim]{_footer(answer)}[/]", highlight=False)
 

@@ -16,6 +16,7 @@ from deploy.errors import CliError
 from deploy.host import REPOSITORY
 from deploy.local.edge_client import TENANT, USER, EdgeClient, describe
 from deploy.local.layout import Layout
+from libs.chat.wire import text_message
 
 MODEL = "smollm2"
 PROMPT = "Why is the sky blue? Answer in three sentences."
@@ -33,7 +34,7 @@ def show_demo(layout: Layout, *, prompt: str) -> None:
     question = prompt or PROMPT
     request = inference_pb2.GenerateRequest(
         model=MODEL,
-        messages=[inference_pb2.Message(role="user", content=question)],
+        messages=[text_message(inference_pb2.ROLE_USER, question)],
         max_tokens=MAX_TOKENS,
     )
     with EdgeClient(layout) as edge:
@@ -95,10 +96,12 @@ def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> list[tupl
 def _next_steps(edge_address: str) -> list[tuple[str, str]]:
     headrace, grpcurl, python = (_command(name) for name in ("headrace", "grpcurl", "python"))
     token = f"$({headrace} token --tenant {TENANT} --user {USER})"
-    messages = '[{"role": "user", "content": "Name three rivers."}]'
+    question = "Name three rivers."
+    messages = f'[{{"role": "user", "content": "{question}"}}]'
+    grpc_messages = f'[{{"role": "ROLE_USER", "parts": [{{"text": "{question}"}}]}}]'
     grpc_line = (
         f'{grpcurl} -plaintext -H "authorization: Bearer {token}" '
-        f'-d \'{{"model": "{MODEL}", "messages": {messages}}}\' '
+        f'-d \'{{"model": "{MODEL}", "messages": {grpc_messages}}}\' '
         f"{edge_address} headrace.inference.v1.InferenceService/Generate"
     )
     http_line = (

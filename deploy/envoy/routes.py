@@ -44,12 +44,7 @@ _FILES: tuple[tuple[FileDescriptor, str], ...] = (
 _CLUSTER_OF_SERVICE = MappingProxyType(
     {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # where not the file's
 )
-_INTERNAL = frozenset(
-    {
-        "headrace.inference.v1.InferenceService.Embed",
-        "headrace.registry.v1.RegistryService.ReportBackend",
-    }
-)
+_INTERNAL = frozenset({"headrace.registry.v1.RegistryService.ReportBackend"})
 # Their bytes go on in HTTP/1.1, the status as trailers: every token is a message. The service has
 # them among the `methods` of its HTTP server.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})

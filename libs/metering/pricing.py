@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 
 TOKENS_PER_PRICE = 1_000_000
@@ -25,7 +25,7 @@ class Line:
         return (exact + TOKENS_PER_PRICE // 2) // TOKENS_PER_PRICE
 
 
-def bill(usage: model_pb2.TokenUsage, price: cost_pb2.Price | None) -> tuple[Line, ...]:
+def bill(usage: usage_pb2.TokenUsage, price: cost_pb2.Price | None) -> tuple[Line, ...]:
     """Returns the lines of what was used; those of no tokens are left out. No price: all free."""
     price = price or cost_pb2.Price()
     lines = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf import timestamp_pb2
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.events.v1 import events_pb2
 from prometheus_client import Counter
 
@@ -38,7 +38,7 @@ class UsageRecorder:
         identity: Identity,
         model: str,
         model_version: str,
-        usage: model_pb2.TokenUsage,
+        usage: usage_pb2.TokenUsage,
         operation: str,
     ) -> int:
         """Returns the cost in nano-USD, once JetStream has acknowledged the event.

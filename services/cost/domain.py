@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 
 from libs.errors import InvalidArgument
@@ -165,7 +165,7 @@ def postings_of(usage: Usage, price: Price | None) -> tuple[Posting, ...]:
     Where that is not what the client was told, the client's figure holds and an `adjustment` makes
     up the difference.
     """
-    tokens = model_pb2.TokenUsage(
+    tokens = usage_pb2.TokenUsage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,

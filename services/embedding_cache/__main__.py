@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.embedding.v1 import embedding_pb2_grpc
-from headrace.inference.v1 import inference_pb2_grpc
+from headrace.inference.v1 import inference_internal_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
@@ -37,7 +37,9 @@ async def main() -> None:
         cache = VectorCache(limit_bytes=settings.embedding_cache_limit_bytes)
         flights = SingleFlight(keep=cache.put, limit_texts=settings.embedding_in_flight_limit_texts)
         computation = Computation(
-            inference_pb2_grpc.InferenceServiceStub(open_channel(settings.inference_address)),
+            inference_internal_pb2_grpc.InferenceInternalServiceStub(
+                open_channel(settings.inference_address)
+            ),
             timeout_seconds=settings.embedding_timeout_seconds,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.inference.v1 import inference_internal_pb2, inference_internal_pb2_grpc
 
 from libs.errors import Unavailable
 from libs.routes import Choice
@@ -18,7 +18,10 @@ class Computation:
     """Asks `inference` for the vectors of one batch, of exactly one version."""
 
     def __init__(
-        self, inference: inference_pb2_grpc.InferenceServiceAsyncStub, *, timeout_seconds: float
+        self,
+        inference: inference_internal_pb2_grpc.InferenceInternalServiceAsyncStub,
+        *,
+        timeout_seconds: float,
     ) -> None:
         self._inference = inference
         self._timeout_seconds = timeout_seconds
@@ -35,7 +38,9 @@ class Computation:
         """
         target = choice.target
         version = target.model_version.rpartition("/")[2]
-        request = inference_pb2.EmbedRequest(model=f"{choice.model}@{version}", texts=texts)
+        request = inference_internal_pb2.EmbedRequest(
+            model=f"{choice.model}@{version}", texts=texts
+        )
         with headrace_errors():
             response = await self._inference.Embed(
                 request, metadata=identity.metadata(), timeout=self._timeout_seconds

@@ -18,7 +18,7 @@ class Vector:
     """One text's vector, in the form in which it is kept.
 
     Attributes:
-        encoded: a serialised `headrace.inference.v1.Embedding`: float32, little-endian, and the
+        encoded: a serialised `headrace.common.v1.Embedding`: float32, little-endian, and the
             token count. Four bytes a number, and a hit is copied into its answer unread.
         token_count: tokens of the text.
     """

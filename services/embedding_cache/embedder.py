@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import model_pb2, usage_pb2
 
 from libs.clock import Clock
 from libs.errors import HeadraceError
@@ -103,7 +103,7 @@ class Embedder:
 
     async def _answer(self, query: Query, choice: Choice) -> Answer:
         lookup = await self._look_up(query, choice)
-        usage = model_pb2.TokenUsage(
+        usage = usage_pb2.TokenUsage(
             prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
         )
         request_id = query.request_id or uuid7(self._clock)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.inference.v1 import (
+    inference_internal_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
 from headrace.openai.v1 import openai_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
@@ -20,7 +24,7 @@ from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
 from services.inference.admission import Admission
-from services.inference.api.grpc import GENERATE_PATH, InferenceServicer
+from services.inference.api.grpc import GENERATE_PATH, InferenceInternalServicer, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from services.inference.api.openai import (
     ChatCompletions,
@@ -97,13 +101,16 @@ async def main() -> None:
 
         servicer = InferenceServicer(
             generator=generator,
-            embedder=Embedder(routes=routes, backends=backends),
             counter=TokenCounter(routes=routes, backends=backends),
             clock=clock,
         )
         completions = ChatCompletions(generator=generator, clock=clock)
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+        inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
+            InferenceInternalServicer(Embedder(routes=routes, backends=backends), clock=clock),
+            server,
+        )
         openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
             ChatCompletionServicer(completions), server
         )

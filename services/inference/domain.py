@@ -199,14 +199,36 @@ class Route:
     Attributes:
         deployment: `deployments/{deployment}`.
         reason: for people.
+        revision: of the snapshot that decided.
         model_version: `models/{model}/versions/{semver}`.
         artifact_digest: `sha256:` and 64 hex digits.
     """
 
     deployment: str
     reason: str
+    revision: int
     model_version: str
     artifact_digest: str
+
+    @property
+    def version(self) -> str:
+        """The semantic version."""
+        return self.model_version.rpartition("/")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What is known when an answer starts.
+
+    Attributes:
+        trace_id: W3C trace id, 32 hex digits.
+        is_resumable: whether the client can continue the answer after a break.
+    """
+
+    request_id: str
+    trace_id: str
+    route: Route
+    is_resumable: bool
 
 
 @dataclass(frozen=True, kw_only=True)

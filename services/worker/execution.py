@@ -67,12 +67,15 @@ class Execution:
         call = self._inference.Generate(request, metadata=metadata, timeout=self._timeout_seconds)
         try:
             async for response in call:
-                if response.HasField("final"):
-                    final = response.final
-                    continue
-                texts.append(response.delta.text)
-                size_bytes += len(response.delta.text.encode())
-                self._check_size(size_bytes)
+                match response.WhichOneof("event"):
+                    case "final":
+                        final = response.final
+                    case "delta":
+                        texts.append(response.delta.text)
+                        size_bytes += len(response.delta.text.encode())
+                        self._check_size(size_bytes)
+                    case _:  # `started`, or an event of a newer version
+                        pass
         finally:
             call.cancel()  # an answer that nobody takes stops the engine
         if final is None:

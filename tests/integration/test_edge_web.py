@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 _CREATE_PRICE = "/headrace.cost.v1.CostService/CreatePrice"
 _DOWNLOAD = "/headrace.registry.v1.RegistryService/DownloadArtifact"
-_EMBED = "/headrace.inference.v1.InferenceService/Embed"
+_EMBED = "/headrace.inference.v1.InferenceInternalService/Embed"
 _GET_JOB = "/headrace.jobs.v1.JobService/GetJob"
 _ORIGIN = "http://localhost:3000"
 _PREFLIGHT = {
@@ -82,7 +82,7 @@ async def test_grpc_web_streams_and_ends_with_trailers(mesh: ScriptedMesh, suffi
         messages, trailers = _unframed(await response.read())
     events = [inference_pb2.GenerateResponse.FromString(message) for message in messages]
     assert "".join(event.delta.text for event in events) == "Hello"
-    assert events[-1].final.finish_reason == "stop"
+    assert events[-1].final.finish_reason == inference_pb2.FINISH_REASON_STOP
     assert trailers["grpc-status"] == "0"
 
 

@@ -13,7 +13,7 @@ import aiohttp
 import grpc
 import pytest
 import pytest_asyncio
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.embedding.v1 import embedding_pb2
 from headrace.events.v1 import events_pb2
 from nats.js import JetStreamContext
@@ -147,7 +147,7 @@ async def test_usage_is_stored_before_the_answer(mesh: _Mesh):
     assert (event.model, event.model_version) == ("minilm", answer.model_version)
     assert (event.operation, event.price) == ("embed", PRICE.name)
     assert event.usage == answer.usage
-    expected = model_pb2.TokenUsage(
+    expected = usage_pb2.TokenUsage(
         prompt_tokens=tokens_of(a) + tokens_of(b), cached_tokens=tokens_of(a)
     )
     assert answer.usage == expected

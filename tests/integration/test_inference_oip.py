@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from deploy.envoy.routes import OPEN_INFERENCE, OPEN_INFERENCE_HEALTH, OPEN_INFERENCE_METHODS
+from libs.chat.wire import text_message
 from libs.rpc.status import DETAILS_KEY
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from tests.support.mesh import RunningMesh
@@ -209,7 +210,7 @@ async def test_a_cancelled_stream_stops_the_generation(client, mesh, headers) ->
 
 async def test_count_tokens_agrees_with_generate(mesh: RunningMesh) -> None:
     """On the number and on the version."""
-    messages = [inference_pb2.Message(role="user", content="How deep is a headrace?")]
+    messages = [text_message(inference_pb2.ROLE_USER, "How deep is a headrace?")]
     async with mesh.channel() as channel:
         stub: inference_pb2_grpc.InferenceServiceAsyncStub
         stub = inference_pb2_grpc.InferenceServiceStub(channel)

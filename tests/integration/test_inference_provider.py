@@ -15,6 +15,7 @@ from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
+from libs.chat.wire import text_message
 from libs.rpc.status import from_rpc_error
 from tests.bench.mesh import deploy
 from tests.support.mesh import RunningMesh
@@ -180,7 +181,7 @@ async def test_an_interrupted_stream_has_a_reason_in_grpc(mesh, model, provider)
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         call = stub.Generate(
             inference_pb2.GenerateRequest(
-                model=model, messages=[inference_pb2.Message(role="user", content="hello")]
+                model=model, messages=[text_message(inference_pb2.ROLE_USER, "hello")]
             ),
             metadata=mesh.metadata(),
         )

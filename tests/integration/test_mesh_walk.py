@@ -19,6 +19,7 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 
+from libs.chat.wire import text_message
 from tests.support.mesh import CollectorThread, RunningMesh
 from tests.support.otlp import CollectedSpan
 
@@ -34,13 +35,17 @@ class Streamed:
 
     Attributes:
         arrivals: seconds from the call to each message.
+        events: their kinds.
+        tokens: of each delta the length of the text after it, and its resume token.
     """
 
     text: str = ""
     token_count: int = 0
     arrivals: list[float] = field(default_factory=list)
     finals: list[inference_pb2.Final] = field(default_factory=list)
-    last_is_final: bool = False
+    events: list[str] = field(default_factory=list)
+    started: inference_pb2.Started | None = None
+    tokens: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def final(self) -> inference_pb2.Final:
@@ -58,7 +63,7 @@ def ask(question: str, **options: Any) -> inference_pb2.GenerateRequest:
     """Returns a request for a short greedy answer."""
     fields: dict[str, Any] = {"model": "smollm2", "max_tokens": 48, **options}
     return inference_pb2.GenerateRequest(
-        messages=[inference_pb2.Message(role="user", content=question)], **fields
+        messages=[text_message(inference_pb2.ROLE_USER, question)], **fields
     )
 
 
@@ -73,12 +78,16 @@ async def generate(
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
     async for message in stub.Generate(request, metadata=metadata):
         streamed.arrivals.append(time.monotonic() - began)
-        streamed.last_is_final = message.HasField("final")
-        if streamed.last_is_final:
+        event = message.WhichOneof("event")
+        streamed.events.append(str(event))
+        if event == "final":
             streamed.finals.append(message.final)
+        elif event == "started":
+            streamed.started = message.started
         else:
             streamed.text += message.delta.text
             streamed.token_count += message.delta.token_count
+            streamed.tokens.append((len(streamed.text), message.delta.resume_token))
     return streamed
 
 
@@ -89,9 +98,19 @@ async def test_an_answer_streams_token_by_token(mesh: RunningMesh, channel: grpc
     streamed = await generate(channel, request, mesh.metadata())
 
     final = streamed.final
-    assert streamed.last_is_final
+    assert streamed.events == ["started", *["delta"] * (len(streamed.events) - 2), "final"]
+    assert streamed.started == inference_pb2.Started(
+        request_id=final.request_id,
+        trace_id=final.trace_id,
+        route=final.route,
+        model_version=final.model_version,
+        artifact_digest=final.artifact_digest,
+    )
     assert streamed.text.strip()
-    assert final.finish_reason in {"stop", "length"}
+    assert final.finish_reason in {
+        inference_pb2.FINISH_REASON_STOP,
+        inference_pb2.FINISH_REASON_LENGTH,
+    }
     assert final.usage.completion_tokens == streamed.token_count > 10
     assert final.usage.prompt_tokens > 0
     assert final.model_version == VERSION
@@ -104,7 +123,7 @@ async def test_an_answer_streams_token_by_token(mesh: RunningMesh, channel: grpc
     # Many messages over most of the time: not the whole text at the end.
     assert len(streamed.arrivals) > 10
     assert streamed.arrivals[0] < 0.8 * streamed.arrivals[-1]
-    assert final.time_to_first_token_ms <= streamed.arrivals[0] * 1000 + 1
+    assert final.time_to_first_token.ToTimedelta().total_seconds() <= streamed.arrivals[0] + 0.001
 
 
 async def test_greedy_answers_repeat(mesh: RunningMesh, channel: grpc.aio.Channel):
@@ -114,6 +133,32 @@ async def test_greedy_answers_repeat(mesh: RunningMesh, channel: grpc.aio.Channe
 
     assert second.text == first.text
     assert second.final.usage.cached_tokens > 0
+
+
+async def test_an_answer_continues_after_any_delta(mesh: RunningMesh, channel: grpc.aio.Channel):
+    """With the token of that delta: the rest of the same text, of which only the rest is billed."""
+    request = ask("Name three rivers.")
+    complete = await generate(channel, request, mesh.metadata())
+    for length, token in (complete.tokens[0], complete.tokens[4], complete.tokens[-1]):
+        request.resume_from = token
+        rest = await generate(channel, request, mesh.metadata())
+        assert rest.text == complete.text[length:]
+        assert rest.final.usage.completion_tokens == rest.token_count
+        assert [each for each in rest.tokens if each[1] == complete.tokens[-1][1]] or not rest.text
+
+
+async def test_a_token_of_another_request_is_refused(mesh: RunningMesh, channel: grpc.aio.Channel):
+    """It says nothing about this answer."""
+    first = await generate(channel, ask("Name three rivers.", max_tokens=4), mesh.metadata())
+    for request in (
+        ask("Name three lakes.", resume_from=first.tokens[0][1]),
+        ask("Name three rivers.", temperature=0.5, seed=1, resume_from=first.tokens[0][1]),
+        ask("Name three rivers.", resume_from="3"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await generate(channel, request, mesh.metadata())
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "resume_from" in (caught.value.details() or "")
 
 
 async def test_answers_that_run_together_do_not_mix(mesh: RunningMesh, channel: grpc.aio.Channel):

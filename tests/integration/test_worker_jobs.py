@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from headrace.inference.v1 import inference_pb2
 
 from libs.errors import (
     DeadlineExceeded,
@@ -70,7 +71,7 @@ async def test_a_generation_brings_the_whole_answer(client: JobClient, models: M
     assert seen[-2:] == [(RUNNING, 1), (SUCCEEDED, 1)]
     answer = (await client.get(job.name)).result.generate
     assert answer.text == "one two three"
-    assert answer.final.finish_reason == "stop"
+    assert answer.final.finish_reason == inference_pb2.FINISH_REASON_STOP
     assert answer.final.usage == USAGE
     ((request, metadata),) = models.requests
     assert request == generation("hi", max_tokens=5, request_id=id_of(job)).generate

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from headrace.common.v1 import embedding_pb2 as common_embedding_pb2
 from headrace.common.v1 import model_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.embedding.v1 import embedding_pb2_grpc
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.inference.v1 import inference_internal_pb2, inference_internal_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 from typing_extensions import override
 
@@ -54,7 +55,7 @@ def tokens_of(text: str) -> int:
     return len(text.split())
 
 
-class Inference(inference_pb2_grpc.InferenceServiceServicer):
+class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
     """Computes vectors; a test can hold it, break it and see what it was asked.
 
     Attributes:
@@ -74,7 +75,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         self.digest = DIGEST
 
     @override
-    async def Embed(self, request: Any, context: Any) -> inference_pb2.EmbedResponse:
+    async def Embed(self, request: Any, context: Any) -> inference_internal_pb2.EmbedResponse:
         self.batches.append((request.model, list(request.texts)))
         self.metadata = dict(context.invocation_metadata())
         try:
@@ -84,9 +85,9 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             raise
         if self.error is not None:
             raise self.error
-        return inference_pb2.EmbedResponse(
+        return inference_internal_pb2.EmbedResponse(
             embeddings=[
-                inference_pb2.Embedding(values=vector_of(text), token_count=tokens_of(text))
+                common_embedding_pb2.Embedding(values=vector_of(text), token_count=tokens_of(text))
                 for text in request.texts
             ],
             artifact_digest=self.digest,
@@ -142,7 +143,9 @@ class Peers:
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds all of them."""
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.inference, server)
+        inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
+            self.inference, server
+        )
         router_pb2_grpc.add_RouterServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
         cost_pb2_grpc.add_CostServiceServicer_to_server(Cost(), server)  # type: ignore[abstract]  # see above
 

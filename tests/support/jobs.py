@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from headrace.common.v1.model_pb2 import TokenUsage
+from headrace.common.v1.embedding_pb2 import Embedding
+from headrace.common.v1.usage_pb2 import TokenUsage
 from headrace.embedding.v1 import embedding_pb2, embedding_pb2_grpc
 from headrace.events.v1 import events_pb2
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -22,6 +23,7 @@ from typing_extensions import override
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
 from libs.bus.subjects import JOB_FINISHED, JOB_STARTED
+from libs.chat.wire import text_message
 from libs.clock import SystemClock
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
@@ -35,7 +37,7 @@ USAGE = TokenUsage(prompt_tokens=17, completion_tokens=33, cached_tokens=5)
 
 def generation(text: str = "hello", **fields: Any) -> jobs_pb2.JobPayload:
     """Asks for an answer."""
-    message = inference_pb2.Message(role="user", content=text)
+    message = text_message(inference_pb2.ROLE_USER, text)
     return jobs_pb2.JobPayload(
         generate=inference_pb2.GenerateRequest(
             **{"model": "smollm2", "messages": [message], **fields}
@@ -200,9 +202,7 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             await self._end()
         return embedding_pb2.EmbedResponse(
-            embeddings=[
-                inference_pb2.Embedding(values=[1.0] * self.vector_length) for _ in request.texts
-            ],
+            embeddings=[Embedding(values=[1.0] * self.vector_length) for _ in request.texts],
             request_id=request.request_id,
         )
 
@@ -236,7 +236,7 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
                 operation="generate",
             )
         return inference_pb2.Final(
-            finish_reason="stop",
+            finish_reason=inference_pb2.FINISH_REASON_STOP,
             usage=USAGE,
             cost_nano_usd=cost_nano_usd,
             request_id=request.request_id,

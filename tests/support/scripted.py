@@ -31,7 +31,9 @@ async def two_deltas(_request: Any, _context: Any) -> AsyncIterator[inference_pb
     """Answers with "Hello" in two parts, as services do."""
     for text in ("Hel", "lo"):
         yield inference_pb2.GenerateResponse(delta=inference_pb2.Delta(text=text, token_count=1))
-    yield inference_pb2.GenerateResponse(final=inference_pb2.Final(finish_reason="stop"))
+    yield inference_pb2.GenerateResponse(
+        final=inference_pb2.Final(finish_reason=inference_pb2.FINISH_REASON_STOP)
+    )
 
 
 async def one_object(_body: bytes) -> AsyncIterator[HttpBody]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.events.v1 import events_pb2
 
@@ -42,7 +42,7 @@ def usage_event(
     **fields: Any,
 ) -> events_pb2.UsageRecorded:
     """Makes an event with the cost that the price makes of it, unless `fields` say otherwise."""
-    usage = model_pb2.TokenUsage(
+    usage = usage_pb2.TokenUsage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         cached_tokens=cached_tokens,

@@ -8,8 +8,7 @@ import struct
 from collections.abc import Sequence
 
 import pytest
-from headrace.common.v1 import model_pb2
-from headrace.inference.v1 import inference_pb2
+from headrace.common.v1 import embedding_pb2, usage_pb2
 from headrace.router.v1 import router_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,7 +33,7 @@ def _body(**members: object) -> bytes:
 
 
 def _vector(values: Sequence[float], token_count: int = 3) -> Vector:
-    embedding = inference_pb2.Embedding(values=values, token_count=token_count)
+    embedding = embedding_pb2.Embedding(values=values, token_count=token_count)
     return from_embedding(embedding, dimensions=len(values))
 
 
@@ -48,7 +47,7 @@ def _answer(vectors: Sequence[Vector]) -> Answer:
     return Answer(
         lookup=lookup,
         choice=Choice(target, "highest ready version: 1.0.0", "minilm", 1),
-        usage=model_pb2.TokenUsage(
+        usage=usage_pb2.TokenUsage(
             prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
         ),
         cost_nano_usd=42,
@@ -144,4 +143,4 @@ def test_the_grpc_answer_holds_the_vectors_as_they_were_computed():
 def test_nonsense_of_a_backend_is_not_kept(values: list[float]):
     """A vector of another length, or of no numbers, is the backend's failure."""
     with pytest.raises(Unavailable):
-        from_embedding(inference_pb2.Embedding(values=values), dimensions=2)
+        from_embedding(embedding_pb2.Embedding(values=values), dimensions=2)

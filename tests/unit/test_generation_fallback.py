@@ -23,7 +23,7 @@ from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
-from services.inference.domain import ChatCall, Chunk
+from services.inference.domain import ChatCall, Chunk, Started
 from services.inference.generation import relay as relay_module
 from services.inference.generation.generator import Generator
 from services.inference.generation.hedging import HedgeLimits
@@ -96,7 +96,7 @@ class Mesh:
         """Returns the text, the version and the reason."""
         texts = []
 
-        async def deliver(chunk: Chunk) -> None:
+        async def deliver(chunk: Chunk, _started: Started | None) -> None:
             texts.append(chunk.text)
 
         result = await self.generator.answer(call, CALLER, deliver)
@@ -170,7 +170,7 @@ async def test_an_answer_that_nobody_reads_ends(mesh, servers, monkeypatch):
     monkeypatch.setattr(relay_module, "MAX_WAITING_CHUNKS", 1)
     mesh.route(await providers_of(servers, "slow"))
 
-    async def never(_chunk: Chunk) -> None:
+    async def never(_chunk: Chunk, _started: Started | None) -> None:
         await asyncio.Event().wait()
 
     async with asyncio.timeout(10):

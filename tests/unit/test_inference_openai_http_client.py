@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from libs.chat.request import GenerationRequest, Message
+from libs.chat.resume import token_prefix
 from libs.clock import SystemClock
 from libs.errors import (
     FailedPrecondition,
@@ -44,6 +45,7 @@ CALL = ChatCall(
 STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
 KEY = "sk-a-key-that-nobody-may-see"
 KEY_NAME = "example"
+TOKEN = token_prefix(CALL.request.fingerprint(), "1.0.0") + "2"
 
 
 @dataclass
@@ -350,7 +352,7 @@ async def test_resume_from_is_refused(tmp_path):
     """Chunks do not say where the reader's tokens end; the provider is not called."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(InvalidArgument, match="resume_from"):
-            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=2)))
+            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=TOKEN)))
     assert not mock.requests
 
 

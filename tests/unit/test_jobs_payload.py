@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 from headrace.embedding.v1.embedding_pb2 import EmbedRequest
-from headrace.inference.v1.inference_pb2 import GenerateRequest, Message
+from headrace.inference.v1.inference_pb2 import ROLE_USER, GenerateRequest, Message
 from headrace.jobs.v1.jobs_pb2 import JobPayload
 
+from libs.chat.wire import text_message
 from libs.errors import InvalidArgument
 from services.jobs.payload import checked_payload
 from services.jobs.wire import job_id_of_name, payload_to_bytes
 
 JOB_ID = str(uuid.uuid4())
-HELLO = Message(role="user", content="hello")
+HELLO = text_message(ROLE_USER, "hello")
 
 
 def generate(**fields: Any) -> JobPayload:
@@ -41,7 +42,7 @@ def violations(payload: JobPayload) -> list[str]:
         ({"model": ""}, ["model"]),
         ({"messages": []}, ["messages"]),
         ({"messages": [HELLO] * 1025}, ["messages"]),
-        ({"messages": [HELLO, Message(role="robot")]}, ["messages[1].role"]),
+        ({"messages": [HELLO, Message(parts=HELLO.parts)]}, ["messages[1].role"]),
         ({"max_tokens": 0}, ["max_tokens"]),
         ({"temperature": -0.1}, ["temperature"]),
         ({"temperature": float("nan")}, ["temperature"]),

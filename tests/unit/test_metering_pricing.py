@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf import timestamp_pb2
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ def price(name, effective, **amounts):
 
 def test_cached_tokens_are_billed_at_their_own_price_and_not_twice():
     """Prompt tokens contain the cached ones."""
-    usage = model_pb2.TokenUsage(prompt_tokens=10, cached_tokens=4, completion_tokens=2)
+    usage = usage_pb2.TokenUsage(prompt_tokens=10, cached_tokens=4, completion_tokens=2)
     lines = bill(
         usage,
         price(
@@ -46,14 +46,14 @@ def test_cached_tokens_are_billed_at_their_own_price_and_not_twice():
 @given(tokens=st.integers(0, 2**31 - 1), rate=st.integers(0, 10**12))
 def test_an_amount_is_off_by_half_a_nano_dollar_at_most(tokens, rate):
     """Rounding is half up, in integers at any size."""
-    usage = model_pb2.TokenUsage(completion_tokens=tokens)
+    usage = usage_pb2.TokenUsage(completion_tokens=tokens)
     total = total_nano_usd(bill(usage, price("p", NOW, output_nano_usd_per_million_tokens=rate)))
     assert abs(total * 1_000_000 - tokens * rate) <= 500_000
 
 
 def test_a_model_without_price_is_free_and_still_listed():
     """Its tokens are on the bill, at nothing."""
-    lines = bill(model_pb2.TokenUsage(prompt_tokens=3), None)
+    lines = bill(usage_pb2.TokenUsage(prompt_tokens=3), None)
     assert [(line.quantity_tokens, line.cost_nano_usd) for line in lines] == [(3, 0)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Model
@@ -20,7 +20,7 @@ from libs.openai.bodies import (
 )
 from libs.openai.chat_response import ChunkWriter, completion_object, error_event
 
-_USAGE = model_pb2.TokenUsage(prompt_tokens=5, completion_tokens=3, cached_tokens=2)
+_USAGE = usage_pb2.TokenUsage(prompt_tokens=5, completion_tokens=3, cached_tokens=2)
 _SERVED = Served(
     model_version="models/smollm2/versions/1.0.0",
     artifact_digest="sha256:" + "ab" * 32,

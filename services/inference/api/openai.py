@@ -28,7 +28,7 @@ from libs.openai.chat_request import ChatRequest, parse_chat_completion
 from libs.openai.chat_response import DONE, ChunkWriter, completion_object, error_event
 from libs.routes import RouteTable
 from libs.rpc.identity import Context, Identity, identity_of
-from services.inference.domain import ChatCall, Chunk, GenerationResult
+from services.inference.domain import ChatCall, Chunk, GenerationResult, Started
 from services.inference.generation.generator import Generator
 from services.inference.generation.relay import READER_TOO_SLOW
 
@@ -59,7 +59,7 @@ class ChatCompletions:
     async def _whole(self, asked: ChatRequest, call: ChatCall, identity: Identity) -> bytes:
         texts: list[str] = []
 
-        async def collect(chunk: Chunk) -> None:
+        async def collect(chunk: Chunk, _started: Started | None) -> None:
             texts.append(chunk.text)
 
         result = await self._generator.answer(call, identity, collect)
@@ -84,7 +84,7 @@ class ChatCompletions:
         )
         prefix = chunks.role()
 
-        async def deliver(chunk: Chunk) -> None:
+        async def deliver(chunk: Chunk, _started: Started | None) -> None:
             nonlocal prefix
             if not chunk.text:
                 return

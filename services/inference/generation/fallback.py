@@ -41,6 +41,11 @@ class FallbackCall:
         self._on_fallback = False
         self.current: DeploymentCall = self._call_of(choice)
 
+    @property
+    def can_fall_back(self) -> bool:
+        """Whether another deployment may still answer."""
+        return bool(self._fallbacks)
+
     async def run(self, sink: ChunkSink) -> None:
         """Puts the whole answer into the sink.
 
@@ -89,7 +94,7 @@ class FallbackCall:
 
 def _fallbacks(call: ChatCall, choice: Choice) -> tuple[RouteTarget, ...]:
     """Returns the deployments to call after the first one; the first one again is the last."""
-    if call.request.resume_from:  # another version would not continue the text of this one
+    if call.request.resume_point:  # another version would not continue the text of this one
         return ()
     wanted = call.request.max_tokens or 1
     others = [t for t in choice.fallbacks if t.schema.max_output_tokens >= wanted]

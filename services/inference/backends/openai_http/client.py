@@ -93,7 +93,7 @@ class Provider:
         relay: ChunkSink,
     ) -> Finish:
         """See `ChatBackend.generate`. A provider cannot continue an answer that has started."""
-        if call.request.resume_from:
+        if call.request.resume_point:
             raise InvalidArgument.of_field(
                 "resume_from", "is not supported by this model: its provider reports no token ids"
             )

@@ -136,36 +136,6 @@ class ModelSchema(_message.Message):
 Global___ModelSchema: _TypeAlias = ModelSchema  # noqa: Y015
 
 @_typing.final
-class TokenUsage(_message.Message):
-    """Tokens that one request used."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
-    prompt_tokens: _builtins.int
-    """Tokens of the prompt, those from the cache included."""
-    completion_tokens: _builtins.int
-    """Tokens that were generated."""
-    cached_tokens: _builtins.int
-    """Tokens of the prompt that the engine, or the embedding cache, had already."""
-    def __init__(
-        self,
-        *,
-        prompt_tokens: _builtins.int = ...,
-        completion_tokens: _builtins.int = ...,
-        cached_tokens: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TokenUsage: _TypeAlias = TokenUsage  # noqa: Y015
-
-@_typing.final
 class Provider(_message.Message):
     """An external provider that runs a version in place of a pool; part of the artifact, fixed with it."""
 

@@ -8,7 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from headrace.common.v1 import model_pb2 as _model_pb2
+from headrace.common.v1 import usage_pb2 as _usage_pb2
 from headrace.jobs.v1 import jobs_pb2 as _jobs_pb2
 import builtins as _builtins
 import sys
@@ -82,7 +82,7 @@ class UsageRecorded(_message.Message):
         """Who pays."""
 
     @_builtins.property
-    def usage(self) -> _model_pb2.TokenUsage:
+    def usage(self) -> _usage_pb2.TokenUsage:
         """What was used."""
 
     @_builtins.property
@@ -97,7 +97,7 @@ class UsageRecorded(_message.Message):
         identity: Global___Identity | None = ...,
         model_version: _builtins.str = ...,
         model: _builtins.str = ...,
-        usage: _model_pb2.TokenUsage | None = ...,
+        usage: _usage_pb2.TokenUsage | None = ...,
         price: _builtins.str = ...,
         cost_nano_usd: _builtins.int = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
