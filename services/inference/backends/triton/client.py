@@ -1,6 +1,6 @@
 """A Triton server as a backend.
 
-Streams are read as bytes by `libs.rpc.raw_stream`, because the cost of a token is the cost of its
+Streams are read as bytes by `libs.grpc_stream`, because the cost of a token is the cost of its
 message. Each answer has a stream of its own, so that cancelling the call stops the generation.
 """
 
@@ -15,8 +15,8 @@ from opentelemetry import propagate
 
 from libs.chat.request import Message
 from libs.clock import Clock
+from libs.grpc_stream import ServerStreamCall, ServerStreamClient, ServerStreamError
 from libs.rpc.channel import open_channel
-from libs.rpc.raw_stream import RawCall, RawCallError, RawClient
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.backends.triton import codec
@@ -40,7 +40,7 @@ class Triton:
         """Makes a client of a `host:port`, which connects when it is first used."""
         # No tracing and no retries in gRPC: attempts are made, and traced, by the callers.
         self._channel = open_channel(address, traced=False, retries=False)
-        self._raw = RawClient(address)
+        self._streams = ServerStreamClient(address)
         self._clock = clock
         self._methods: dict[tuple[str, Any], Any] = {}
         self.stall_limits = stall
@@ -147,7 +147,7 @@ class Triton:
     @asynccontextmanager
     async def stream(
         self, request: bytes, *, deadline_seconds: float | None
-    ) -> AsyncIterator[RawCall]:
+    ) -> AsyncIterator[ServerStreamCall]:
         """Calls `ModelStreamInfer` with one request, for as long as a block runs.
 
         Raises:
@@ -155,19 +155,19 @@ class Triton:
         """
         left = seconds_left(deadline_seconds, self._clock, waiting_for="backend")
         try:
-            call = await self._raw.call(
+            call = await self._streams.call(
                 f"/{SERVICE}/ModelStreamInfer", request, _trace_metadata(), timeout_seconds=left
             )
             with closing(call):
                 yield call
-        except RawCallError as error:
+        except ServerStreamError as error:
             if left is not None and error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise deadline_exceeded("backend") from error
             raise BackendFailedError(str(error)) from error
 
     async def close(self) -> None:
         """Closes all connections."""
-        await self._raw.close()
+        await self._streams.close()
         await self._channel.close(None)
 
     def _method(self, name: str, request: Any, response_type: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Calls as bytes, to gRPC's own server."""
+"""Token streams from gRPC's own server."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 
-from libs.http2.connection import Connection
+from libs.grpc_stream import ServerStreamClient, ServerStreamError
+from libs.grpc_stream.connection import Connection
 from libs.rpc.channel import MAX_MESSAGE_BYTES
-from libs.rpc.raw_stream import RawCallError, RawClient
-from tests.support.raw_calls import METHOD, all_of, client_of, error_of, fall_silent
+from tests.support.grpc_stream import METHOD, all_of, client_of, error_of, fall_silent
 
 WINDOW = 65_535
 MIB = 1024 * 1024
@@ -36,17 +36,17 @@ async def serving(handler: Handler, port: int = 0) -> AsyncIterator[tuple[grpc.a
 
 
 @asynccontextmanager
-async def calling(handler: Handler) -> AsyncIterator[RawClient]:
+async def calling(handler: Handler) -> AsyncIterator[ServerStreamClient]:
     async with serving(handler) as (_, address), client_of(address) as client:
         yield client
 
 
-async def answer(client: RawClient, request: bytes = b"") -> list[bytes]:
+async def answer(client: ServerStreamClient, request: bytes = b"") -> list[bytes]:
     return await all_of(await client.call(METHOD, request))
 
 
-def ask_again(client: RawClient) -> bool:
-    """Does as if the time for a pong were over; returns whether one was asked for."""
+def ask_again(client: ServerStreamClient) -> bool:
+    """Ends the wait for a pong; returns whether a PING was sent."""
     (connection,) = client._connections
     timer, connection._pong = connection._pong, None
     if timer is not None:
@@ -68,8 +68,8 @@ async def echo(request: bytes, _context: Any) -> AsyncIterator[bytes]:
         pytest.param([b"x" * (WINDOW - 5), b"y" * (WINDOW - 4)], id="as large as the window"),
     ],
 )
-async def test_all_messages_come_whole_and_in_order(messages):
-    """Whatever their sizes, and then the call is over, however often one asks."""
+async def test_all_messages_arrive_complete_and_in_order(messages):
+    """Whatever their sizes; every `read` after them returns nothing."""
 
     async def stream(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
         for message in messages:
@@ -82,15 +82,15 @@ async def test_all_messages_come_whole_and_in_order(messages):
 
 
 @pytest.mark.parametrize("size", [0, 1, WINDOW - 5, WINDOW - 4, 8 * MIB])
-async def test_a_request_arrives_whole(size):
-    """Also where it must wait for the server to make room."""
+async def test_a_request_arrives_complete(size):
+    """Also where the client must wait until the server opens its window."""
     request = (b"0123456789abcde" * (size // 15 + 1))[:size]
     async with calling(echo) as client:
         assert await answer(client, request) == [request]
 
 
 async def test_metadata_arrives():
-    """Once for the call that it was given to."""
+    """Only with the call that it belongs to."""
 
     async def tell(_request: bytes, context: Any) -> AsyncIterator[bytes]:
         for name, value in context.invocation_metadata():
@@ -115,14 +115,16 @@ async def test_an_error_comes_after_the_messages_before_it(code, before):
 
     async with calling(fail) as client:
         call, got = await client.call(METHOD, b""), list[bytes]()
-        with pytest.raises(RawCallError, match=f"{code.name}: 100 % größer\n→ zu groß") as caught:
+        with pytest.raises(
+            ServerStreamError, match=f"{code.name}: 100 % größer\n→ zu groß"
+        ) as caught:
             await all_of(call, got)
         assert (caught.value.code, got) == (code, [b"piece"] * before)
         assert (await error_of(call)).code == code
 
 
-async def test_a_method_that_nobody_has_is_unimplemented():
-    """The answer comes before the whole request went out, and the connection serves on."""
+async def test_an_unknown_method_is_unimplemented():
+    """The response arrives before all of the request was sent; the connection stays usable."""
     async with calling(echo) as client:
         call = await client.call("/test.Raw/Other", bytes(4 * MIB))
         assert (await error_of(call)).code is grpc.StatusCode.UNIMPLEMENTED
@@ -130,65 +132,65 @@ async def test_a_method_that_nobody_has_is_unimplemented():
 
 
 async def test_a_server_that_stops_ends_its_streams_and_is_found_again():
-    """Unavailable as long as nobody listens; then the next call connects."""
+    """UNAVAILABLE while nothing listens; later the next call connects."""
     stopping = asyncio.Event()
 
-    async def begin(request: bytes, _context: Any) -> AsyncIterator[bytes]:
+    async def stream_until(request: bytes, _context: Any) -> AsyncIterator[bytes]:
         yield request
         await stopping.wait()
 
-    async with serving(begin) as (server, address), client_of(address) as client:
+    async with serving(stream_until) as (server, address), client_of(address) as client:
         call = await client.call(METHOD, b"first")
         assert await call.read() == [b"first"]
         await server.stop(0)
         assert (await error_of(call)).code is grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(RawCallError, match="cannot connect") as caught:
+        with pytest.raises(ServerStreamError, match="cannot connect") as caught:
             await client.call(METHOD, b"")
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         stopping.set()
-        async with serving(begin, port=int(address.rpartition(":")[2])):
+        async with serving(stream_until, port=int(address.rpartition(":")[2])):
             assert await answer(client, b"again") == [b"again"]
 
 
 async def test_a_server_that_drains_finishes_its_streams(monkeypatch):
-    """It takes no new ones, which a client learns before it asks."""
-    told, draining, leave = asyncio.Event(), asyncio.Event(), Connection._leave
+    """It refuses new streams, which the client knows before the next call."""
+    retired, draining, retire = asyncio.Event(), asyncio.Event(), Connection._retire
 
-    def leave_and_tell(connection: Connection, why: str) -> None:
-        leave(connection, why)
-        told.set()
+    def retire_and_set(connection: Connection, why: str) -> None:
+        retire(connection, why)
+        retired.set()
 
-    monkeypatch.setattr(Connection, "_leave", leave_and_tell)
+    monkeypatch.setattr(Connection, "_retire", retire_and_set)
 
-    async def begin(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
+    async def stream_until(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
         yield b"before"
         await draining.wait()
         yield b"after"
 
-    async with serving(begin) as (server, address), client_of(address) as client:
+    async with serving(stream_until) as (server, address), client_of(address) as client:
         call = await client.call(METHOD, b"")
         assert await call.read() == [b"before"]
         stopped = asyncio.create_task(server.stop(10))
-        await told.wait()
+        await retired.wait()
         assert not client._connections[0].usable
         draining.set()
         assert await all_of(call) == [b"after"]
         await stopped
 
 
-async def test_nobody_listens():
-    """All who wait for the connection hear of it."""
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        async with client_of(f"127.0.0.1:{unheard.getsockname()[1]}") as client:
+async def test_calls_fail_where_nothing_listens():
+    """All calls that wait for the connection fail."""
+    with socket.socket() as unbound:
+        unbound.bind(("127.0.0.1", 0))
+        async with client_of(f"127.0.0.1:{unbound.getsockname()[1]}") as client:
             tries = [client.call(METHOD, b"") for _ in range(3)]
             errors = await asyncio.gather(*tries, return_exceptions=True)
-    assert [type(error) for error in errors] == [RawCallError] * 3
+    assert [type(error) for error in errors] == [ServerStreamError] * 3
     assert {getattr(error, "code", None) for error in errors} == {grpc.StatusCode.UNAVAILABLE}
 
 
 async def test_a_call_that_is_closed_is_cancelled_at_the_server():
-    """So that it stops working for nobody; others on the connection go on."""
+    """The server stops its work; other calls on the connection continue."""
     cancelled = asyncio.Event()
 
     async def endless(request: bytes, context: Any) -> None:
@@ -209,8 +211,8 @@ async def test_a_call_that_is_closed_is_cancelled_at_the_server():
         assert await answer(client, b"other") == [b"other"]
 
 
-async def test_a_reader_that_stands_still_holds_the_server_back():
-    """Of one call, by its window; when it reads, the rest follows."""
+async def test_a_reader_that_pauses_holds_the_server_back():
+    """Only for its call, by the window of the stream; when it reads, the rest follows."""
     blocked, written = asyncio.Event(), 0
 
     async def pour(request: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -233,7 +235,7 @@ async def test_a_reader_that_stands_still_holds_the_server_back():
 
 
 async def test_two_hundred_calls_at_once_share_one_connection():
-    """Each gets its own answer."""
+    """Each receives its own response."""
     all_here = asyncio.Barrier(200)
 
     async def repeat(request: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -249,8 +251,8 @@ async def test_two_hundred_calls_at_once_share_one_connection():
     assert len({got[-1] for got in answers}) == 1
 
 
-async def test_a_server_is_not_annoyed_by_questions_whether_it_lives():
-    """The server of gRPC ends connections that ask too often while it has nothing to say."""
+async def test_a_server_accepts_the_pings_of_a_client():
+    """A gRPC server closes connections that send too many PINGs while nothing else is sent."""
 
     async def wait(_request: bytes, context: Any) -> AsyncIterator[bytes]:
         await asked.put(None)
