@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI, Backend
+from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI, MODEL_KIND_CHAT, Backend, ModelSchema
+from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
 
 from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
 from libs.errors import DeadlineExceeded
+from libs.routes import RouteTable
 from services.inference import metrics
 from services.inference.admission import SlotQueue
 from services.inference.backends.openai_http.api_keys import ApiKeys
@@ -20,6 +22,8 @@ from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.stall import StallLimits
 from services.inference.deadlines import MARGIN_SECONDS, seconds_left
 from services.inference.domain import BackendFailedError, ChatCall, Delivered
+from services.inference.generation.failover import Failover
+from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import Collector
 from tests.support.http2_peer import http2_peers
 from tests.support.provider import mock_provider
@@ -171,6 +175,26 @@ async def test_a_stall_before_the_deadline_is_the_backends_fault(tmp_path):
         with pytest.raises(BackendFailedError), backends.lease([chatter]) as lease:
             await generate(lease, replace(call(), deadline_seconds=later))
         await backends.close()
+
+
+async def test_the_wait_for_a_backend_that_does_not_come_back(tmp_path):
+    """A failed Triton is waited for, at most until the deadline."""
+    target = RouteTarget(
+        deployment="deployments/d",
+        model_version="models/m/versions/1.0.0",
+        schema=ModelSchema(kind=MODEL_KIND_CHAT, max_output_tokens=100),
+        backends=[Backend(id="b", address="127.0.0.1:9", backend_model="m")],
+    )
+    routes = RouteTable(revision=1, routes=[ModelRoute(model="m", targets=[target])])
+    backends = Backends(clock=CLOCK, keys=ApiKeys(tmp_path, clock=CLOCK), stall=STALL)
+    failover = Failover(backends=backends, routes=lambda: routes, hedge=HedgeLimits(), clock=CLOCK)
+    choice = routes.choose("m", kind=MODEL_KIND_CHAT)
+    with pytest.raises(DeadlineExceeded) as caught:
+        await failover.call(call(), choice, has_fallback=False).run(
+            Collector(on_first=lambda: None)
+        )
+    assert caught.value.metadata == {"waiting_for": "backend"}
+    await backends.close()
 
 
 async def test_the_wait_for_a_slot():
