@@ -18,6 +18,7 @@ from services.inference import metrics
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.targets import Protocol
+from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import (
     BackendFailedError,
     ChatCall,
@@ -196,15 +197,27 @@ class DeploymentCall:
                 choice = self._shared.routes().choose(version, kind=MODEL_KIND_CHAT)
                 self.choice = choice._replace(reason=self.choice.reason)
             except HeadraceError:  # not ready anywhere now, perhaps soon
-                await clock.sleep(FAILOVER_POLL_SECONDS)
+                await self._pause(FAILOVER_POLL_SECONDS)
                 continue
             tried = [failures[backend.id] for backend in self.choice.target.backends]
             if failure.attempts is not None and min(tried) >= failure.attempts:
                 break
             if min(tried):  # all have failed: retry more slowly after each failure
-                await clock.sleep(FAILOVER_POLL_SECONDS * min(tried))
+                await self._pause(FAILOVER_POLL_SECONDS * min(tried))
             return
         raise failure.client_error.to_error(failures) from failure
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits for a backend, at most until the caller's deadline.
+
+        Raises:
+            DeadlineExceeded: it passed.
+        """
+        clock, deadline_seconds = self._shared.clock, self._call.deadline_seconds
+        left = seconds_left(deadline_seconds, clock, waiting_for="backend")
+        await clock.sleep(seconds if left is None else min(left, seconds))
+        if left is not None and left <= seconds:
+            raise deadline_exceeded("backend")
 
     def _count_resume(self) -> None:
         if self.delivered.token_count:

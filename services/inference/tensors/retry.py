@@ -40,7 +40,7 @@ class Retrier:
         Args:
             choice: the model.
             attempt: uses the lease's backend, which is a Triton.
-            may_retry: asked after a failure; if it returns False, the failure is the caller's.
+            may_retry: called after a failure; False: the caller gets the error.
 
         Raises:
             InvalidArgument: no Triton runs the model, or the request is wrong.
