@@ -18,7 +18,7 @@ from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "envoy"
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
-CLUSTERS = (*GRPC_CLUSTERS, routes.HTTP_CLUSTER)
+CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1)(:[0-9]+)?"
 
 _REFLECTING = ("registry", "router", "cost", "jobs")
@@ -80,7 +80,6 @@ def render(edge: Edge) -> Path:
         "jwt_audience": keys.AUDIENCE,
         "jwks_file": str(keys.jwks_path(edge.home).absolute()),
         "keys_dir": str(keys.keys_dir(edge.home).absolute()),
-        "openai_errors_lua": (DEPLOY / "openai_errors.lua").read_text(),
         "descriptors_file": str(descriptors_file.absolute()),
         "transcoded_services": routes.service_names(),
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,

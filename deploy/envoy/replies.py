@@ -1,8 +1,8 @@
-"""What the edge answers by itself, in the shape of the services' own errors.
+"""The edge's own error replies, in the form of the services' errors.
 
-gRPC calls get `grpc-status-details-bin`, all others the same `google.rpc.Status` in JSON. Messages
-are fixed: gRPC's clients refuse details whose message is not the call's, and Envoy's own texts
-name addresses behind the edge; the access log has those.
+gRPC calls get `grpc-status-details-bin`, calls on OpenAI's paths OpenAI's error object, all others
+a `google.rpc.Status` in JSON. Messages are fixed: gRPC clients refuse details whose message is not
+the call's, and Envoy's own texts name addresses behind the edge; the access log has those.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-from google.rpc import status_pb2
 
+from deploy.envoy.routes import OPENAI_PREFIX
 from libs.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -25,6 +25,7 @@ from libs.errors import (
     Unavailable,
     Unimplemented,
 )
+from libs.openai.errors import error_object
 from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.rpc.status import DETAILS_KEY, to_status
 
@@ -46,18 +47,21 @@ _GRPC_CALLER: list[_Filter] = [
 ]
 
 
+_OPENAI_PATH: _Filter = {
+    "header_filter": {"header": {"name": ":path", "string_match": {"prefix": OPENAI_PREFIX}}}
+}
 _BODY_AS_IT_IS = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
 
 
 @dataclass(frozen=True)
 class _Reply:
-    """One answer of the edge.
+    """One error reply.
 
     Attributes:
-        when: the access log filter that finds the case.
-        error: what is told.
+        when: the access log filter that selects the case.
+        error: what the caller gets.
         http_status: the status for callers that do not speak gRPC. 0: Envoy's.
-        says_why: whether JSON callers get Envoy's own text, which says what is wrong with theirs.
+        says_why: JSON callers get Envoy's own text, which says what is wrong with their request.
     """
 
     when: _Filter
@@ -67,7 +71,7 @@ class _Reply:
 
 
 def local_replies() -> list[dict[str, Any]]:
-    """Returns the mappers of Envoy's local replies; of those that match, the first holds."""
+    """Returns the mappers of Envoy's local replies, three a reply; the first match is used."""
     mappers = []
     for reply in _replies():
         status = to_status(reply.error)
@@ -85,7 +89,15 @@ def local_replies() -> list[dict[str, Any]]:
                 ],
             }
         )
-        mappers.append({"filter": reply.when, **_json_reply(reply, status)})
+        openai_body = error_object(reply.error, http_status=reply.http_status or None)
+        status_body = MessageToDict(status, preserving_proto_field_name=True)
+        mappers.append(
+            {
+                "filter": {"and_filter": {"filters": [_OPENAI_PATH, reply.when]}},
+                **_json_reply(reply, openai_body, openai_body["error"]),
+            }
+        )
+        mappers.append({"filter": reply.when, **_json_reply(reply, status_body, status_body)})
     return mappers
 
 
@@ -144,14 +156,14 @@ def _too_large(what: str, limit_bytes: int) -> HeadraceError:
     )
 
 
-def _json_reply(reply: _Reply, status: status_pb2.Status) -> dict[str, Any]:
-    body = MessageToDict(status, preserving_proto_field_name=True)
+def _json_reply(reply: _Reply, body: dict[str, Any], message_of: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a mapper does; `message_of` is the part of the body that has the message."""
     mapper: dict[str, Any] = {}
     if reply.http_status:
         mapper["status_code"] = reply.http_status
     if reply.says_why:
-        # `json_format` escapes what it fills in; the other texts are known and need none.
-        body["message"] = "%LOCAL_REPLY_BODY%"
+        # `json_format` escapes what it fills in; the other texts are known and need no escaping.
+        message_of["message"] = "%LOCAL_REPLY_BODY%"
         mapper["body_format_override"] = {"json_format": body}
     else:
         mapper["body"] = {"inline_string": json.dumps(body)}
@@ -179,7 +191,7 @@ def _statuses(lowest: int, highest: int) -> _Filter:
 
 
 def _code_details(condition: str) -> _Filter:
-    """Returns the filter of a condition on Envoy's own word for what happened, in CEL."""
+    """Returns the filter of a condition, in CEL, on Envoy's code for what happened."""
     return {
         "extension_filter": {
             "name": "envoy.access_loggers.extension_filters.cel",

@@ -151,7 +151,10 @@ def _edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
         admin_address=address(ports, "envoy.admin"),
         services={
             **{name: _addresses(ports, name) for name in render.GRPC_CLUSTERS},
-            routes.HTTP_CLUSTER: _addresses(ports, "inference", "http"),
+            **{
+                cluster: _addresses(ports, service, "http")
+                for cluster, service in routes.HTTP_CLUSTERS.items()
+            },
         },
         otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         trace_sample_percent=_trace_sample_percent(),
@@ -194,7 +197,7 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
             environment["HEADRACE_NATS_MONITORING_URL"] = f"http://{address(ports, 'nats.monitor')}"
         else:
             environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _target(ports, peer)
-    if service == "inference":
+    if service in routes.HTTP_CLUSTERS.values():
         environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
     if service in _HOT_PATH and importlib.metadata.version("grpcio") == _GRPC_TRIED:
         environment["GRPC_EXPERIMENTS"] = _GRPC_EXPERIMENTS

@@ -12,7 +12,6 @@ from headrace.embedding.v1 import embedding_pb2
 from headrace.events.v1 import events_pb2
 from headrace.inference.v1 import inference_pb2
 from headrace.jobs.v1 import jobs_pb2
-from headrace.openai.v1 import openai_pb2
 from headrace.registry.v1 import registry_pb2
 from headrace.router.v1 import router_pb2
 
@@ -101,7 +100,7 @@ def reflect(server: grpc.aio.Server) -> None:
 def _all_service_names() -> list[str]:
     modules = [
         cost_pb2, embedding_pb2, events_pb2, inference_pb2,
-        jobs_pb2, openai_pb2, registry_pb2, router_pb2,
+        jobs_pb2, registry_pb2, router_pb2,
     ]  # fmt: skip
     names = [
         service.full_name

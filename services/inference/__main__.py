@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
-from headrace.openai.v1 import openai_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
@@ -11,22 +10,17 @@ from libs.bus.publisher import Publisher
 from libs.http1 import HttpServer
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
-from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.openai.errors import OpenAIDialect
 from libs.process import process, run
 from libs.routes import RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
-from libs.rpc.http_api import HttpApi, HttpRoute
+from libs.rpc.http_api import HttpApi
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
 from services.inference.api.grpc import GENERATE_PATH, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
-from services.inference.api.openai import (
-    ChatCompletions,
-    ChatCompletionServicer,
-    ModelServicer,
-    chat_completions_over_http,
-)
+from services.inference.api.openai import OpenAIHandlers
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
@@ -97,17 +91,10 @@ async def main() -> None:
             generator=generator, embedder=embedder, counter=counter, clock=clock
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
-        completions = ChatCompletions(generator=generator, clock=clock)
-        openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
-            ChatCompletionServicer(completions), server
-        )
-        openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(generator), server)
         server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
 
         api = HttpApi(
-            routes=[
-                HttpRoute("POST", CHAT_COMPLETIONS_PATH, chat_completions_over_http(completions))
-            ],
+            routes=OpenAIHandlers(generator=generator, clock=clock).routes(),
             grpc_methods=[
                 GrpcHttp1Handler(
                     GENERATE_PATH,
@@ -118,6 +105,8 @@ async def main() -> None:
             ],
             is_ready=lambda: running.server.ready,
             clock=clock,
+            dialect=OpenAIDialect(),
+            longest_call_seconds=settings.longest_http_call_seconds,
         )
         http = HttpServer(
             settings.http_listen_address, api, drain_seconds=settings.drain_seconds, clock=clock

@@ -11,6 +11,12 @@ class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     http_listen_address: str = Field(description="Where its HTTP server listens.")
+    longest_http_call_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="Deadline of HTTP calls whose caller sets none, or a later one. The edge ends "
+        "calls after 600 s.",
+    )
     router_address: str = Field(description="Where routes come from.")
     cost_address: str = Field(description="Where prices come from.")
     nats_url: str = Field(description="Where usage events go.")

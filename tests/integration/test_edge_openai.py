@@ -13,7 +13,7 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-from google.api.httpbody_pb2 import HttpBody
+from yarl import URL
 
 from deploy.envoy.replies import MAX_JSON_BODY_BYTES
 from libs.errors import (
@@ -24,7 +24,7 @@ from libs.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from tests.support.scripted import ScriptedMesh, one_object, scripted_mesh
+from tests.support.scripted import BodyPart, ScriptedMesh, one_object, scripted_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -55,7 +55,9 @@ def _event(text: str) -> bytes:
     return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
-async def _error(mesh: ScriptedMesh, path: str = _CHAT, **request: Any) -> tuple[int, Any, Any]:
+async def _error(
+    mesh: ScriptedMesh, path: str | URL = _CHAT, **request: Any
+) -> tuple[int, Any, Any]:
     """Returns the status, the error object and the headers of a request that fails."""
     request.setdefault("headers", mesh.edge.bearer())
     async with mesh.http.request(request.pop("method", "POST"), path, **request) as response:
@@ -67,10 +69,10 @@ async def _error(mesh: ScriptedMesh, path: str = _CHAT, **request: Any) -> tuple
 
 
 def _raising(error: Exception) -> Any:
-    async def answer(body: bytes) -> AsyncIterator[HttpBody]:
+    async def answer(body: bytes) -> AsyncIterator[BodyPart]:
         if body:  # always; a generator has a yield somewhere
             raise error
-        yield HttpBody()
+        yield BodyPart(b"")
 
     return answer
 
@@ -90,11 +92,11 @@ async def test_events_arrive_one_by_one(mesh: ScriptedMesh) -> None:
     """Each event leaves the edge before the next one exists."""
     may_go_on = asyncio.Semaphore(0)
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
         for number in range(5):
-            yield HttpBody(content_type="text/event-stream", data=f"data: {number}\n\n".encode())
+            yield BodyPart(f"data: {number}\n\n".encode())
             await may_go_on.acquire()
-        yield HttpBody(data=b"data: [DONE]\n\n")
+        yield BodyPart(b"data: [DONE]\n\n")
 
     mesh.chat.answer = answer
     async with (
@@ -114,10 +116,10 @@ async def test_the_unmodified_client_streams(mesh: ScriptedMesh) -> None:
     """The `openai` package needs a base URL and our token as its key."""
     may_go_on = asyncio.Event()
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="text/event-stream", data=_event("Hel"))
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(_event("Hel"))
         await may_go_on.wait()
-        yield HttpBody(data=_event("lo") + b"data: [DONE]\n\n")
+        yield BodyPart(_event("lo") + b"data: [DONE]\n\n")
 
     mesh.chat.answer = answer
     text = []
@@ -219,25 +221,31 @@ async def test_an_unexpected_exception_is_an_api_error_that_leaks_nothing(
 
 
 async def test_an_error_chunk_in_mid_stream_reaches_the_client(mesh: ScriptedMesh) -> None:
-    """After the first chunk the status is sent; the service's own error chunk comes through."""
+    """After the first chunk the status is sent: the error is the last event."""
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
-        yield HttpBody(data=b'data: {"error":{}}\n\n')
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(b"data: 1\n\n")
         raise Unavailable("gone", reason="BACKEND_FAILED")
 
     mesh.chat.answer = answer
     async with mesh.http.post(_CHAT, json={}, headers=mesh.edge.bearer()) as response:
         assert response.status == 200
-        assert await response.read() == b'data: 1\n\ndata: {"error":{}}\n\n'
+        first, last, end = (await response.read()).split(b"\n\n")
+    assert (first, end) == (b"data: 1", b"")
+    assert json.loads(last.removeprefix(b"data: "))["error"] == {
+        "message": "gone",
+        "type": "api_error",
+        "param": None,
+        "code": "backend_failed",
+    }
 
 
 async def test_a_client_that_goes_away_cancels_the_service(mesh: ScriptedMesh) -> None:
     """Closing the connection in mid-stream stops the work behind it."""
     cancelled = asyncio.Event()
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(b"data: 1\n\n")
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -281,8 +289,8 @@ async def test_a_long_answer_passes_whole(mesh: ScriptedMesh) -> None:
     """2,048 vectors in JSON are some 20 MB in one message."""
     data = b"[" + b"1," * 10_000_000 + b"1]"
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="application/json", data=data)
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(data, "application/json")
 
     mesh.chat.answer = answer
     async with mesh.http.post(_CHAT, json={}, headers=mesh.edge.bearer()) as response:
@@ -311,8 +319,37 @@ async def test_what_the_edge_answers_itself_has_the_same_shape(
 
 
 async def test_models_are_listed_and_found(mesh: ScriptedMesh) -> None:
-    """Names with a version are a path's part too; parameters we do not know are let pass."""
+    """Unknown query parameters are ignored."""
     async with mesh.http.get("/v1/models?limit=1", headers=mesh.edge.bearer()) as response:
         assert await response.json() == {"object": "list"}
-    async with mesh.http.get("/v1/models/smollm2@1.0.0", headers=mesh.edge.bearer()) as response:
-        assert await response.json() == {"id": "smollm2@1.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("smollm2", "smollm2"),
+        ("smollm2@1.0.0", "smollm2@1.0.0"),
+        ("smollm2%401.0.0", "smollm2@1.0.0"),
+        ("models%2Fsmollm2%2Fversions%2F1.0.0", "models/smollm2/versions/1.0.0"),
+        ("models/smollm2/versions/1.0.0", "models/smollm2/versions/1.0.0"),
+        ("smollm2@1.0.0?stream=true", "smollm2@1.0.0"),
+    ],
+)
+async def test_a_model_is_found_by_any_spelling_of_its_name(
+    mesh: ScriptedMesh, path: str, model: str
+) -> None:
+    """Names with a version have `@` or slashes, which clients may percent-encode."""
+    url = URL(f"{mesh.edge.url}/v1/models/{path}", encoded=True)
+    async with aiohttp.ClientSession() as http, http.get(url, headers=mesh.edge.bearer()) as found:
+        assert (found.status, await found.json()) == (200, {"id": model})
+
+
+@pytest.mark.parametrize("path", ["%ff", "a%00b", "%F0%9F%98%80", "", "a" * 5000])
+async def test_a_model_that_does_not_exist_is_an_openai_error(
+    mesh: ScriptedMesh, path: str
+) -> None:
+    """Whatever its name is."""
+    url = URL(f"/v1/models/{path}", encoded=True)
+    status, error, _ = await _error(mesh, url, method="GET")
+    assert status == (400 if path == "%ff" else 404)
+    assert error["code"] == ("invalid_field" if path == "%ff" else "model_not_found")

@@ -55,9 +55,9 @@ async def mesh(tmp_path_factory) -> AsyncIterator[_Mesh]:
             running_embedding_cache(home, peers_address=address, nats_url=server.url)
         )
         edge = await stack.enter_async_context(
-            running_edge(home, {"embedding_cache": [cache.address]})
+            running_edge(home, {"embedding_cache_http": [cache.http_address]})
         )
-        await edge.cluster_is_healthy("embedding_cache")
+        await edge.cluster_is_healthy("embedding_cache_http")
         client = await stack.enter_async_context(
             openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=edge.token(), max_retries=0)
         )

@@ -11,14 +11,9 @@ from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from libs.errors import InvalidArgument, NotFound, Unavailable
-from libs.openai.bodies import (
-    Served,
-    error_object,
-    json_body,
-    list_object,
-    model_object,
-)
-from libs.openai.chat_response import ChunkWriter, completion_object, error_event
+from libs.openai.bodies import Served, list_object, model_object, to_json
+from libs.openai.chat_response import ChunkWriter, completion_object
+from libs.openai.errors import error_event, error_object
 
 _USAGE = model_pb2.TokenUsage(prompt_tokens=5, completion_tokens=3, cached_tokens=2)
 _SERVED = Served(
@@ -61,9 +56,7 @@ def test_a_completion_is_what_the_openai_package_expects():
         usage=_USAGE,
         served=_SERVED,
     )
-    body = json_body(answer)
-    assert body.content_type == "application/json"
-    read = ChatCompletion.model_validate_json(body.data, strict=True)
+    read = ChatCompletion.model_validate_json(to_json(answer), strict=True)
     assert read.choices[0].message.content == "höllo"
     assert read.choices[0].finish_reason == "stop"
     assert read.usage is not None
