@@ -28,7 +28,7 @@ class RpcServer:
     Register servicers on `grpc`, then `start()`. Health is NOT_SERVING until `set_ready(True)`.
 
     Attributes:
-        ready: whether health says that calls should come here.
+        ready: whether health checks report SERVING.
     """
 
     def __init__(self, address: str, *, clock: Clock, reuse_port: bool = False) -> None:
@@ -60,13 +60,13 @@ class RpcServer:
         await self.grpc.start()
 
     async def set_ready(self, ready: bool) -> None:
-        """Tells health checkers whether calls should come here."""
+        """Sets what health checks report."""
         self.ready = ready
         status = health_pb2.HealthCheckResponse.ServingStatus
         await self._health.set("", status.SERVING if ready else status.NOT_SERVING)
 
     async def stop(self, drain_seconds: float) -> None:
-        """Turns new calls away, lets running ones end for so long, then cancels them."""
+        """Refuses new calls, waits for running ones, then cancels them."""
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(drain_seconds)
@@ -75,7 +75,7 @@ class RpcServer:
 def reflect(server: grpc.aio.Server) -> None:
     """Answers reflection, v1 and v1alpha, for every service of the mesh.
 
-    Each process knows all protos, so that the edge can ask any of them.
+    Each process knows all protos, so that the edge can send reflection to any of them.
     """
     names = _all_service_names()
     reflection.enable_server_reflection(names, server)

@@ -1,4 +1,4 @@
-"""OpenAI's paths: bodies pass as they are, chunk by chunk, and errors have OpenAI's shape."""
+"""OpenAI's paths: bodies pass unchanged, chunk by chunk, and errors have OpenAI's form."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def _raising(error: Exception) -> Any:
     return answer
 
 
-async def test_one_object_comes_back_as_it_was_written(mesh: ScriptedMesh) -> None:
-    """Neither the request's body nor the answer's is looked at on the way."""
+async def test_bodies_pass_the_edge_unchanged(mesh: ScriptedMesh) -> None:
+    """The request's and the response's."""
     sent = b'{ "model":"m", "messages": [{"content": ["a", 1e3]}] ,"new_field":\xf0\x9f\x98\x80 }'
     headers = mesh.edge.bearer() | {"content-type": "application/json"}
     async with mesh.http.post(_CHAT, data=sent, headers=headers) as response:
@@ -89,7 +89,7 @@ async def test_one_object_comes_back_as_it_was_written(mesh: ScriptedMesh) -> No
 
 
 async def test_events_arrive_one_by_one(mesh: ScriptedMesh) -> None:
-    """Each event leaves the edge before the next one exists."""
+    """The edge forwards each event before the next one exists."""
     may_go_on = asyncio.Semaphore(0)
 
     async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
@@ -136,7 +136,7 @@ async def test_the_unmodified_client_streams(mesh: ScriptedMesh) -> None:
 
 
 async def test_the_unmodified_client_reads_errors(mesh: ScriptedMesh) -> None:
-    """The client raises its own class for each status, with our code."""
+    """It raises its own class for each status, with our code."""
     mesh.chat.answer = _raising(NotFound("no model m", reason="MODEL_NOT_FOUND"))
     async with openai.AsyncOpenAI(
         base_url=f"{mesh.edge.url}/v1", api_key=mesh.edge.token(), max_retries=0
@@ -199,8 +199,8 @@ async def test_a_failure_before_the_first_chunk_is_a_plain_http_error(
     }
 
 
-async def test_text_inside_an_error_is_never_taken_for_its_structure(mesh: ScriptedMesh) -> None:
-    """Quotes, backslashes, line breaks, JSON and other scripts in messages stay what they are."""
+async def test_any_text_survives_in_an_error(mesh: ScriptedMesh) -> None:
+    """Quotes, backslashes, line breaks, JSON and other scripts in messages stay unchanged."""
     message = 'a "quoted\\" back\\slash\n","reason":"EVIL","field":"x" \u00e9\U0001f600 {\\\\"'
     error = NotFound(
         message, reason="MODEL_NOT_FOUND", metadata={"model": '","reason":"EVIL', "message": "no"}
@@ -213,7 +213,7 @@ async def test_text_inside_an_error_is_never_taken_for_its_structure(mesh: Scrip
 async def test_an_unexpected_exception_is_an_api_error_that_leaks_nothing(
     mesh: ScriptedMesh,
 ) -> None:
-    """A bug in the service is a 500 in OpenAI's shape."""
+    """A bug in the service is a 500 in OpenAI's form."""
     mesh.chat.answer = _raising(RuntimeError("secret"))
     status, error, _ = await _error(mesh, json={})
     assert (status, error["type"], error["code"]) == (500, "api_error", "internal")
@@ -240,8 +240,8 @@ async def test_an_error_chunk_in_mid_stream_reaches_the_client(mesh: ScriptedMes
     }
 
 
-async def test_a_client_that_goes_away_cancels_the_service(mesh: ScriptedMesh) -> None:
-    """Closing the connection in mid-stream stops the work behind it."""
+async def test_closing_the_connection_cancels_the_service(mesh: ScriptedMesh) -> None:
+    """In mid-stream."""
     cancelled = asyncio.Event()
 
     async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
@@ -264,7 +264,7 @@ async def test_a_client_that_goes_away_cancels_the_service(mesh: ScriptedMesh) -
 
 
 async def test_a_body_that_is_too_long_is_refused(mesh: ScriptedMesh) -> None:
-    """One byte over the limit is a 413, whether its length was announced or not."""
+    """One byte over the limit is a 413, with a length or in chunks."""
 
     async def in_parts() -> AsyncIterator[bytes]:
         for _ in range(MAX_JSON_BODY_BYTES // 4096 + 1):
@@ -277,7 +277,7 @@ async def test_a_body_that_is_too_long_is_refused(mesh: ScriptedMesh) -> None:
 
 
 async def test_a_body_just_below_the_limit_passes(mesh: ScriptedMesh) -> None:
-    """Nothing smaller on the way stops what the limit allows."""
+    """No smaller limit applies on the way."""
     data = b"x" * (MAX_JSON_BODY_BYTES - 1024)
     headers = mesh.edge.bearer()
     async with mesh.http.post(_CHAT, data=io.BytesIO(data), headers=headers) as response:
@@ -285,7 +285,7 @@ async def test_a_body_just_below_the_limit_passes(mesh: ScriptedMesh) -> None:
     assert mesh.chat.body == data
 
 
-async def test_a_long_answer_passes_whole(mesh: ScriptedMesh) -> None:
+async def test_a_long_response_passes_completely(mesh: ScriptedMesh) -> None:
     """2,048 vectors in JSON are some 20 MB in one message."""
     data = b"[" + b"1," * 10_000_000 + b"1]"
 
@@ -308,10 +308,10 @@ async def test_a_long_answer_passes_whole(mesh: ScriptedMesh) -> None:
         ({"path": "/v1/embeddings"}, 503, "api_error", "edge_unavailable"),
     ],
 )
-async def test_what_the_edge_answers_itself_has_the_same_shape(
+async def test_the_edges_own_errors_have_the_same_form(
     mesh: ScriptedMesh, request_: dict[str, Any], status: int, kind: str, code: str
 ) -> None:
-    """No token, no such path, wrong verb, service down: an OpenAI client can read them all."""
+    """Also those of paths and services that do not exist or are down."""
     got, error, headers = await _error(mesh, **{"json": {}, **request_})
     assert (got, error["type"], error["code"]) == (status, kind, code)
     assert error["message"]

@@ -111,7 +111,7 @@ async def test_a_header_with_one_value_must_not_be_repeated(service, caller, nam
 
 async def test_lists_and_custom_headers_may_be_repeated(service, caller):
     """Their values are joined by commas, in order."""
-    seen = {}
+    seen: dict[str, str] = {}
 
     async def handle(call: HttpCall) -> None:
         seen.update(call.headers)
