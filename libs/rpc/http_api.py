@@ -92,9 +92,8 @@ class HttpApi:
             await serve(exchange)
             return
         for method, prefix, serve_parameter in self._with_parameter:
-            tail = request.path.removeprefix(prefix)
-            if request.method == method and tail and tail != request.path:
-                await serve_parameter(exchange, tail)
+            if request.method == method and request.path.startswith(prefix):
+                await serve_parameter(exchange, request.path.removeprefix(prefix))
                 return
         if request.violation:
             self._refuse(exchange, InvalidArgument(request.violation, reason="INVALID_FIELD"))

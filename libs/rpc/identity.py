@@ -1,4 +1,4 @@
-"""Who calls: what the edge read from the token and put into the metadata."""
+"""The caller's identity: the edge reads it from the token and puts it into headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TENANT_KEY = "x-headrace-tenant"
 USER_KEY = "x-headrace-user"
 SCOPES_KEY = "x-headrace-scopes"
-# Only from inside the mesh: the edge removes it.
+# Set inside the mesh only: the edge removes it.
 USAGE_ID_KEY = "x-headrace-usage-id"
 ADMIN = "admin"
 
@@ -26,8 +26,8 @@ class Identity:
     """A caller. Services trust it: only the edge and the mesh itself reach them.
 
     Attributes:
-        usage_id: where the same work may be done more than once, the id under which its usage is
-            booked, once; of an attempt that does not end, nothing is booked.
+        usage_id: for work that may be repeated, the id under which its usage is booked once; an
+            attempt that does not end books nothing.
     """
 
     tenant: str
@@ -39,7 +39,7 @@ class Identity:
         """Returns if the caller has the scope.
 
         Raises:
-            PermissionDenied: it has not.
+            PermissionDenied: it does not have it.
         """
         if scope not in self.scopes:
             raise PermissionDenied(
@@ -47,7 +47,7 @@ class Identity:
             )
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Returns the metadata that carries the caller on to the next service."""
+        """Returns the metadata that passes the identity on to the next service."""
         usage = ((USAGE_ID_KEY, self.usage_id),) if self.usage_id else ()
         return (
             (TENANT_KEY, self.tenant),
@@ -57,7 +57,7 @@ class Identity:
         )
 
     def to_proto(self) -> events_pb2.Identity:
-        """Returns the caller as events carry it, without scopes."""
+        """Returns the form that events have, without scopes."""
         return events_pb2.Identity(tenant=self.tenant, user=self.user)
 
 
@@ -65,16 +65,16 @@ def identity_of(context: Context) -> Identity:
     """Returns the caller of an RPC.
 
     Raises:
-        Unauthenticated: the metadata names none; the call did not come through the edge.
+        Unauthenticated: the metadata has none; the call did not come through the edge.
     """
     return identity_in(dict(context.invocation_metadata() or ()))
 
 
 def identity_in(headers: Mapping[str, Any]) -> Identity:
-    """Returns the caller that the headers of a request name.
+    """Returns the caller of a request.
 
     Raises:
-        Unauthenticated: they name none; the request did not come through the edge.
+        Unauthenticated: the headers have none; the request did not come through the edge.
     """
     tenant, user = headers.get(TENANT_KEY), headers.get(USER_KEY)
     if not isinstance(tenant, str) or not isinstance(user, str) or not tenant or not user:

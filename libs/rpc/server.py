@@ -12,7 +12,6 @@ from headrace.embedding.v1 import embedding_pb2
 from headrace.events.v1 import events_pb2
 from headrace.inference.v1 import inference_pb2
 from headrace.jobs.v1 import jobs_pb2
-from headrace.openai.v1 import openai_pb2
 from headrace.registry.v1 import registry_pb2
 from headrace.router.v1 import router_pb2
 
@@ -29,7 +28,7 @@ class RpcServer:
     Register servicers on `grpc`, then `start()`. Health is NOT_SERVING until `set_ready(True)`.
 
     Attributes:
-        ready: whether health says that calls should come here.
+        ready: whether health checks report SERVING.
     """
 
     def __init__(self, address: str, *, clock: Clock, reuse_port: bool = False) -> None:
@@ -61,13 +60,13 @@ class RpcServer:
         await self.grpc.start()
 
     async def set_ready(self, ready: bool) -> None:
-        """Tells health checkers whether calls should come here."""
+        """Sets what health checks report."""
         self.ready = ready
         status = health_pb2.HealthCheckResponse.ServingStatus
         await self._health.set("", status.SERVING if ready else status.NOT_SERVING)
 
     async def stop(self, drain_seconds: float) -> None:
-        """Turns new calls away, lets running ones end for so long, then cancels them."""
+        """Refuses new calls, waits for running ones, then cancels them."""
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(drain_seconds)
@@ -76,7 +75,7 @@ class RpcServer:
 def reflect(server: grpc.aio.Server) -> None:
     """Answers reflection, v1 and v1alpha, for every service of the mesh.
 
-    Each process knows all protos, so that the edge can ask any of them.
+    Each process knows all protos, so that the edge can send reflection to any of them.
     """
     names = _all_service_names()
     reflection.enable_server_reflection(names, server)
@@ -101,7 +100,7 @@ def reflect(server: grpc.aio.Server) -> None:
 def _all_service_names() -> list[str]:
     modules = [
         cost_pb2, embedding_pb2, events_pb2, inference_pb2,
-        jobs_pb2, openai_pb2, registry_pb2, router_pb2,
+        jobs_pb2, registry_pb2, router_pb2,
     ]  # fmt: skip
     names = [
         service.full_name

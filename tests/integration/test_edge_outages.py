@@ -76,7 +76,7 @@ EACH_SERVICE = pytest.mark.parametrize(
 
 
 async def _free_address(mesh: ScriptedMesh) -> str:
-    async with mesh.serving_models() as address:
+    async with mesh.serving_grpc() as address:
         return address  # takes a port and gives it up
 
 
@@ -185,8 +185,8 @@ async def test_health_over_http_follows_inference(tmp_path) -> None:
 async def test_health_over_http_asks_for_both_sides_of_inference(tmp_path, down) -> None:
     """Both the gRPC and the HTTP/1.1 server of a process must be healthy."""
     mesh = ScriptedMesh()
-    async with mesh.serving_models() as models, mesh.serving_inference() as inference:
-        addresses = {"inference": [models], "inference_http": [inference]}
+    async with mesh.serving_grpc() as grpc_side, mesh.serving_inference() as inference:
+        addresses = {"inference": [grpc_side], "inference_http": [inference]}
         async with (
             running_edge(tmp_path, addresses | {down: [NOWHERE]}) as edge,
             aiohttp.ClientSession(edge.url) as http,

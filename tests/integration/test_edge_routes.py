@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from typing_extensions import override
 
 from deploy.envoy.render import CLUSTERS
-from deploy.envoy.routes import HTTP_CLUSTER, descriptors
+from deploy.envoy.routes import HTTP_CLUSTERS, descriptors
 from libs.clock import SystemClock
 from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
 from libs.rpc.server import reflect
@@ -35,7 +35,7 @@ _SERVING = health_pb2.HealthCheckResponse(
 _INTERNAL = {
     "/headrace.registry.v1.RegistryService/ReportBackend",
 }
-_CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache", "openai": "inference"}
+_CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache"}
 
 Seen = list[tuple[str, str, dict[str, Any]]]
 
@@ -79,11 +79,11 @@ async def _recording(recorder: Recorder) -> AsyncIterator[str]:
         await server.stop(grace=None)
 
 
-def _recording_http(seen: Seen) -> AbstractAsyncContextManager[str]:
-    """Serves what the edge forwards with HTTP/1.1, and records it in the same way."""
+def _recording_http(cluster: str, seen: Seen) -> AbstractAsyncContextManager[str]:
+    """Serves what goes on in HTTP/1.1, and notes it likewise."""
 
     async def answer(_request: Any, context: GrpcCall) -> None:
-        seen.append((HTTP_CLUSTER, GENERATE_PATH, dict(context.invocation_metadata())))
+        seen.append((cluster, GENERATE_PATH, dict(context.invocation_metadata())))
         await context.write(empty_pb2.Empty())
 
     method = GrpcHttp1Handler(
@@ -111,7 +111,9 @@ async def mesh(tmp_path_factory) -> AsyncIterator[RecordedMesh]:
         addresses = {}
         for name in CLUSTERS:
             grpc_or_http = (
-                _recording_http(seen) if name == HTTP_CLUSTER else _recording(Recorder(name, seen))
+                _recording_http(name, seen)
+                if name in HTTP_CLUSTERS
+                else _recording(Recorder(name, seen))
             )
             address = await stack.enter_async_context(grpc_or_http)
             # Besides the one that answers, each cluster has a replica that does not.
@@ -134,9 +136,7 @@ def _methods() -> list[str]:
 
 def _cluster_of(path: str) -> str:
     if path == GENERATE_PATH:
-        return HTTP_CLUSTER
-    if path.startswith("/headrace.openai.v1.EmbeddingService/"):
-        return "embedding_cache"
+        return "inference_http"
     package = path.split(".")[1]
     return _CLUSTER_OF_PACKAGE.get(package, package)
 

@@ -1,4 +1,4 @@
-"""A server's begin and end, as its callers and health checkers see them."""
+"""Start and stop of a server, as callers and health checks see them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
 class Held:
-    """A handler that answers when the test lets it."""
+    """A handler that waits for the test before it answers."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -63,8 +63,8 @@ async def channel(server):
         yield opened
 
 
-async def test_health_tells_ready_not_ready_and_draining(server, channel):
-    """What a watching load balancer hears, in this order."""
+async def test_health_reports_ready_not_ready_and_draining(server, channel):
+    """A load balancer that watches gets these states in order."""
     states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
     status = health_pb2.HealthCheckResponse.ServingStatus
     assert (await states.read()).status == status.NOT_SERVING
@@ -77,7 +77,7 @@ async def test_health_tells_ready_not_ready_and_draining(server, channel):
 
 
 async def test_a_call_that_runs_is_answered_while_the_server_drains(server, channel, held):
-    """A restart costs nobody an answer that was on its way."""
+    """A restart loses no running call."""
     call = Calls(channel).unary_unary(value("a"))
     await held.begun.wait()
     stopping = asyncio.ensure_future(server.stop(drain_seconds=10))
@@ -104,14 +104,14 @@ async def test_a_call_that_comes_while_the_server_drains_may_be_tried_elsewhere(
 
 
 async def test_a_call_that_outlasts_the_drain_may_be_tried_elsewhere(server, channel, held):
-    """It is cut off, and its caller hears that it may try again."""
+    """It is ended with `UNAVAILABLE`, so that its caller may retry."""
     call = Calls(channel).unary_unary(value("a"))
     await held.begun.wait()
     await server.stop(drain_seconds=0.1)
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_an_address_that_is_taken_is_told(server):
+async def test_an_address_in_use_is_an_error(server):
     """Two processes on one port would each get half of the calls."""
     other = RpcServer(server.address, clock=SystemClock())
     with pytest.raises(RuntimeError):
@@ -119,8 +119,8 @@ async def test_an_address_that_is_taken_is_told(server):
     await other.stop(drain_seconds=0)
 
 
-async def test_a_peer_that_greets_late_is_reached():
-    """At the first try: to give up and come again would only add to what keeps it busy."""
+async def test_a_peer_that_answers_late_is_reached():
+    """At the first attempt: another one would add to its load."""
     tries = []
 
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -155,12 +155,14 @@ class EmbeddingCache:
     """A running process.
 
     Attributes:
-        address: where it serves.
+        http_address: where its HTTP server listens.
+        address: where its gRPC server listens.
         lines: what it has logged so far.
     """
 
     process: asyncio.subprocess.Process
     metrics_url: str
+    http_address: str
     address: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
     channel: grpc.aio.Channel = field(init=False)
@@ -198,7 +200,7 @@ async def running_embedding_cache(
     """Runs `python -m services.embedding_cache` on free ports, with its state in a folder."""
     key_file = home / "input-hash.key"
     key_file.write_bytes(secrets.token_bytes(32))
-    metrics_address = f"127.0.0.1:{free_port()}"
+    metrics_address, http_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
     peers = ("ROUTER_ADDRESS", "COST_ADDRESS", "INFERENCE_ADDRESS")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -211,6 +213,7 @@ async def running_embedding_cache(
             "PYTHONPATH": "libs/gen",
             "HEADRACE_HOME": str(home),
             "HEADRACE_LISTEN_ADDRESS": "127.0.0.1:0",
+            "HEADRACE_HTTP_LISTEN_ADDRESS": http_address,
             "HEADRACE_METRICS_ADDRESS": metrics_address,
             "HEADRACE_INPUT_HASH_KEY_FILE": str(key_file),
             "HEADRACE_NATS_URL": nats_url,
@@ -218,7 +221,7 @@ async def running_embedding_cache(
             **environment,
         },
     )
-    cache = EmbeddingCache(process, f"http://{metrics_address}/metrics")
+    cache = EmbeddingCache(process, f"http://{metrics_address}/metrics", http_address)
     serving_now = asyncio.Event()
     reading = asyncio.create_task(cache.read_log(serving_now))
     try:

@@ -23,7 +23,7 @@ from tests.support.grpc_over_http import CALLER, Caller
 DRAIN_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
 TEXT = "text/plain"
-# The begin of a request, to which more headers may be added.
+# The start of a request, to which headers may be added.
 POST = (
     b"POST /path HTTP/1.1\r\nhost: test\r\n"
     + "".join(f"{name}: {text}\r\n" for name, text in CALLER.items()).encode()
@@ -32,7 +32,7 @@ CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 
 
 def post(body: bytes = b"", fields: bytes = b"") -> bytes:
-    """Returns a request; fields are lines, each with its end."""
+    """Returns a request; fields are header lines with line breaks."""
     return b"%b%bcontent-length: %d\r\n\r\n%b" % (POST, fields, len(body), body)
 
 
@@ -53,7 +53,7 @@ class HttpService:
     """A server with one path.
 
     Attributes:
-        handle: what it does there; the test writes it.
+        handle: its handler; the test sets it.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class HttpService:
 
     @property
     def connections(self) -> set[Connection]:
-        """Those that are open."""
+        """The open connections."""
         return self.server._connections
 
     @property
@@ -123,7 +123,7 @@ async def one_caller(service: HttpService) -> AsyncIterator[Caller]:
 
 
 async def answer(caller: Caller) -> tuple[int, bytes]:
-    """Reads an answer without trailers: its status and its body."""
+    """Reads a response without trailers: its status and its body."""
     status, headers = await caller.head()
     if "content-length" in headers:
         return status, await caller.reader.readexactly(int(headers["content-length"]))

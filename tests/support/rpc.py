@@ -1,4 +1,4 @@
-"""Handlers of a test's own, behind the mesh's own server and in front of its own channel."""
+"""Test handlers behind the mesh's own server, called through its own channel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVICE = "headrace.test.v1.TestService"
 
 
 class Calls:
-    """The four kinds of call, on the method of that kind's name."""
+    """The four kinds of call; each method is named after its kind."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from google.api.httpbody_pb2 import HttpBody
 from headrace.inference.v1 import inference_pb2
 
-from tests.support.scripted import ScriptedMesh
+from tests.support.scripted import BodyPart, ScriptedMesh
 
 _ADDRESSES = "addresses: "
 
@@ -41,8 +40,8 @@ async def _generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
     await asyncio.Event().wait()
 
 
-async def _chat(_body: bytes) -> AsyncIterator[HttpBody]:
-    yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
+async def _chat(_body: bytes) -> AsyncIterator[BodyPart]:
+    yield BodyPart(b"data: 1\n\n")
     await asyncio.Event().wait()
 
 
