@@ -32,7 +32,7 @@ class _PostingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PostingKi
     POSTING_KIND_CHARGE: _PostingKind.ValueType  # 1
     """Charges usage by a rate."""
     POSTING_KIND_ADJUSTMENT: _PostingKind.ValueType  # 2
-    """Corrects the sum to what the client was told."""
+    """Corrects the sum to the cost that was reported to the client."""
 
 class PostingKind(_PostingKind, metaclass=_PostingKindEnumTypeWrapper):
     """Why a posting was made."""
@@ -42,7 +42,7 @@ POSTING_KIND_UNSPECIFIED: PostingKind.ValueType  # 0
 POSTING_KIND_CHARGE: PostingKind.ValueType  # 1
 """Charges usage by a rate."""
 POSTING_KIND_ADJUSTMENT: PostingKind.ValueType  # 2
-"""Corrects the sum to what the client was told."""
+"""Corrects the sum to the cost that was reported to the client."""
 Global___PostingKind: _TypeAlias = PostingKind  # noqa: Y015
 
 class _UsageDimension:

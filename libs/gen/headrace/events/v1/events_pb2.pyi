@@ -75,7 +75,7 @@ class UsageRecorded(_message.Message):
     price: _builtins.str
     """The price that was applied, `prices/{price}`. Empty where the model has none."""
     cost_nano_usd: _builtins.int
-    """The cost that the client was told."""
+    """The cost that was reported to the client."""
     operation: _usage_pb2.Operation.ValueType
     """What the request did."""
     @_builtins.property

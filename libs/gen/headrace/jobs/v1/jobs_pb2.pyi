@@ -255,11 +255,13 @@ class SubmitJobRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
-    BATCH_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """A UUID that the client chose, in its canonical form. Empty: the service generates one."""
-    batch: _builtins.str
-    """The batch that the job belongs to, `batches/{batch}`. Refused with `INVALID_FIELD` until supported."""
+    parent: _builtins.str
+    """The batch that the job becomes part of, `batches/{batch}`. Empty: none. Others are refused with
+    `INVALID_FIELD` until supported.
+    """
     @_builtins.property
     def payload(self) -> Global___JobPayload:
         """What to do. An empty `request_id` in it becomes the id of the job."""
@@ -269,11 +271,11 @@ class SubmitJobRequest(_message.Message):
         *,
         job_id: _builtins.str = ...,
         payload: Global___JobPayload | None = ...,
-        batch: _builtins.str = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "job_id", b"job_id", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "parent", b"parent", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,6 +365,7 @@ class ListJobsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of jobs. 0 means 50; more than 1,000 means 1,000. A page may have fewer, so that it
     stays below the maximum size of a message.
@@ -373,6 +376,10 @@ class ListJobsRequest(_message.Message):
     """A filter as `protos/README.md` describes it. Field: `state`."""
     view: Global___JobView.ValueType
     """How much of the jobs to return."""
+    parent: _builtins.str
+    """The batch whose jobs to list, `batches/{batch}`. Empty: all jobs. Others are refused with `INVALID_FIELD`
+    until supported.
+    """
     def __init__(
         self,
         *,
@@ -380,10 +387,11 @@ class ListJobsRequest(_message.Message):
         page_token: _builtins.str = ...,
         filter: _builtins.str = ...,
         view: Global___JobView.ValueType = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
