@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
-from headrace.router.v1 import router_pb2, router_pb2_grpc
+from headrace.router.v1 import router_internal_pb2, router_internal_pb2_grpc
 
 from libs.metering.prices import PriceBook
 from libs.process import Process
@@ -26,7 +26,9 @@ class Snapshots:
         on_prices: Callable[[PriceBook], None],
         running: Process,
     ) -> None:
-        router = router_pb2_grpc.RouterServiceStub(open_channel(router_address, traced=False))
+        router = router_internal_pb2_grpc.RouterInternalServiceStub(
+            open_channel(router_address, traced=False)
+        )
         cost = cost_pb2_grpc.CostServiceStub(open_channel(cost_address, traced=False))
         self._running = running
         self._on_routes = on_routes
@@ -35,7 +37,7 @@ class Snapshots:
         self._prices_known = False
         self._routes = SnapshotWatch(
             "router",
-            open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
+            open_stream=lambda: router.WatchRoutes(router_internal_pb2.WatchRoutesRequest()),
             on_snapshot=self._take_routes,
             clock=running.clock,
         )
@@ -52,7 +54,10 @@ class Snapshots:
         self._running.spawn(self._prices.run())
         self._running.spawn(self._become_ready())
 
-    def _take_routes(self, snapshot: router_pb2.WatchRoutesResponse) -> None:
+    def _take_routes(self, snapshot: router_internal_pb2.WatchRoutesResponse) -> None:
+        known = self._routes_in_hand
+        if known is not None and not known.is_replaced_by(snapshot):
+            return
         self._routes_in_hand = RouteTable.of(snapshot)
         # Without prices no request may go anywhere: its cost would be wrong.
         if self._prices_known:
