@@ -128,12 +128,12 @@ def install(repository: ModelRepository, tmp_path: Path) -> Path:
 def test_an_installed_version_is_held_and_can_be_removed(repository, tmp_path):
     """Its download is gone once it is unpacked."""
     folder = install(repository, tmp_path)
-    assert repository.holds(WANTED)
+    assert repository.has(WANTED)
     assert repository.names() == {WANTED.backend_model}
     assert not repository.download_path(WANTED).exists()
     repository.remove(WANTED.backend_model)
     assert not folder.exists()
-    assert not repository.holds(WANTED)
+    assert not repository.has(WANTED)
     assert repository.names() == frozenset()
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_version_is_not_held(repository, tmp_path, damage):
             record.write_text("{")
         case _:
             record.write_text(record.read_text().replace("ab" * 32, "cd" * 32))
-    assert not repository.holds(WANTED)
+    assert not repository.has(WANTED)
 
 
 def test_what_a_killed_agent_left_is_removed_at_the_start(repository, tmp_path):
