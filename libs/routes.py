@@ -5,7 +5,7 @@ The router and the services that watch its snapshots decide with this class, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from headrace.common.v1.backend_pb2 import Backend
@@ -14,6 +14,7 @@ from headrace.common.v1.route_pb2 import RouteDecision
 from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget, WatchRoutesResponse
 
 from libs.errors import InvalidArgument, NotFound, Unavailable
+from libs.model_reference import at_version, version_of
 
 Kind: TypeAlias = "ModelKind.ValueType"
 
@@ -61,14 +62,14 @@ class Choice(NamedTuple):
 class RouteTable:
     """One snapshot of routes; it never changes.
 
-    A model is referred to as `name` (its highest ready version), as `name@semver`, or as
-    `models/{name}/versions/{semver}`. Everything is decided when the table is made: `choose` is one
-    dictionary look-up, since every request waits for it.
+    Everything is decided when the table is made, for all forms of `libs.model_reference`: `choose`
+    is one dictionary look-up, since every request waits for it.
     """
 
     def __init__(self, *, epoch: str, revision: int, routes: Sequence[ModelRoute]) -> None:
         self.epoch = epoch
         self.revision = revision
+        self._routes = tuple(routes)
         self._models = sorted(route.model for route in routes)
         self._targets: dict[str, Sequence[RouteTarget]] = {}
         self._choices: dict[tuple[str, Kind | None], Choice] = {}
@@ -85,6 +86,22 @@ class RouteTable:
     def is_replaced_by(self, snapshot: WatchRoutesResponse) -> bool:
         """Returns whether a snapshot is newer: of another epoch, or of a higher revision."""
         return snapshot.epoch != self.epoch or snapshot.revision > self.revision
+
+    def with_backends(self, keep: Callable[[Backend], bool]) -> RouteTable:
+        """Returns these routes with only those backends for which `keep` returns True.
+
+        Readers remove the backends whose kind of target they do not know.
+        """
+        routes = []
+        for route in self._routes:
+            copy = ModelRoute()
+            copy.CopyFrom(route)
+            for target in copy.targets:
+                kept = [backend for backend in target.backends if keep(backend)]
+                del target.backends[:]
+                target.backends.extend(kept)
+            routes.append(copy)
+        return RouteTable(epoch=self.epoch, revision=self.revision, routes=routes)
 
     def models(self) -> list[str]:
         """Returns the public names of all models that have a deployment, ready or not, sorted."""
@@ -177,28 +194,15 @@ def kind_name(schema: ModelSchema) -> str:
 
 
 def _version(target: RouteTarget) -> str:
-    return target.model_version.rpartition("/")[2]
+    return version_of(target.model_version)
 
 
 def _targets_by_name(route: ModelRoute) -> Iterator[tuple[str, Sequence[RouteTarget]]]:
     """Yields each model reference to these targets, with those that it can mean, best first."""
-    targets = [_callable(target) for target in route.targets]
     by_version: dict[str, list[RouteTarget]] = {}
-    for target in targets:
+    for target in route.targets:
         by_version.setdefault(target.model_version, []).append(target)
-    yield route.model, targets
+    yield route.model, route.targets
     for name, same_version in by_version.items():
         yield name, same_version
-        yield f"{route.model}@{_version(same_version[0])}", same_version
-
-
-def _callable(target: RouteTarget) -> RouteTarget:
-    """Returns the target without backends of kinds that only newer services can call."""
-    known = [backend for backend in target.backends if backend.WhichOneof("target")]
-    if len(known) == len(target.backends):
-        return target
-    copy = RouteTarget()
-    copy.CopyFrom(target)
-    del copy.backends[:]
-    copy.backends.extend(known)
-    return copy
+        yield at_version(route.model, _version(same_version[0])), same_version

@@ -15,7 +15,7 @@ from services.pool_agent.reporter import Reporter
 from services.pool_agent.triton import ModelFailed, TritonAway
 
 _log = structlog.get_logger()
-_VERSIONS = Gauge("headrace_pool_agent_versions_count", "Versions by their state here.", ["state"])
+_VERSIONS = Gauge("headrace_pool_agent_versions", "Versions by their state here.", ["state"])
 
 SWEEP_SECONDS = 5.0
 
@@ -104,16 +104,16 @@ class Pool:
         """Returns with the next change.
 
         Raises:
-            Exception: a reconciler has failed, which is a bug.
+            Exception: a reconciler has ended, which is a bug.
         """
         changed = asyncio.ensure_future(self._changed.wait())
         try:
             ended, _ = await asyncio.wait(
                 {changed, *self._reconcilers.values()}, return_when=asyncio.FIRST_COMPLETED
             )
-            for task in ended - {changed}:
-                if not task.cancelled():
-                    task.result()
+            for task in ended.intersection(self._reconcilers.values()):  # `want` has not ended it
+                task.result()
+                raise RuntimeError(f"the reconciler of {task.get_name()} has ended")
         finally:
             changed.cancel()
 

@@ -9,7 +9,7 @@ from headrace.common.v1 import backend_pb2, model_pb2
 from headrace.registry.v1.registry_internal_pb2 import DeploymentEntry
 
 from libs.errors import InvalidArgument
-from libs.rpc.names import parse_version_name
+from libs.model_reference import parse_version_name
 from services.pool_agent.domain import Kind, Report, State, Wanted
 
 _log = structlog.get_logger()

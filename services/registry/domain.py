@@ -9,7 +9,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 import semver
 
-from libs.rpc.names import resource_name, version_name
+from libs.model_reference import version_name
+from libs.rpc.names import resource_name
 
 DEFAULT_POOL = "default"
 PROVIDER_ID = "provider"

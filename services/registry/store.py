@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from libs.db import snapshot, transaction
 from libs.errors import AlreadyExists, NotFound
-from libs.rpc.names import resource_name, version_name
+from libs.model_reference import version_name
+from libs.rpc.names import resource_name
 from libs.rpc.paging import Page, PageRequest
 from services.registry.domain import (
     Deployment,

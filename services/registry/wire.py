@@ -10,7 +10,7 @@ from headrace.common.v1 import backend_pb2, model_pb2
 from headrace.registry.v1 import registry_internal_pb2, registry_pb2
 
 from libs.errors import InvalidArgument
-from libs.rpc.names import parse_version_name
+from libs.model_reference import parse_version_name
 from services.registry.domain import (
     Backend,
     Deployment,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 import uuid
 
 from headrace.registry.v1 import registry_internal_pb2, registry_internal_pb2_grpc

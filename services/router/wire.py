@@ -10,7 +10,7 @@ from headrace.registry.v1.registry_internal_pb2 import DeploymentEntry
 from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 
 from libs.errors import InvalidArgument
-from libs.rpc.names import parse_version_name
+from libs.model_reference import parse_version_name
 from services.router.domain import Candidate, candidates_by_model
 from services.router.metrics import SKIPPED
 

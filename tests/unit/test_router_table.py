@@ -167,11 +167,14 @@ def test_models_lists_every_deployed_name_sorted():
 
 
 def test_backends_of_unknown_kinds_are_no_candidates():
-    """A newer router may know more kinds than this service can call; they are skipped."""
+    """A newer registry may know more kinds than a reader can call, which then removes them."""
     newer, both = target("2.0.0"), target("1.0.0")
     newer.backends[0].ClearField("triton")  # as a target is read that this version does not know
     both.backends.add().MergeFrom(newer.backends[0])
-    routes = table(smollm2=[newer, both])
+    routes = table(smollm2=[newer, both]).with_backends(
+        lambda backend: backend.WhichOneof("target") is not None
+    )
+    assert (routes.epoch, routes.revision) == ("epoch", 7)
     choice = routes.choose("smollm2", kind=CHAT)
     assert choice.target.deployment == "deployments/d-1-0-0"
     assert [backend.WhichOneof("target") for backend in choice.target.backends] == ["triton"]
