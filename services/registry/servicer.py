@@ -236,7 +236,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self._feed.changed()
 
 
-def _is_full(view: pb.ModelVersionView, context: Context) -> bool:
+def _is_full(view: pb.ModelVersionView.ValueType, context: Context) -> bool:
     if view != pb.MODEL_VERSION_VIEW_FULL:
         return False
     require_admin(context)

@@ -121,7 +121,7 @@ def status_to_proto(backend: Backend[Target]) -> model_pb2.BackendStatus:
         state=_STATES[backend.state],
         artifact_digest=backend.artifact_digest,
         message=backend.message,
-        update_time=backend.update_time and _timestamp(backend.update_time),
+        update_time=_timestamp(backend.update_time) if backend.update_time else None,
     )
 
 

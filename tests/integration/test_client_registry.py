@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
-import click.testing
 import grpc
 import pytest
 import structlog
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cli import registry as commands
 from cli.__main__ import app
@@ -55,9 +54,7 @@ def edge(served: RegistryClient) -> Iterator[EdgeClient]:
 
 
 @pytest.fixture
-def command(
-    edge: EdgeClient, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., click.testing.Result]:
+def command(edge: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs a command beside the registry; returns its exit status and output."""
 
     @contextmanager
@@ -66,7 +63,7 @@ def command(
 
     monkeypatch.setattr(commands, "_connect", connect)
 
-    def run(*arguments: str) -> click.testing.Result:
+    def run(*arguments: str) -> Result:
         return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
 
     return run

@@ -24,10 +24,10 @@ NEW_COLUMNS = {"update_time", "spec_revision"}
 
 def old_row(table: sa.Table, **values: object) -> sa.Insert:
     """Makes the statement that inserts a row without the columns of newer revisions."""
-    columns = [column for column in table.columns if column.name not in NEW_COLUMNS]
-    filler = {column.name: 1 if column.type.python_type is int else "x" for column in columns}
+    known = [column for column in table.columns if column.name not in NEW_COLUMNS]
+    filler = {column.name: 1 if column.type.python_type is int else "x" for column in known}
     row = {name: values.get(name, filler[name]) for name in filler}
-    columns = [sa.column(column.name, column.type) for column in columns]
+    columns = [sa.column(column.name, column.type) for column in known]
     return sa.table(table.name, *columns).insert().values(**row)
 
 

@@ -334,5 +334,5 @@ async def test_users_cannot_call_what_only_the_mesh_may(registry):
             with pytest.raises(PermissionDenied) as raised, headrace_errors():
                 await call
             assert raised.value.metadata == {"scope": "internal"}
-    for metadata in (None, INTERNAL):
-        assert await registry.download(digest, metadata=metadata) == artifact(CHAT)
+    for service in (None, INTERNAL):
+        assert await registry.download(digest, metadata=service) == artifact(CHAT)
