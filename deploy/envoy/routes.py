@@ -44,12 +44,7 @@ _FILES: tuple[tuple[FileDescriptor, str], ...] = (
 _CLUSTER_OF_SERVICE = MappingProxyType(
     {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # not the cluster of its file
 )
-_INTERNAL = frozenset(
-    {
-        "headrace.inference.v1.InferenceService.Embed",
-        "headrace.registry.v1.RegistryService.ReportBackend",
-    }
-)
+_INTERNAL = frozenset({"headrace.inference.v1.InferenceService.Embed"})
 # The edge forwards these with HTTP/1.1 and gRPC's status in trailers, which costs the least for a
 # message per token. The service has them in the `methods` of its HTTP server.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})

@@ -34,7 +34,6 @@ _SERVING = health_pb2.HealthCheckResponse(
 ).SerializeToString()
 _INTERNAL = {
     "/headrace.inference.v1.InferenceService/Embed",
-    "/headrace.registry.v1.RegistryService/ReportBackend",
 }
 _CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache", "openai": "inference"}
 

@@ -196,7 +196,7 @@ async def test_a_refused_request_is_not_sent_to_another_backend(tmp_path, server
 def state_of(mesh: Mesh, index: int) -> float:
     """Returns the state of a breaker, as Prometheus sees it: 0 closed, 1 half-open, 2 open."""
     backend = mesh.targets[index]
-    gauge = metrics.BREAKER_STATE.labels(backend.triton.address, backend.triton.model)
+    gauge = metrics.BREAKER_STATE.labels(backend.provider.base_url, backend.provider.model)
     (metric,) = gauge.collect()
     return float(metric.samples[0].value)
 
