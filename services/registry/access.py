@@ -1,4 +1,4 @@
-"""Who may call the RPCs that not everybody may call."""
+"""Checks the callers of admin and internal RPCs."""
 
 from __future__ import annotations
 

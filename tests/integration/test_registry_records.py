@@ -286,7 +286,7 @@ async def test_users_see_the_state_of_backends_without_addresses(registry):
 
 
 async def test_a_repeated_report_changes_its_time_only(registry):
-    """Who watches is sent nothing; who asks sees that the backend is alive."""
+    """Watches get nothing; `GetDeployment` shows that the backend is alive."""
     await registry.register("smollm2", "1.0.0")
     await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
     await registry.report("deployments/d", backend())

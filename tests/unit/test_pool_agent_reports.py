@@ -140,8 +140,8 @@ async def test_a_report_that_the_registry_has_lost_is_sent_again(registry, repor
 async def test_a_refused_report_does_not_delay_others(registry, reporter):
     """Of a deleted deployment, say; it is not sent for ever."""
     registry.error = grpc.StatusCode.NOT_FOUND
-    reporter.report("deployments/gone", READY)
-    reporter.report("deployments/also-gone", READY)
+    reporter.report("deployments/deleted", READY)
+    reporter.report("deployments/also-deleted", READY)
     await until(lambda: len(registry.sent) == 2)
     await asyncio.sleep(0.3)
     assert len(registry.sent) == 2
