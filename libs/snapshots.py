@@ -64,9 +64,10 @@ class Snapshots:
         newest = self._newest_routes
         if newest is not None and not newest.is_replaced_by(snapshot):
             return
-        self._newest_routes = RouteTable.of(snapshot)
+        table = RouteTable.of(snapshot)
         if self._prices_known:
-            self._put_into_force(self._newest_routes)
+            self._put_into_force(table)  # if this rejects it, the same revision may come again
+        self._newest_routes = table
 
     def _take_prices(self, snapshot: cost_pb2.WatchPricesResponse) -> None:
         self.prices.replace(PriceBook(snapshot.prices))
