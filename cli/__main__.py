@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, mesh, models, tokens
+from cli import chat, mesh, models, registry, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -26,7 +26,9 @@ for command in (
     mesh.logs,
 ):
     app.command()(command)
+models.app.command("ls")(registry.list_models)
 app.add_typer(models.app, name="model")
+app.add_typer(registry.app, name="deployment")
 
 
 def main() -> None:

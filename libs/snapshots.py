@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
-from headrace.router.v1 import router_pb2, router_pb2_grpc
+from headrace.router.v1 import router_internal_pb2, router_internal_pb2_grpc
 
 from libs.current import Current
 from libs.metering.prices import PriceBook
@@ -25,7 +25,9 @@ class Snapshots:
     """
 
     def __init__(self, *, router_address: str, cost_address: str, running: Process) -> None:
-        router = router_pb2_grpc.RouterServiceStub(open_channel(router_address, traced=False))
+        router = router_internal_pb2_grpc.RouterInternalServiceStub(
+            open_channel(router_address, traced=False)
+        )
         cost = cost_pb2_grpc.CostServiceStub(open_channel(cost_address, traced=False))
         self.routes = Current(EMPTY)
         self.prices = Current(PriceBook())
@@ -35,7 +37,7 @@ class Snapshots:
         self._prepare_routes: Callable[[RouteTable], RouteTable] | None = None
         self._route_watch = SnapshotWatch(
             "router",
-            open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
+            open_stream=lambda: router.WatchRoutes(router_internal_pb2.WatchRoutesRequest()),
             on_snapshot=self._take_routes,
             clock=running.clock,
         )
@@ -58,10 +60,14 @@ class Snapshots:
         self._running.spawn(self._price_watch.run())
         self._running.spawn(self._become_ready())
 
-    def _take_routes(self, snapshot: router_pb2.WatchRoutesResponse) -> None:
-        self._newest_routes = RouteTable.of(snapshot)
+    def _take_routes(self, snapshot: router_internal_pb2.WatchRoutesResponse) -> None:
+        newest = self._newest_routes
+        if newest is not None and not newest.is_replaced_by(snapshot):
+            return
+        table = RouteTable.of(snapshot)
         if self._prices_known:
-            self._put_into_force(self._newest_routes)
+            self._put_into_force(table)  # if this rejects it, the same revision may come again
+        self._newest_routes = table
 
     def _take_prices(self, snapshot: cost_pb2.WatchPricesResponse) -> None:
         self.prices.replace(PriceBook(snapshot.prices))

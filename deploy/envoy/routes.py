@@ -41,11 +41,6 @@ _FILES: tuple[tuple[FileDescriptor, str], ...] = (
     (router_pb2.DESCRIPTOR, "router"),
     (registry_pb2.DESCRIPTOR, "registry"),
 )
-_INTERNAL = frozenset(
-    {
-        "headrace.registry.v1.RegistryService.ReportBackend",
-    }
-)
 # Forwarded as HTTP/1.1, with the status in trailers: every token is a message.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
 _HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
@@ -89,9 +84,8 @@ def routes() -> list[dict[str, Any]]:
     ]
     for service, cluster in _services():
         for method in service.methods:
-            if method.full_name not in _INTERNAL:
-                over_http = method.full_name in _OVER_HTTP
-                found.append(_route(method, "inference_http" if over_http else cluster))
+            over_http = method.full_name in _OVER_HTTP
+            found.append(_route(method, "inference_http" if over_http else cluster))
     found.append(_openai_route("POST", {"path": EMBEDDINGS_PATH}, "embedding_cache_http"))
     found.append(_openai_route("GET", {"path_separated_prefix": MODELS_PATH}, "inference_http"))
     found.extend(_open_inference_routes())

@@ -1,4 +1,4 @@
-"""Who may do what only admins and the mesh itself may do."""
+"""Checks the callers of admin and internal RPCs."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from libs.rpc.identity import (
     identity_of,
 )
 
-_EDGE_KEYS = {TENANT_KEY, USER_KEY, SCOPES_KEY}
+INTERNAL = "internal"
+_IDENTITY_KEYS = {TENANT_KEY, USER_KEY, SCOPES_KEY}
 
 
 def require_admin(context: Context) -> Identity:
-    """Returns the caller if it is an admin.
+    """Returns the caller if it has the scope `admin`.
 
     Raises:
-        PermissionDenied: it has not the scope `admin`.
-        Unauthenticated: the call names no caller.
+        PermissionDenied: it does not have the scope.
+        Unauthenticated: the call has no identity.
     """
     caller = identity_of(context)
     caller.require(ADMIN)
     return caller
 
 
-def require_admin_or_mesh(context: Context) -> None:
-    """Returns if the caller is an admin, or a service of the mesh that calls for itself.
+def require_internal(context: Context) -> None:
+    """Checks that a service of the mesh calls: without an identity, or with the scope `internal`.
 
-    The edge names the caller of whatever it lets in; only inside the mesh a call names nobody.
+    The edge adds the identity of the caller to every call that it forwards, and never that scope.
 
     Raises:
-        PermissionDenied: it came through the edge and has not the scope `admin`.
-        Unauthenticated: it names its caller in part only.
+        PermissionDenied: the call comes from a user.
     """
-    if any(key in _EDGE_KEYS for key, _ in context.invocation_metadata() or ()):
-        require_admin(context)
+    metadata = dict(context.invocation_metadata() or ())
+    if _IDENTITY_KEYS & metadata.keys():
+        scopes = frozenset(str(metadata.get(SCOPES_KEY, "")).split())
+        Identity("", "", scopes).require(INTERNAL)

@@ -15,7 +15,7 @@ from google.protobuf import empty_pb2
 from google.rpc import error_details_pb2, status_pb2
 from headrace.cost.v1 import cost_pb2
 from headrace.inference.v1 import inference_pb2
-from headrace.registry.v1 import registry_pb2
+from headrace.jobs.v1 import jobs_pb2
 
 from libs.errors import InvalidArgument, NotFound
 from tests.support.scripted import GENERATE_PATH, ScriptedMesh, refusing, scripted_mesh, two_deltas
@@ -23,7 +23,7 @@ from tests.support.scripted import GENERATE_PATH, ScriptedMesh, refusing, script
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 _CREATE_PRICE = "/headrace.cost.v1.CostService/CreatePrice"
-_DOWNLOAD = "/headrace.registry.v1.RegistryService/DownloadArtifact"
+_WATCH_JOB = "/headrace.jobs.v1.JobService/WatchJob"
 _EMBED = "/headrace.inference.v1.InferenceInternalService/Embed"
 _GET_JOB = "/headrace.jobs.v1.JobService/GetJob"
 _ORIGIN = "http://localhost:3000"
@@ -88,13 +88,13 @@ async def test_grpc_web_streams_and_ends_with_trailers(mesh: ScriptedMesh, suffi
 
 async def test_streams_of_grpc_services_come_in_grpc_web_and_in_json(mesh: ScriptedMesh) -> None:
     """The edge calls most services with gRPC, but generation with HTTP/1.1."""
-    body = _framed(registry_pb2.DownloadArtifactRequest())
-    async with mesh.http.post(_DOWNLOAD, data=body, headers=_web(mesh)) as response:
+    body = _framed(jobs_pb2.WatchJobRequest())
+    async with mesh.http.post(_WATCH_JOB, data=body, headers=_web(mesh)) as response:
         messages, trailers = _unframed(await response.read())
-    chunks = [registry_pb2.DownloadArtifactResponse.FromString(m).chunk for m in messages]
-    assert (chunks, trailers["grpc-status"]) == ([b"x"], "0")
-    async with mesh.http.post(_DOWNLOAD, json={}, headers=mesh.edge.bearer()) as response:
-        assert json.loads(await response.read()) == {"chunk": base64.b64encode(b"x").decode()}
+    names = [jobs_pb2.WatchJobResponse.FromString(message).job.name for message in messages]
+    assert (names, trailers["grpc-status"]) == (["x"], "0")
+    async with mesh.http.post(_WATCH_JOB, json={}, headers=mesh.edge.bearer()) as response:
+        assert json.loads(await response.read())["job"]["name"] == "x"
 
 
 async def test_grpc_web_text_streams_too(mesh: ScriptedMesh) -> None:

@@ -11,7 +11,7 @@ import aiohttp
 import grpc
 import openai
 import pytest
-from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI
+from headrace.common.v1.model_pb2 import BACKEND_STATE_READY
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
@@ -105,9 +105,9 @@ async def test_no_agent_loads_a_version_of_a_provider(mesh, model):
             registry_pb2.GetDeploymentRequest(name=f"deployments/{model}-1-0-0"),
             metadata=mesh.metadata(),
         )
-    (backend,) = answer.deployment.backends
-    assert (backend.id, backend.kind) == ("provider", BACKEND_KIND_OPENAI)
-    assert backend.backend_model == "upstream-model"
+    assert answer.deployment.status.state == registry_pb2.DEPLOYMENT_STATE_READY
+    (backend,) = answer.deployment.status.backends
+    assert (backend.id, backend.state) == ("provider", BACKEND_STATE_READY)
 
 
 @pytest.mark.parametrize(

@@ -294,14 +294,16 @@ async def test_a_job_runs_later_and_is_booked_once(mesh: RunningMesh, channel: g
 
 
 async def test_the_router_explains(mesh: RunningMesh, channel: grpc.aio.Channel):
-    """It says where a request would go and why, without running it."""
+    """It returns where a request would be sent and why, without running it."""
     answer = await router_pb2_grpc.RouterServiceStub(channel).Route(
         router_pb2.RouteRequest(model="smollm2@1.0.0"), metadata=mesh.metadata()
     )
 
-    assert answer.target.model_version == VERSION
-    assert answer.target.deployment == "deployments/smollm2"
-    assert answer.reason
+    assert answer.model_version == VERSION
+    assert answer.route.deployment == "deployments/smollm2"
+    assert answer.route.reason
+    assert answer.route.epoch
+    assert [backend.id for backend in answer.backends] == ["triton-0"]
 
 
 async def test_one_trace_goes_from_the_edge_to_the_ledger(

@@ -22,10 +22,12 @@ from headrace.common.v1 import model_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.embedding.v1 import embedding_pb2_grpc
 from headrace.inference.v1 import inference_internal_pb2, inference_internal_pb2_grpc
-from headrace.router.v1 import router_pb2, router_pb2_grpc
+from headrace.router.v1 import router_internal_pb2 as router_pb2
+from headrace.router.v1 import router_internal_pb2_grpc as router_pb2_grpc
 from typing_extensions import override
 
 from libs.rpc.identity import Identity
+from tests.support.backends import triton_backend
 from tests.support.edge import serving
 
 DIMENSIONS = 384
@@ -94,7 +96,7 @@ class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
         )
 
 
-class Router(router_pb2_grpc.RouterServiceServicer):
+class Router(router_pb2_grpc.RouterInternalServiceServicer):
     """Pushes one snapshot: `minilm` and `smollm2` are ready, `later` is not."""
 
     @override
@@ -128,7 +130,7 @@ def _route(model: str, digest: str, kind: Any, *, ready: bool) -> router_pb2.Mod
                 model_version=f"models/{model}/versions/1.0.0",
                 artifact_digest=digest,
                 schema=model_pb2.ModelSchema(kind=kind, dimensions=DIMENSIONS),
-                backends=[model_pb2.Backend(id="triton-0")] if ready else [],
+                backends=[triton_backend("triton-0", "127.0.0.1:1")] if ready else [],
             )
         ],
     )
@@ -146,7 +148,7 @@ class Peers:
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
             self.inference, server
         )
-        router_pb2_grpc.add_RouterServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
+        router_pb2_grpc.add_RouterInternalServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
         cost_pb2_grpc.add_CostServiceServicer_to_server(Cost(), server)  # type: ignore[abstract]  # see above
 
 

@@ -133,21 +133,25 @@ class Cost(cost_pb2_grpc.CostServiceServicer):
             raise Unavailable("not yet", reason="DEPENDENCY_UNAVAILABLE", retry_after_seconds=0.1)
 
 
-async def one_chunk() -> AsyncIterator[bytes]:
-    """Is an artifact of one byte."""
-    yield b"x"
+async def one_text() -> AsyncIterator[str]:
+    """Yields one name of a job."""
+    yield "x"
+
+
+class Jobs(jobs_pb2_grpc.JobServiceServicer):
+    """Streams jobs whose names the test sets: a stream of a gRPC server."""
+
+    def __init__(self) -> None:
+        self.watch: Any = one_text
+
+    @override
+    async def WatchJob(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        async for text in self.watch():
+            yield jobs_pb2.WatchJobResponse(job=jobs_pb2.Job(name=text))
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """Counts the bytes of what is uploaded; what is downloaded, the test says."""
-
-    def __init__(self) -> None:
-        self.download: Any = one_chunk
-
-    @override
-    async def DownloadArtifact(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        async for chunk in self.download():
-            yield registry_pb2.DownloadArtifactResponse(chunk=chunk)
+    """Counts the bytes of what is uploaded."""
 
     @override
     async def UploadArtifact(
@@ -169,6 +173,7 @@ class ScriptedMesh:
         # What a service does not define answers UNIMPLEMENTED.
         self.cost = Cost()  # type: ignore[abstract]  # see above
         self.registry = Registry()  # type: ignore[abstract]  # see above
+        self.jobs = Jobs()  # type: ignore[abstract]  # see above
         self.edge: RunningEdge
         self.channel: grpc.aio.Channel
         self.http: aiohttp.ClientSession
@@ -199,13 +204,14 @@ class ScriptedMesh:
         def register(server: grpc.aio.Server) -> None:
             cost_pb2_grpc.add_CostServiceServicer_to_server(self.cost, server)
             registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, server)
+            jobs_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, server)
 
         return serving(register, address=address)
 
 
 @asynccontextmanager
 async def scripted_mesh(home: Path, **settings: Any) -> AsyncIterator[ScriptedMesh]:
-    """Runs inference, cost and registry behind an edge; the other services do not run."""
+    """Runs inference, cost, jobs and registry behind an edge; the other services do not run."""
     mesh = ScriptedMesh()
     async with (
         mesh.serving_inference() as inference,
@@ -218,6 +224,7 @@ async def scripted_mesh(home: Path, **settings: Any) -> AsyncIterator[ScriptedMe
                 "inference_http": [inference],
                 "cost": [control],
                 "registry": [control],
+                "jobs": [control],
             },
             **settings,
         ) as mesh.edge,

@@ -45,8 +45,8 @@ async def _chat(_body: bytes) -> AsyncIterator[BodyPart]:
     await asyncio.Event().wait()
 
 
-async def _download() -> AsyncIterator[bytes]:
-    yield b"a"
+async def _watch() -> AsyncIterator[str]:
+    yield "a"
     await asyncio.Event().wait()
 
 
@@ -54,7 +54,7 @@ async def _main() -> None:
     mesh = ScriptedMesh()
     mesh.inference.generate = _generate
     mesh.chat.answer = _chat
-    mesh.registry.download = _download
+    mesh.jobs.watch = _watch
     async with mesh.serving_inference() as inference, mesh.serving_control() as control:
         print(f"{_ADDRESSES}{inference} {control}", flush=True)
         await asyncio.Event().wait()

@@ -139,7 +139,7 @@ def test_every_call_has_a_maximum_duration() -> None:
         ("headrace.cost.v1.CostService/CreatePrice", "…"),
         ("headrace.jobs.v1.JobService/SubmitJob", "…"),
         ("headrace.inference.v1.InferenceService/Generate", "…"),
-        ("headrace.registry.v1.RegistryService/WatchDeployments", "…"),
+        ("headrace.jobs.v1.JobService/WatchJob", "…"),
         ("headrace.registry.v1.RegistryService/UploadArtifact", None),
     ],
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 from headrace.common.v1 import embedding_pb2, usage_pb2
-from headrace.router.v1 import router_pb2
+from headrace.router.v1 import router_internal_pb2 as router_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import CreateEmbeddingResponse
@@ -46,7 +46,7 @@ def _answer(vectors: Sequence[Vector]) -> Answer:
     lookup = Lookup(vectors, computed=frozenset({0}))
     return Answer(
         lookup=lookup,
-        choice=Choice(target, "highest ready version: 1.0.0", "minilm", 1),
+        choice=Choice(target, "highest ready version: 1.0.0", "minilm", "e", 1),
         usage=usage_pb2.TokenUsage(
             prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
         ),

@@ -11,13 +11,11 @@ from typing import Any
 import grpc
 import pytest
 from headrace.common.v1.model_pb2 import (
-    BACKEND_KIND_OPENAI,
     MODEL_KIND_CHAT,
     MODEL_KIND_EMBEDDING,
-    Backend,
     ModelSchema,
 )
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from tritonclient.grpc import service_pb2
 
 from libs.clock import SystemClock
@@ -32,6 +30,7 @@ from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
 from services.inference.tensors.oip import Caller, OpenInference
 from tests.support.tensor_server import FINAL, TensorServer, serving
+from tests.support.backends import provider_backend, triton_backend
 
 CALLER = Caller(Identity("acme", "ann"), None)
 STALL = StallLimits(first_token_seconds=0.5, between_tokens_seconds=0.5)
@@ -289,16 +288,17 @@ async def test_models_that_cannot_be_served_are_refused_with_a_reason(
 
 def _routes(*servers: TensorServer) -> RouteTable:
     backends = [
-        Backend(id=f"b{index}", address=server.address, backend_model=BACKEND_MODEL)
+        triton_backend(f"b{index}", server.address, model=BACKEND_MODEL)
         for index, server in enumerate(servers)
     ]
-    provider = Backend(id="p", address="http://127.0.0.1:9", kind=BACKEND_KIND_OPENAI)
+    provider = provider_backend("p", "http://127.0.0.1:9")
     models = {
         "embedder": (MODEL_KIND_EMBEDDING, backends),
         "chatter": (MODEL_KIND_CHAT, backends),
         "provided": (MODEL_KIND_EMBEDDING, [provider]),
     }
     return RouteTable(
+        epoch="e",
         revision=1,
         routes=[
             ModelRoute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from headrace.router.v1.router_pb2 import RouteTarget
+from headrace.router.v1.router_internal_pb2 import RouteTarget
 
 from libs.errors import ResourceExhausted
 from libs.routes import Choice

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import structlog
-from headrace.common.v1.model_pb2 import Backend
+from headrace.common.v1.backend_pb2 import Backend
 from opentelemetry import trace
 
 from libs.errors import HeadraceError, InvalidArgument
@@ -95,5 +95,5 @@ def _span(lease: Lease, choice: Choice) -> AbstractContextManager[trace.Span]:
     return _tracer.start_as_current_span(
         f"triton infer {choice.model}",
         kind=trace.SpanKind.CLIENT,
-        attributes={"headrace.backend": lease.backend.id},
+        attributes={"headrace.backend": lease.backend.status.id},
     )

@@ -544,10 +544,9 @@ class GenerateRequest(_message.Message):
     """
     resume_from: _builtins.str
     """Continues an answer whose stream broke: the `resume_token` of the last delta that arrived. The other
-    fields must be the same as before, apart from `request_id`, `max_tokens` and `priority`. The version
-    that started the answer continues it: `MODEL_NOT_READY` if it is not ready, `MODEL_NOT_FOUND` if it is
-    not deployed any more. Tokens that were delivered before are generated again, but neither sent nor
-    billed. A token of another request is refused with `INVALID_FIELD`.
+    fields must be the same as before. The version that started the answer continues it. Tokens that
+    were delivered before are generated again, but neither sent nor billed. A token of another request
+    is refused with `INVALID_FIELD`.
     """
     frequency_penalty: _builtins.float
     """From -2 to 2. Refused with `INVALID_FIELD` until supported."""
@@ -702,12 +701,8 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 class Started(_message.Message):
     """The start of an answer.
 
-    It is sent together with the first `delta`; earlier, if the first token takes more than a second and no
-    other version can take over any more; before `final`, if there is no `delta`. A call that fails earlier
-    has no `started`: nothing was generated, and nothing is billed.
-
-    `final` has the same values. Only its route differs if a backend failed in the middle of the answer and
-    another deployment of the same version continued it.
+    It is sent as soon as it is certain which version answers, at the latest together with the first `delta`.
+    `final` has the same values.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
