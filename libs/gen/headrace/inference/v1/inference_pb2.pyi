@@ -842,12 +842,12 @@ class TokenLogprob(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
-    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The token as text. A token that is not valid UTF-8 has replacement characters."""
-    token_bytes: _builtins.bytes
+    """The token as text; bytes that are not valid UTF-8 are replaced."""
+    raw_token: _builtins.bytes
     """The bytes of the token."""
     logprob: _builtins.float
     """Its natural log probability."""
@@ -859,13 +859,13 @@ class TokenLogprob(_message.Message):
         self,
         *,
         token: _builtins.str = ...,
-        token_bytes: _builtins.bytes = ...,
+        raw_token: _builtins.bytes = ...,
         logprob: _builtins.float = ...,
         top_logprobs: _abc.Iterable[Global___TopLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "raw_token", b"raw_token", "token", b"token", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -878,11 +878,11 @@ class TopLogprob(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
-    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The token as text."""
-    token_bytes: _builtins.bytes
+    raw_token: _builtins.bytes
     """The bytes of the token."""
     logprob: _builtins.float
     """Its natural log probability."""
@@ -890,12 +890,12 @@ class TopLogprob(_message.Message):
         self,
         *,
         token: _builtins.str = ...,
-        token_bytes: _builtins.bytes = ...,
+        raw_token: _builtins.bytes = ...,
         logprob: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "raw_token", b"raw_token", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
