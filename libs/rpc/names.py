@@ -1,4 +1,4 @@
-"""Resource names, as AIP-122 has them."""
+"""Resource names, as in AIP-122."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from libs.errors import InvalidArgument
 
 _ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 MAX_VERSION_LENGTH = 64  # it becomes part of file names
+MAX_TENANT_LENGTH = 255
+TENANTS_PREFIX = "tenants/"
 
 
 def resource_name(collection: str, identifier: str) -> str:
@@ -50,3 +52,27 @@ def parse_version_name(name: str, *, field: str = "name") -> tuple[str, semver.V
             f"most {MAX_VERSION_LENGTH} characters",
         )
     return parse_name(parent, "models", field=field), semver.Version.parse(version)
+
+
+def tenant_name(tenant: str) -> str:
+    """Returns `tenants/{tenant}`, as protos name the tenant of a token."""
+    return TENANTS_PREFIX + tenant
+
+
+def tenant_id(name: str) -> str:
+    """Returns the tenant of `tenants/{tenant}`, a name from the mesh itself."""
+    return name.removeprefix(TENANTS_PREFIX)
+
+
+def parse_tenant_name(name: str, *, field: str = "tenant") -> str:
+    """Returns the tenant of `tenants/{tenant}`, a name from a client.
+
+    Raises:
+        InvalidArgument: the name does not have that form.
+    """
+    tenant = tenant_id(name)
+    if tenant == name or not 0 < len(tenant) <= MAX_TENANT_LENGTH or "\0" in tenant:
+        raise InvalidArgument.of_field(
+            field, f"must be tenants/TENANT with a tenant of at most {MAX_TENANT_LENGTH} characters"
+        )
+    return tenant
