@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, mesh, models, tokens
+from cli import chat, cost, mesh, models, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(models.app, name="model")
+app.add_typer(cost.prices, name="price")
+app.add_typer(cost.costs, name="cost")
 
 
 def main() -> None:
