@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from headrace.common.v1 import model_pb2
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.common.v1 import model_pb2, usage_pb2
+from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc, cost_pb2
 from headrace.embedding.v1 import embedding_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
@@ -33,8 +33,16 @@ CHAT_DIGEST = "sha256:" + "cd" * 32
 PRICE = cost_pb2.Price(
     name="prices/minilm",
     model="minilm",
-    input_nano_usd_per_million_tokens=20_000_000,
-    cached_input_nano_usd_per_million_tokens=2_000_000,
+    rates=[
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_PROMPT_TOKENS, nano_usd=20_000_000, per_quantity=1_000_000
+        ),
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS,
+            nano_usd=2_000_000,
+            per_quantity=1_000_000,
+        ),
+    ],
 )
 ANN = Identity("acme", "ann")
 START_SECONDS = 20.0
@@ -109,12 +117,12 @@ class Router(router_pb2_grpc.RouterServiceServicer):
         await asyncio.Event().wait()
 
 
-class Cost(cost_pb2_grpc.CostServiceServicer):
+class Cost(cost_internal_pb2_grpc.CostInternalServiceServicer):
     """Pushes one price book."""
 
     @override
     async def WatchPrices(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        yield cost_pb2.WatchPricesResponse(prices=[PRICE])
+        yield cost_internal_pb2.WatchPricesResponse(prices=[PRICE])
         await asyncio.Event().wait()
 
 
@@ -144,7 +152,7 @@ class Peers:
         """Adds all of them."""
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.inference, server)
         router_pb2_grpc.add_RouterServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
-        cost_pb2_grpc.add_CostServiceServicer_to_server(Cost(), server)  # type: ignore[abstract]  # see above
+        cost_internal_pb2_grpc.add_CostInternalServiceServicer_to_server(Cost(), server)
 
 
 @dataclass
