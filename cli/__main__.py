@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, mesh, models, registry, tokens
+from cli import chat, cost, mesh, models, registry, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ for command in (
 models.app.command("ls")(registry.list_models)
 app.add_typer(models.app, name="model")
 app.add_typer(registry.app, name="deployment")
+app.add_typer(cost.prices, name="price")
+app.add_typer(cost.costs, name="cost")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc
 from headrace.router.v1 import router_internal_pb2, router_internal_pb2_grpc
 
 from libs.current import Current
@@ -28,7 +28,9 @@ class Snapshots:
         router = router_internal_pb2_grpc.RouterInternalServiceStub(
             open_channel(router_address, traced=False)
         )
-        cost = cost_pb2_grpc.CostServiceStub(open_channel(cost_address, traced=False))
+        cost = cost_internal_pb2_grpc.CostInternalServiceStub(
+            open_channel(cost_address, traced=False)
+        )
         self.routes = Current(EMPTY)
         self.prices = Current(PriceBook())
         self._running = running
@@ -43,7 +45,7 @@ class Snapshots:
         )
         self._price_watch = SnapshotWatch(
             "cost",
-            open_stream=lambda: cost.WatchPrices(cost_pb2.WatchPricesRequest()),
+            open_stream=lambda: cost.WatchPrices(cost_internal_pb2.WatchPricesRequest()),
             on_snapshot=self._take_prices,
             clock=running.clock,
         )
@@ -69,7 +71,7 @@ class Snapshots:
             self._put_into_force(table)  # if this rejects it, the same revision may come again
         self._newest_routes = table
 
-    def _take_prices(self, snapshot: cost_pb2.WatchPricesResponse) -> None:
+    def _take_prices(self, snapshot: cost_internal_pb2.WatchPricesResponse) -> None:
         self.prices.replace(PriceBook(snapshot.prices))
         if self._prices_known:
             return

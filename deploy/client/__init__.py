@@ -2,5 +2,6 @@
 
 Others use `edge.EdgeClient`, `deployer.Deployer` (register and deploy a model version),
 `bundled.deploy_bundled_models`, `registry.Registry` (list and change deployments), `answers`
-(stream one answer, read its cost) and `conversation.Conversation`. Nothing here prints.
+(stream one answer, read its cost), `costs` (prices and sums of usage) and
+`conversation.Conversation`. Nothing here prints.
 """

@@ -179,7 +179,13 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
     price = {
         "name": "prices/m-1",
         "model": "m",
-        "input_nano_usd_per_million_tokens": "9007199254740993",
+        "rates": [
+            {
+                "kind": "USAGE_KIND_PROMPT_TOKENS",
+                "nano_usd": "9007199254740993",
+                "per_quantity": "0",
+            }
+        ],
     }
     headers = mesh.edge.bearer()
     async with mesh.http.post(_CREATE_PRICE, json={"price": price}, headers=headers) as response:
@@ -188,7 +194,7 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
         answer = await response.json()
     assert price.items() <= answer["price"].items()
     # What is 0 is there, so that a reader need not know the defaults.
-    assert answer["price"]["output_nano_usd_per_million_tokens"] == "0"
+    assert answer["price"]["tenant"] == ""
     assert cost_pb2.Price.DESCRIPTOR.fields_by_name.keys() - answer["price"].keys() == {
         "effective_time",
         "create_time",

@@ -15,6 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from google.rpc import error_details_pb2, status_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -91,7 +92,7 @@ def test_embeddings_are_tensors_and_are_billed(mesh: RunningMesh, headers) -> No
     assert vectors[0] @ vectors[1] == pytest.approx(1, abs=1e-5)
     assert vectors[0] @ vectors[2] < 0.9
     cost = asyncio.run(_cost(mesh, request_id))
-    assert [posting.quantity_tokens for posting in cost.postings] == [
+    assert [posting.quantity for posting in cost.postings] == [
         int(result.as_numpy("token_count").sum())
     ]
 
@@ -127,7 +128,7 @@ async def test_many_requests_stream_at_once_over_one_stream(client, mesh, header
     for request_id, final in finals.items():
         assert tokens[request_id] == final["completion_tokens"] == 5
         cost = await _cost(mesh, request_id)
-        output = [each.quantity_tokens for each in cost.postings if each.kind == "output"]
+        output = _completion_tokens(cost)
         assert output == [5]
 
 
@@ -204,7 +205,7 @@ async def test_a_cancelled_stream_stops_the_generation(client, mesh, headers) ->
     with pytest.raises((InferenceServerException, asyncio.CancelledError)):
         await read_some()
     cost = await _cost(mesh, request_id)
-    (output,) = [each.quantity_tokens for each in cost.postings if each.kind == "output"]
+    (output,) = _completion_tokens(cost)
     assert 3 <= output < 100
 
 
@@ -236,6 +237,12 @@ def test_the_edge_routes_the_methods_of_the_service() -> None:
     answered = set(service._method_handlers)
     routed = {f"/{OPEN_INFERENCE}/{method}" for method in OPEN_INFERENCE_METHODS}
     assert answered == routed | set(OPEN_INFERENCE_HEALTH)
+
+
+def _completion_tokens(cost: cost_pb2.GetRequestCostResponse) -> list[int]:
+    """Returns the quantities of generated tokens that were charged."""
+    kind = usage_pb2.USAGE_KIND_COMPLETION_TOKENS
+    return [posting.quantity for posting in cost.postings if posting.usage_kind == kind]
 
 
 async def _cost(mesh: RunningMesh, request_id: str) -> cost_pb2.GetRequestCostResponse:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import timestamp_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.embedding.v1 import embedding_pb2, embedding_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -174,7 +175,7 @@ async def test_answers_that_run_together_do_not_mix(mesh: RunningMesh, channel: 
 
 
 async def test_cost_is_the_same_everywhere(mesh: RunningMesh, channel: grpc.aio.Channel):
-    """Told, booked, posted and summed: the same to the nano-dollar, of every kind of token."""
+    """Reported, booked, posted and summed up: the same, of every kind of token."""
     tenant = f"t-{uuid.uuid4().hex[:12]}"
     metadata = mesh.metadata(tenant=tenant, user="bob")
     since = timestamp_pb2.Timestamp()
@@ -190,30 +191,36 @@ async def test_cost_is_the_same_everywhere(mesh: RunningMesh, channel: grpc.aio.
         for final in finals
     ]
     usage = await stub.QueryUsage(
-        cost_pb2.QueryUsageRequest(model="smollm2", start_time=since), metadata=metadata
+        cost_pb2.QueryUsageRequest(filter='model = "smollm2"', start_time=since), metadata=metadata
     )
 
     for final, cost in zip(finals, booked, strict=True):
         assert final.cost_nano_usd > 0
         assert cost.cost_nano_usd == final.cost_nano_usd
         assert sum(posting.cost_nano_usd for posting in cost.postings) == final.cost_nano_usd
-        quantities = {posting.kind: posting.quantity_tokens for posting in cost.postings}
+        quantities = {posting.usage_kind: posting.quantity for posting in cost.postings}
         cached = final.usage.cached_tokens
-        assert quantities.get("input", 0) == final.usage.prompt_tokens - cached
-        assert quantities.get("cached_input", 0) == cached
-        assert quantities.get("output", 0) == final.usage.completion_tokens
-        assert (cost.tenant, cost.user, cost.model_version) == (tenant, "bob", VERSION)
+        expected = {
+            usage_pb2.USAGE_KIND_PROMPT_TOKENS: final.usage.prompt_tokens - cached,
+            usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS: cached,
+            usage_pb2.USAGE_KIND_COMPLETION_TOKENS: final.usage.completion_tokens,
+        }
+        assert quantities == {kind: quantity for kind, quantity in expected.items() if quantity}
+        assert (cost.tenant, cost.user, cost.model_version) == (f"tenants/{tenant}", "bob", VERSION)
     (row,) = usage.rows
-    assert (row.tenant, row.user, row.model, row.request_count) == (tenant, "bob", "smollm2", 2)
-    assert row.cost_nano_usd == usage.cost_nano_usd == sum(f.cost_nano_usd for f in finals)
-    assert row.completion_tokens == sum(final.usage.completion_tokens for final in finals)
+    assert (row.tenant, row.user, row.model) == (f"tenants/{tenant}", "bob", "smollm2")
+    assert row.totals == usage.totals
+    assert row.totals.request_count == len(finals)
+    assert row.totals.cost_nano_usd == sum(final.cost_nano_usd for final in finals)
+    completion_tokens = sum(final.usage.completion_tokens for final in finals)
+    assert row.totals.usage.completion_tokens == completion_tokens
 
 
 async def test_a_tenant_sees_only_its_own_costs(mesh: RunningMesh, channel: grpc.aio.Channel):
-    """Neither a request's cost nor sums of another tenant are told."""
+    """Neither the cost of a request nor sums of another tenant."""
     streamed = await generate(channel, ask("Name a colour."), mesh.metadata())
     stub = cost_pb2_grpc.CostServiceStub(channel)
-    stranger = mesh.metadata(tenant="stranger", user="eve", scopes="infer")
+    stranger = mesh.metadata(tenant="stranger", user="eve", scopes="infer read")
 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.GetRequestCost(
@@ -222,7 +229,7 @@ async def test_a_tenant_sees_only_its_own_costs(mesh: RunningMesh, channel: grpc
     usage = await stub.QueryUsage(cost_pb2.QueryUsageRequest(), metadata=stranger)
 
     assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-    assert {row.tenant for row in usage.rows} <= {"stranger"}
+    assert {row.tenant for row in usage.rows} <= {"tenants/stranger"}
 
 
 async def test_embeddings_come_from_the_cache_the_second_time(

@@ -18,8 +18,8 @@ from typing import Any
 
 import grpc
 from headrace.common.v1 import embedding_pb2 as common_embedding_pb2
-from headrace.common.v1 import model_pb2
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.common.v1 import model_pb2, usage_pb2
+from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc, cost_pb2
 from headrace.embedding.v1 import embedding_pb2_grpc
 from headrace.inference.v1 import inference_internal_pb2, inference_internal_pb2_grpc
 from headrace.router.v1 import router_internal_pb2 as router_pb2
@@ -36,8 +36,16 @@ CHAT_DIGEST = "sha256:" + "cd" * 32
 PRICE = cost_pb2.Price(
     name="prices/minilm",
     model="minilm",
-    input_nano_usd_per_million_tokens=20_000_000,
-    cached_input_nano_usd_per_million_tokens=2_000_000,
+    rates=[
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_PROMPT_TOKENS, nano_usd=20_000_000, per_quantity=1_000_000
+        ),
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS,
+            nano_usd=2_000_000,
+            per_quantity=1_000_000,
+        ),
+    ],
 )
 ANN = Identity("acme", "ann")
 START_SECONDS = 20.0
@@ -112,12 +120,12 @@ class Router(router_pb2_grpc.RouterInternalServiceServicer):
         await asyncio.Event().wait()
 
 
-class Cost(cost_pb2_grpc.CostServiceServicer):
+class Cost(cost_internal_pb2_grpc.CostInternalServiceServicer):
     """Pushes one price book."""
 
     @override
     async def WatchPrices(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        yield cost_pb2.WatchPricesResponse(prices=[PRICE])
+        yield cost_internal_pb2.WatchPricesResponse(prices=[PRICE])
         await asyncio.Event().wait()
 
 
@@ -149,7 +157,7 @@ class Peers:
             self.inference, server
         )
         router_pb2_grpc.add_RouterInternalServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
-        cost_pb2_grpc.add_CostServiceServicer_to_server(Cost(), server)  # type: ignore[abstract]  # see above
+        cost_internal_pb2_grpc.add_CostInternalServiceServicer_to_server(Cost(), server)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from headrace.cost.v1 import cost_pb2
+from headrace.cost.v1 import cost_internal_pb2, cost_pb2
 from headrace.router.v1 import router_internal_pb2
 
 from libs.clock import SystemClock
@@ -19,7 +19,9 @@ def routes(revision: int, epoch: str = "one") -> router_internal_pb2.WatchRoutes
     return router_internal_pb2.WatchRoutesResponse(epoch=epoch, revision=revision)
 
 
-PRICES = cost_pb2.WatchPricesResponse(prices=[cost_pb2.Price(name="prices/1", model="smollm2")])
+PRICES = cost_internal_pb2.WatchPricesResponse(
+    prices=[cost_pb2.Price(name="prices/1", model="smollm2")]
+)
 
 
 @pytest.fixture
