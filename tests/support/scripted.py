@@ -12,6 +12,7 @@ import aiohttp
 import grpc
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2
+from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 from typing_extensions import override
 

@@ -29,8 +29,8 @@ from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
 from services.inference.tensors.oip import Caller, OpenInference
-from tests.support.tensor_server import FINAL, TensorServer, serving
 from tests.support.backends import provider_backend, triton_backend
+from tests.support.tensor_server import FINAL, TensorServer, serving
 
 CALLER = Caller(Identity("acme", "ann"), None)
 STALL = StallLimits(first_token_seconds=0.5, between_tokens_seconds=0.5)
