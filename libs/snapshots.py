@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 
 from libs.current import Current
@@ -26,7 +26,9 @@ class Snapshots:
 
     def __init__(self, *, router_address: str, cost_address: str, running: Process) -> None:
         router = router_pb2_grpc.RouterServiceStub(open_channel(router_address, traced=False))
-        cost = cost_pb2_grpc.CostServiceStub(open_channel(cost_address, traced=False))
+        cost = cost_internal_pb2_grpc.CostInternalServiceStub(
+            open_channel(cost_address, traced=False)
+        )
         self.routes = Current(EMPTY)
         self.prices = Current(PriceBook())
         self._running = running
@@ -41,7 +43,7 @@ class Snapshots:
         )
         self._price_watch = SnapshotWatch(
             "cost",
-            open_stream=lambda: cost.WatchPrices(cost_pb2.WatchPricesRequest()),
+            open_stream=lambda: cost.WatchPrices(cost_internal_pb2.WatchPricesRequest()),
             on_snapshot=self._take_prices,
             clock=running.clock,
         )
@@ -63,7 +65,7 @@ class Snapshots:
         if self._prices_known:
             self._put_into_force(self._newest_routes)
 
-    def _take_prices(self, snapshot: cost_pb2.WatchPricesResponse) -> None:
+    def _take_prices(self, snapshot: cost_internal_pb2.WatchPricesResponse) -> None:
         self.prices.replace(PriceBook(snapshot.prices))
         if self._prices_known:
             return

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 
 from deploy.client.deployer import Deployer, DeployProgress
@@ -13,7 +14,13 @@ from deploy.client.edge import EdgeClient, describe
 from deploy.errors import CliError
 from deploy.triton.artifact import bundled_models
 
-# Nano-USD per million tokens: input, cached input, output.
+_KINDS = (
+    usage_pb2.USAGE_KIND_PROMPT_TOKENS,
+    usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS,
+    usage_pb2.USAGE_KIND_COMPLETION_TOKENS,
+)
+PER_MILLION = 1_000_000
+# Nano-USD per million tokens, for each of `_KINDS`.
 _PRICES: Mapping[str, tuple[int, int, int]] = {
     "smollm2": (100_000_000, 25_000_000, 400_000_000),
     "minilm": (20_000_000, 2_000_000, 0),
@@ -52,11 +59,11 @@ def deploy_bundled_models(edge: EdgeClient, *, home: Path, progress: DeployProgr
 
 
 def _price(model: str) -> cost_pb2.Price:
-    uncached, cached, output = _PRICES[model]
     return cost_pb2.Price(
         name=f"prices/{model}-1",
         model=model,
-        input_nano_usd_per_million_tokens=uncached,
-        cached_input_nano_usd_per_million_tokens=cached,
-        output_nano_usd_per_million_tokens=output,
+        rates=[
+            cost_pb2.Rate(kind=kind, nano_usd=nano_usd, per_quantity=PER_MILLION)
+            for kind, nano_usd in zip(_KINDS, _PRICES[model], strict=True)
+        ],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from google.protobuf import timestamp_pb2
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.events.v1 import events_pb2
 from prometheus_client import Counter
 
@@ -14,7 +14,7 @@ from libs.clock import Clock
 from libs.ids import uuid7
 from libs.metering.batches import UsageBatches
 from libs.metering.prices import PriceBook
-from libs.metering.pricing import bill, total_nano_usd
+from libs.metering.pricing import MAX_INT64, Rates, token_quantities, total_nano_usd
 from libs.rpc.identity import Identity
 
 _UNPRICED = Counter(
@@ -43,28 +43,30 @@ class UsageRecorder:
         identity: Identity,
         model: str,
         model_version: str,
-        usage: model_pb2.TokenUsage,
-        operation: str,
+        usage: usage_pb2.TokenUsage,
+        operation: usage_pb2.Operation.ValueType,
     ) -> int:
         """Returns the cost in nano-USD, once JetStream has acknowledged the event.
 
         Args:
             request_id: the request; one request may use tokens more than once.
             identity: who pays.
-            model: the public name, under which the price is found.
-            model_version: what was served.
+            model: the public name, which has the price.
+            model_version: `models/{model}/versions/{semver}`.
             usage: the tokens.
-            operation: `generate` or `embed`.
+            operation: what the request did.
 
         Raises:
             Unavailable: the bus did not acknowledge in time.
             ResourceExhausted: the stream of usage events is full.
         """
         now = self._clock.now()
-        price = self._prices().price_of(model, now)
+        price = self._prices().price_of(model, now, tenant=identity.tenant)
+        cost_nano_usd = 0
         if price is None:
             _UNPRICED.labels(model).inc()
-        cost_nano_usd = total_nano_usd(bill(usage, price))
+        else:
+            cost_nano_usd = cost_of(usage, price.rates)
         event_time = timestamp_pb2.Timestamp(
             seconds=int(now.timestamp()), nanos=1000 * now.microsecond
         )
@@ -87,3 +89,16 @@ class UsageRecorder:
     async def drain(self) -> None:
         """Returns when all that was recorded is durable, or has failed."""
         await self._batches.drain()
+
+
+def cost_of(usage: usage_pb2.TokenUsage, rates: Rates) -> int:
+    """Returns the cost in nano-USD, at most the greatest number of an int64.
+
+    Only a backend that reports impossible counts reaches that limit, and the ledger rejects those.
+    """
+    quantities = token_quantities(
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+    )
+    return min(total_nano_usd(quantities, rates), MAX_INT64)

@@ -10,6 +10,7 @@ import grpc
 from headrace.events.v1 import events_pb2
 
 from libs.errors import PermissionDenied, Unauthenticated
+from libs.rpc.names import tenant_name
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -57,8 +58,8 @@ class Identity:
         )
 
     def to_proto(self) -> events_pb2.Identity:
-        """Returns the caller as events carry it, without scopes."""
-        return events_pb2.Identity(tenant=self.tenant, user=self.user)
+        """Returns the caller as events carry it: `tenants/{tenant}`, and no scopes."""
+        return events_pb2.Identity(tenant=tenant_name(self.tenant), user=self.user)
 
 
 def identity_of(context: Context) -> Identity:

@@ -1,4 +1,4 @@
-"""Pages of lists, as AIP-158 has them: opaque tokens that hold the last key seen."""
+"""Pages of lists, as in AIP-158: opaque tokens that hold the last key of a page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_PAGE_SIZE = 1000
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Which page is wanted: so many rows after a key."""
+    """Which page to return: `size` rows after the key `after`."""
 
     size: int
     after: str
@@ -28,26 +28,29 @@ class PageRequest:
         """Reads the two fields of a request.
 
         Raises:
-            InvalidArgument: the size is negative, or the token is none of ours.
+            InvalidArgument: the size is negative, or the token is invalid.
         """
         if page_size < 0:
             raise InvalidArgument.of_field("page_size", "must not be negative")
         try:
             after = base64.b64decode(page_token.encode(), altchars=b"-_", validate=True).decode()
         except (binascii.Error, ValueError) as error:
-            raise _foreign_token() from error
-        if "\0" in after:  # in no key of ours, and PostgreSQL takes none
-            raise _foreign_token()
+            raise invalid_page_token() from error
+        if "\0" in after:  # in no key, and PostgreSQL accepts none
+            raise invalid_page_token()
         return cls(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), after)
 
     @property
     def limit(self) -> int:
-        """How many rows to read: one more than the page has, to know whether there are more."""
+        """How many rows to read: one more than the page has, which tells whether there are more."""
         return self.size + 1
 
 
-def _foreign_token() -> InvalidArgument:
-    return InvalidArgument.of_field("page_token", "is not from an answer of ours")
+def invalid_page_token() -> InvalidArgument:
+    """Makes the error of a page token that no response had."""
+    return InvalidArgument.of_field(
+        "page_token", "invalid page token; use next_page_token of the page before, or none"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The cost service's parts, put together."""
+"""Composes the cost service and runs it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from libs.runtime import prepare
 
 prepare()
 
-from headrace.cost.v1 import cost_pb2_grpc
+from headrace.cost.v1 import cost_internal_pb2_grpc, cost_pb2_grpc
 from headrace.events.v1 import events_pb2
 
 from libs.bus.connection import connect, ensure_streams
@@ -18,14 +18,16 @@ from libs.process import process, run
 from services.cost.backlog import UsageBacklog
 from services.cost.config import Settings
 from services.cost.consumer import UsageConsumer
+from services.cost.internal_servicer import CostInternalServicer
 from services.cost.ledger import Ledger
 from services.cost.price_book import PriceBook
 from services.cost.servicer import CostServicer
 from services.cost.store import CostStore
+from services.cost.usage_store import UsageStore
 
 
 async def main() -> None:
-    """Runs the service until it is told to end."""
+    """Runs the service until it is stopped."""
     settings = Settings()
     async with process("cost", settings) as running:
         database_url = settings.database_url or default_database_url(settings.home, "cost")
@@ -48,11 +50,16 @@ async def main() -> None:
 
         servicer = CostServicer(
             store=store,
+            usage=UsageStore(engine),
             price_book=price_book,
             backlog=UsageBacklog(jetstream, running.clock),
             clock=running.clock,
         )
-        cost_pb2_grpc.add_CostServiceServicer_to_server(servicer, running.server.grpc)
+        server = running.server.grpc
+        cost_pb2_grpc.add_CostServiceServicer_to_server(servicer, server)
+        cost_internal_pb2_grpc.add_CostInternalServiceServicer_to_server(
+            CostInternalServicer(price_book), server
+        )
         await running.serve()
         await worker.drain(settings.drain_seconds)
         await bus.drain()

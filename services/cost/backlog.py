@@ -1,4 +1,4 @@
-"""Usage that was recorded and is not booked yet: what is left in the stream."""
+"""Usage that is recorded but not booked yet: the messages that are left in the stream."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MAX_PAUSE_SECONDS = 0.1
 
 
 class UsageBacklog:
-    """Lets readers of the ledger see the usage that was recorded before they asked."""
+    """Lets readers of the ledger see all usage that was recorded before their call."""
 
     def __init__(self, js: JetStreamContext, clock: Clock) -> None:
         self._js = js
         self._clock = clock
 
     async def wait_booked(self) -> bool:
-        """Waits until all usage recorded before the call is booked, for two seconds at most.
+        """Waits until all usage recorded before the call is booked, for at most two seconds.
 
         Returns:
-            Whether it is; False also where the bus cannot tell.
+            Whether it is; False also where the bus does not answer.
         """
         try:
             async with asyncio.timeout(MAX_WAIT_SECONDS):
@@ -41,7 +41,7 @@ class UsageBacklog:
         return True
 
     async def _until_booked(self) -> None:
-        # A message leaves the stream when it is acknowledged, and that is when it is booked.
+        # A message leaves the stream when it is acknowledged: when its usage is booked.
         state = (await self._js.stream_info(USAGE.name)).state
         last_recorded = state.last_seq
         pause = FIRST_PAUSE_SECONDS

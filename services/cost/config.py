@@ -10,13 +10,16 @@ from libs.config import ServiceSettings
 class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    nats_url: str = Field(description="Where usage events come from.")
+    nats_url: str = Field(description="The bus with the usage events.")
     database_url: str | None = Field(
-        default=None, description="The price book and the ledger. Unset: SQLite in the home."
+        default=None, description="Prices and ledger. Not set: SQLite in the home."
     )
     booking_concurrency: int = Field(
-        default=256, ge=1, le=1024, description="Usage events in hand at a time."
+        default=256,
+        ge=1,
+        le=1024,
+        description="Usage messages booked at the same time.",
     )
     price_poll_seconds: float = Field(
-        default=2.0, gt=0, description="How often to look for prices that another replica made."
+        default=2.0, gt=0, description="The interval at which prices of other replicas are read."
     )

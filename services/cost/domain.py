@@ -1,66 +1,79 @@
-"""Prices, usage and what the ledger writes down for it."""
+"""Prices, usage, and what the ledger writes for it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 from itertools import groupby
 
-from headrace.common.v1 import model_pb2
-from headrace.cost.v1 import cost_pb2
-
 from libs.errors import InvalidArgument
-from libs.metering.pricing import bill
+from libs.metering.pricing import (
+    MAX_INT64,
+    MAX_NANO_USD_EACH,
+    MAX_PER_QUANTITY,
+    MAX_QUANTITY,
+    Rate,
+    UsageKind,
+    charges,
+    token_quantities,
+)
 
-# With it the bill of the most tokens that one usage can have, 2**31 each way, stays below 2**63.
-MAX_NANO_USD_PER_MILLION_TOKENS = 10**15
-MAX_INT64 = 2**63 - 1
 MAX_NAME_LENGTH = 255
-ADJUSTMENT = "adjustment"
+ALL_TENANTS = "-"
 
 _PRICE_ID = re.compile(r"[a-z0-9-]{1,63}")
 
 
 class InvalidUsageError(ValueError):
-    """A usage event that no ledger can book: it names nobody, or its numbers make no sense."""
+    """A usage event that cannot be booked.
+
+    Attributes:
+        reason: what is wrong: `incomplete`, `impossible_count` or `impossible_cost`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What a million tokens of one model cost. Never changes.
+    """What one model costs. Never changes.
 
     Attributes:
         name: `prices/{price}`.
         model: the model's public name.
-        effective_time: from when on it holds; None: from its creation.
+        tenant: the only tenant that pays it; empty: all that have no price of their own.
+        rates: of each kind that is not free.
+        effective_time: when it takes effect; None: when it is created.
     """
 
     name: str
     model: str
-    input_nano_usd_per_million_tokens: int
-    cached_input_nano_usd_per_million_tokens: int
-    output_nano_usd_per_million_tokens: int
+    tenant: str
+    rates: Mapping[UsageKind, Rate]
     effective_time: datetime | None
     create_time: datetime
 
     @property
-    def holds_from(self) -> datetime:
-        """From when on it holds."""
+    def effective_from(self) -> datetime:
+        """When it takes effect."""
         return self.effective_time or self.create_time
 
     @property
     def age_key(self) -> tuple[datetime, str]:
-        """Sorts prices from the oldest to the newest, as the hot path does."""
-        return self.holds_from, self.name
+        """Sorts prices from the oldest to the newest, as the services that apply them do."""
+        return self.effective_from, self.name
 
     def same_content(self, other: Price) -> bool:
-        """Whether both ask for the same, whenever they were created."""
+        """Returns whether both are the same, apart from when they were created."""
         return replace(other, create_time=self.create_time) == self
 
     def check(self) -> None:
-        """Returns if the price may enter the book.
+        """Returns if the price may be created.
 
         Raises:
             InvalidArgument: with every field that is wrong.
@@ -68,21 +81,28 @@ class Price:
         wrong = []
         head, _, identifier = self.name.partition("/")
         if head != "prices" or not _PRICE_ID.fullmatch(identifier):
-            wrong.append(("price.name", "must be prices/ID with an ID of a-z, 0-9 and -, up to 63"))
-        if not 0 < len(self.model) <= MAX_NAME_LENGTH:
+            wrong.append(
+                ("price.name", "must be prices/ID with an ID of a-z, 0-9 and -, at most 63")
+            )
+        if not 0 < len(self.model) <= MAX_NAME_LENGTH or "\0" in self.model:
             wrong.append(("price.model", f"must have 1 to {MAX_NAME_LENGTH} characters"))
-        for kind in ("input", "cached_input", "output"):
-            field = f"{kind}_nano_usd_per_million_tokens"
-            if not 0 <= getattr(self, field) <= MAX_NANO_USD_PER_MILLION_TOKENS:
-                text = f"must be from 0 to {MAX_NANO_USD_PER_MILLION_TOKENS}"
-                wrong.append((f"price.{field}", text))
+        if self.tenant == ALL_TENANTS:
+            wrong.append(("price.tenant", "must be one tenant, or empty for all"))
+        if not self.rates:
+            wrong.append(("price.rates", "must have at least one rate"))
+        for position, rate in enumerate(self.rates.values()):
+            wrong += _wrong_fields(rate, f"price.rates[{position}]")
         if wrong:
             raise InvalidArgument.of_fields(wrong)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens that were used, as the event told it; `cost_nano_usd` is what the client was told."""
+    """The tokens of one usage event; `cost_nano_usd` is the cost that the client was given.
+
+    Attributes:
+        operation: see `wire.operation_from_proto`.
+    """
 
     usage_id: str
     request_id: str
@@ -94,6 +114,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int
     price: str
     cost_nano_usd: int
     event_time: datetime
@@ -102,94 +123,74 @@ class Usage:
         """Returns if the usage can be booked.
 
         Raises:
-            InvalidUsageError: it names nobody, or its numbers make no sense.
+            InvalidUsageError: an id or the tenant is missing, or a number is impossible.
         """
         if not (self.usage_id and self.request_id and self.tenant):
-            raise InvalidUsageError("usage_id, request_id and tenant must be given")
-        tokens = (self.prompt_tokens, self.completion_tokens, self.cached_tokens)
-        if min(tokens) < 0 or self.cached_tokens > self.prompt_tokens:
-            raise InvalidUsageError(f"impossible numbers of tokens {tokens}")
+            raise InvalidUsageError("incomplete", "usage_id, request_id and tenant are required")
+        counts = {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "completion_tokens": self.completion_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
+        }
+        for name, count in counts.items():
+            if not 0 <= count <= MAX_QUANTITY:
+                raise InvalidUsageError(
+                    "impossible_count", f"{name} is {count}, not from 0 to {MAX_QUANTITY}"
+                )
+        for part, total in (("cached", "prompt"), ("reasoning", "completion")):
+            if counts[f"{part}_tokens"] > counts[f"{total}_tokens"]:
+                raise InvalidUsageError(
+                    "impossible_count", f"more {part}_tokens than {total}_tokens: {counts}"
+                )
         if not 0 <= self.cost_nano_usd <= MAX_INT64:
-            raise InvalidUsageError(f"impossible cost {self.cost_nano_usd}")
+            raise InvalidUsageError(
+                "impossible_cost", f"cost_nano_usd is {self.cost_nano_usd}, not from 0 to 2^63 - 1"
+            )
+
+
+class PostingKind(StrEnum):
+    """Why a posting was made. The names are those of the contract; the values are stored."""
+
+    CHARGE = "charge"
+    ADJUSTMENT = "adjustment"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Posting:
-    """One line of the ledger. The lines of one usage sum up to its `cost_nano_usd`."""
+    """One line of the ledger. The postings of a usage add up to its `cost_nano_usd`.
+
+    Attributes:
+        usage_kind: what is charged; None for an adjustment.
+    """
 
     usage_id: str
-    kind: str
-    quantity_tokens: int
+    kind: PostingKind
+    usage_kind: UsageKind | None
+    quantity: int
     price: str
-    nano_usd_per_million_tokens: int
+    rate_nano_usd: int
+    rate_per_quantity: int
     cost_nano_usd: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class UsageSum:
-    """What one user used of one model."""
-
-    tenant: str
-    user: str
-    model: str
-    request_count: int
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    cost_nano_usd: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class UsageFilter:
-    """Which usage to sum up; None does not filter. `start_time` is in, `end_time` is out."""
-
-    tenant: str
-    user: str | None = None
-    model: str | None = None
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-
-    def check(self) -> None:
-        """Returns if the range of time is one.
-
-        Raises:
-            InvalidArgument: it ends before it starts.
-        """
-        if self.start_time and self.end_time and self.start_time >= self.end_time:
-            raise InvalidArgument.of_field("end_time", "must be after start_time")
 
 
 def postings_of(usage: Usage, price: Price | None) -> tuple[Posting, ...]:
-    """Returns the lines to book: what the named price makes of the tokens.
+    """Returns the postings of a usage: what it costs by the price that its event names.
 
-    Where that is not what the client was told, the client's figure holds and an `adjustment` makes
-    up the difference.
+    Where the client was given another cost, that cost stands: an adjustment corrects the sum.
     """
-    tokens = model_pb2.TokenUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
-    )
-    postings = [
-        Posting(
-            usage_id=usage.usage_id,
-            kind=line.kind,
-            quantity_tokens=line.quantity_tokens,
-            price=usage.price,
-            nano_usd_per_million_tokens=line.nano_usd_per_million_tokens,
-            cost_nano_usd=line.cost_nano_usd,
-        )
-        for line in bill(tokens, _rates(price))
-    ]
+    postings = list(_charge_postings(usage, price))
     difference = usage.cost_nano_usd - sum(posting.cost_nano_usd for posting in postings)
     if difference:
         postings.append(
             Posting(
                 usage_id=usage.usage_id,
-                kind=ADJUSTMENT,
-                quantity_tokens=0,
+                kind=PostingKind.ADJUSTMENT,
+                usage_kind=None,
+                quantity=0,
                 price="",
-                nano_usd_per_million_tokens=0,
+                rate_nano_usd=0,
+                rate_per_quantity=0,
                 cost_nano_usd=difference,
             )
         )
@@ -197,36 +198,57 @@ def postings_of(usage: Usage, price: Price | None) -> tuple[Posting, ...]:
 
 
 def current_and_later(prices: Iterable[Price], now: datetime) -> list[Price]:
-    """Returns, newest first, the prices to come and of each model the one that holds now."""
-    kept: list[Price] = []
-    for _, of_model in groupby(
-        sorted(prices, key=lambda price: (price.model, price.age_key), reverse=True),
-        key=lambda price: price.model,
-    ):
-        for price in of_model:
-            kept.append(price)
-            if price.holds_from <= now:
+    """Returns the prices that a process needs from now on, the newest first.
+
+    For each model and tenant, these are the one in effect and those that take effect later.
+    """
+
+    def payer(price: Price) -> tuple[str, str]:
+        return price.model, price.tenant
+
+    needed: list[Price] = []
+    newest_first = sorted(prices, key=lambda price: (payer(price), price.age_key), reverse=True)
+    for _, of_payer in groupby(newest_first, key=payer):
+        for price in of_payer:
+            needed.append(price)
+            if price.effective_from <= now:
                 break
-    return sorted(kept, key=lambda price: price.age_key, reverse=True)
+    return sorted(needed, key=lambda price: price.age_key, reverse=True)
 
 
-def checked_sum(amounts: Sequence[int], *, field: str) -> int:
+def checked_sum(amounts: Iterable[int], *, field: str) -> int:
     """Returns the sum of amounts in nano-USD.
 
     Raises:
-        InvalidArgument: it, or one of them, does not fit into 64 bits; `field` asked for too much.
+        InvalidArgument: the sum does not fit into 64 bits; `field` selects too much.
     """
     total = sum(amounts)
-    if any(abs(amount) > MAX_INT64 for amount in (total, *amounts)):
-        raise InvalidArgument.of_field(field, "the sum does not fit into 64 bits; ask for less")
+    if abs(total) > MAX_INT64:
+        raise InvalidArgument.of_field(field, "the sum does not fit into 64 bits; select less")
     return total
 
 
-def _rates(price: Price | None) -> cost_pb2.Price | None:
-    if price is None:
-        return None
-    return cost_pb2.Price(
-        input_nano_usd_per_million_tokens=price.input_nano_usd_per_million_tokens,
-        cached_input_nano_usd_per_million_tokens=price.cached_input_nano_usd_per_million_tokens,
-        output_nano_usd_per_million_tokens=price.output_nano_usd_per_million_tokens,
+def _charge_postings(usage: Usage, price: Price | None) -> Iterator[Posting]:
+    quantities = token_quantities(
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
     )
+    for charge in charges(quantities, price.rates if price else {}):
+        yield Posting(
+            usage_id=usage.usage_id,
+            kind=PostingKind.CHARGE,
+            usage_kind=charge.kind,
+            quantity=charge.quantity,
+            price=usage.price,
+            rate_nano_usd=charge.rate.nano_usd,
+            rate_per_quantity=charge.rate.per_quantity,
+            cost_nano_usd=charge.cost_nano_usd,
+        )
+
+
+def _wrong_fields(rate: Rate, field: str) -> Iterator[tuple[str, str]]:
+    if not 1 <= rate.per_quantity <= MAX_PER_QUANTITY:
+        yield f"{field}.per_quantity", f"must be from 1 to {MAX_PER_QUANTITY}"
+    elif not 0 <= rate.nano_usd <= MAX_NANO_USD_EACH * rate.per_quantity:
+        yield f"{field}.nano_usd", f"must be from 0 to {MAX_NANO_USD_EACH} times per_quantity"

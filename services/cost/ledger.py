@@ -1,4 +1,4 @@
-"""Booking: exactly once per usage id, and many at a time when they pile up."""
+"""Books usage: each usage id once, and many in one transaction when they queue up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 from sqlalchemy.exc import DataError, IntegrityError
 
 from libs.clock import Clock
-from services.cost.domain import ADJUSTMENT, Posting, Price, Usage, postings_of
+from services.cost.domain import Posting, PostingKind, Price, Usage, postings_of
 from services.cost.price_book import PriceBook
 from services.cost.store import CostStore
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 _BOOKED = Counter("headrace_cost_usage_booked", "Usage events booked.")
 _DUPLICATE = Counter("headrace_cost_usage_duplicate", "Usage events that were booked before.")
 _ADJUSTED = Counter(
-    "headrace_cost_usage_adjusted", "Usage events whose cost is not what their price makes of them."
+    "headrace_cost_usage_adjusted", "Usage events whose cost differs from what their price gives."
 )
 _BATCH_EVENTS = Histogram(
     "headrace_cost_booking_batch_events",
@@ -29,7 +29,7 @@ _BATCH_EVENTS = Histogram(
 )
 
 MAX_BATCH_EVENTS = 256
-# Transactions begin no faster: what comes in between shares the next one.
+# The least time between the starts of transactions: usage that comes in between shares the next.
 GATHER_SECONDS = 0.050
 
 
@@ -41,21 +41,20 @@ class _Waiting:
     )
 
     def settle(self, error: Exception | None = None) -> None:
-        if self.done.done():  # its caller has gone
+        if self.done.done():  # its caller was cancelled
             return
         if error is None:
             self.done.set_result(None)
         else:
             self.done.set_exception(error)
-            self.done.exception()  # the caller may have gone before it looked
+            self.done.exception()  # no warning where its caller was cancelled
 
 
 class Ledger:
-    """Books usage events.
+    """Books usage events by group commit.
 
-    Group commit: an event that comes alone is booked at once; those that come soon after a
-    transaction began share the next one. The queue is as long as what the callers of `book`
-    bring, and the consumer's `max_in_flight` limits how many there are.
+    An event that comes alone is booked at once; those that come soon after a transaction started
+    share the next one. The consumer's `max_in_flight` limits the length of the queue.
     """
 
     def __init__(self, store: CostStore, price_book: PriceBook, clock: Clock) -> None:
@@ -70,16 +69,16 @@ class Ledger:
         """Returns when all of it is in the ledger, by this call or an earlier one.
 
         Raises:
-            InvalidUsageError: some cannot be booked, ever; then none is.
-            Unavailable: the database does not answer. It may have been booked nevertheless.
+            InvalidUsageError: some can never be booked; then none is.
+            Unavailable: the database does not answer. The usage may be booked nevertheless.
         """
         for usage in usages:
             usage.check()
         mine = [_Waiting(usage) for usage in usages]
         self._waiting.extend(mine)
         async with self._turn:
-            # Whoever is first books for those behind; when it is their turn, they are done. One
-            # that was cancelled leaves its batch in the queue to the next.
+            # The first caller books for those behind it, which then find their usage booked. One
+            # that is cancelled leaves its batch in the queue for the next.
             while not all(each.done.done() for each in mine):
                 await self._book_next_batch()
         for each in mine:
@@ -98,18 +97,18 @@ class Ledger:
                 batch[0].settle(error)
             else:
                 await self._book_one_by_one(batch)
-        except Exception as error:  # noqa: BLE001  # raised again by each caller of `book`
+        except Exception as error:  # noqa: BLE001  # raised by each call of `book`
             for waiting in batch:
                 waiting.settle(error)
         for _ in batch:
             self._waiting.popleft()
 
     async def _book_one_by_one(self, batch: list[_Waiting]) -> None:
-        """Keeps one event that the database refuses from holding up its neighbours."""
+        """Books the others of a batch in which the database refuses one."""
         for waiting in batch:
             try:
                 await self._book([waiting])
-            except Exception as error:  # noqa: BLE001  # raised again by the caller of `book`
+            except Exception as error:  # noqa: BLE001  # raised by its call of `book`
                 waiting.settle(error)
 
     async def _book(self, batch: list[_Waiting]) -> None:
@@ -127,21 +126,21 @@ class Ledger:
                 continue
             booked.discard(usage.usage_id)
             _BOOKED.inc()
-            _tell_adjustment(usage, lines, price)
+            _report_adjustment(usage, lines, price)
         for waiting in batch:
             waiting.settle()
 
 
-def _tell_adjustment(usage: Usage, lines: tuple[Posting, ...], price: Price | None) -> None:
-    if lines and lines[-1].kind == ADJUSTMENT:
+def _report_adjustment(usage: Usage, lines: tuple[Posting, ...], price: Price | None) -> None:
+    if lines and lines[-1].kind is PostingKind.ADJUSTMENT:
         _ADJUSTED.inc()
         _log.error(
-            "the client was told another cost than the price makes",
+            "the client was given another cost than its price gives",
             usage_id=usage.usage_id,
             tenant=usage.tenant,
             model_version=usage.model_version,
             price=usage.price,
             price_known=price is not None,
-            told_nano_usd=usage.cost_nano_usd,
+            reported_nano_usd=usage.cost_nano_usd,
             adjustment_nano_usd=lines[-1].cost_nano_usd,
         )

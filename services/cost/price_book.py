@@ -1,4 +1,4 @@
-"""The price book in memory: found by name when usage is booked, pushed to those who watch it."""
+"""The price book in memory: read when usage is booked, and pushed to services that watch it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READ_FAILURES = Counter(
 
 
 class PriceBook:
-    """All prices. Prices never change, so one that was read once stays right."""
+    """All prices. Prices never change, so that one that was read stays valid."""
 
     def __init__(self, store: CostStore, clock: Clock, *, poll_seconds: float) -> None:
         self._store = store
@@ -31,28 +31,28 @@ class PriceBook:
         self._latest = Latest[Mapping[str, Price]]()
 
     async def create(self, price: Price) -> Price:
-        """Adds a price and pushes the book; returns the one that has the name, old or new."""
+        """Adds a price and pushes the book; returns the price with that name, old or new."""
         stored = await self._store.insert_price(price)
         if stored.name not in self._by_name:
             await self.refresh()
         return stored
 
     async def find(self, name: str) -> Price | None:
-        """Returns the price of that name, or None if there is none."""
+        """Returns the price with a name, or None if there is none."""
         if name and name not in self._by_name:
             await self.refresh()
         return self._by_name.get(name)
 
     async def refresh(self) -> None:
-        """Reads the book; wakes the watchers if it has grown."""
+        """Reads the book, and pushes it if it has grown."""
         by_name = {price.name: price for price in await self._store.all_prices()}
-        # The book only grows: what was read before another and comes after it has less in it.
+        # The book only grows: of two reads that overlap, the older one may come last, with less.
         if by_name.keys() - self._by_name.keys() or self._latest.value is None:
             self._by_name = by_name
             self._latest.publish(by_name)
 
     async def poll(self) -> None:
-        """Looks regularly for prices that another replica created, until it is cancelled."""
+        """Reads prices that other replicas created, at intervals, until it is cancelled."""
         while True:
             await self._clock.sleep(self._poll_seconds)
             try:
@@ -65,7 +65,7 @@ class PriceBook:
                 _log.exception("cannot read the price book")
 
     async def watch(self) -> AsyncIterator[list[Price]]:
-        """Yields the prices that hold now or later: at once, and whenever the book has changed."""
+        """Yields the prices that apply now or later: at once, and after each change."""
         async for by_name in self._latest.follow():
             yield current_and_later(by_name.values(), self._clock.now())
 

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from typing_extensions import override
 
 from libs.clock import Clock
-from libs.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from libs.errors import AlreadyExists, NotFound, Unavailable
 from libs.ids import check_uuid
 from libs.rpc.identity import ADMIN, Context, identity_of
+from libs.rpc.names import tenant_name
 from libs.rpc.paging import PageRequest
 from services.cost.backlog import UsageBacklog
-from services.cost.domain import UsageFilter, checked_sum
 from services.cost.price_book import PriceBook
 from services.cost.store import CostStore
+from services.cost.usage_store import UsageStore
+from services.cost.usage_wire import query_from_proto, sums_to_proto
 from services.cost.wire import (
+    price_filter_from_proto,
     price_from_proto,
     price_to_proto,
     request_cost_to_proto,
-    time_from_proto,
-    usage_row_to_proto,
 )
 
-MAX_USAGE_ROWS = 10_000
 RETRY_AFTER_SECONDS = 1.0
 
 
 class CostServicer(cost_pb2_grpc.CostServiceServicer):
-    """Parses, asks the store or the price book, answers."""
+    """Prices and costs, for clients of the mesh."""
 
     def __init__(
-        self, *, store: CostStore, price_book: PriceBook, backlog: UsageBacklog, clock: Clock
+        self,
+        *,
+        store: CostStore,
+        usage: UsageStore,
+        price_book: PriceBook,
+        backlog: UsageBacklog,
+        clock: Clock,
     ) -> None:
         self._store = store
+        self._usage = usage
         self._price_book = price_book
         self._backlog = backlog
         self._clock = clock
@@ -57,20 +60,17 @@ class CostServicer(cost_pb2_grpc.CostServiceServicer):
     async def ListPrices(
         self, request: cost_pb2.ListPricesRequest, context: Context
     ) -> cost_pb2.ListPricesResponse:
+        identity = identity_of(context)
+        wanted = price_filter_from_proto(
+            request.filter, visible_to=None if ADMIN in identity.scopes else identity.tenant
+        )
         page = await self._store.list_prices(
-            request.model, PageRequest.parse(request.page_size, request.page_token)
+            wanted, PageRequest.parse(request.page_size, request.page_token)
         )
         return cost_pb2.ListPricesResponse(
             prices=[price_to_proto(price) for price in page.rows],
             next_page_token=page.next_page_token,
         )
-
-    @override
-    async def WatchPrices(
-        self, request: cost_pb2.WatchPricesRequest, context: Context
-    ) -> AsyncIterator[cost_pb2.WatchPricesResponse]:
-        async for prices in self._price_book.watch():
-            yield cost_pb2.WatchPricesResponse(prices=[price_to_proto(price) for price in prices])
 
     @override
     async def GetRequestCost(
@@ -96,25 +96,9 @@ class CostServicer(cost_pb2_grpc.CostServiceServicer):
         self, request: cost_pb2.QueryUsageRequest, context: Context
     ) -> cost_pb2.QueryUsageResponse:
         identity = identity_of(context)
-        if request.tenant not in ("", identity.tenant):
+        if request.tenant not in ("", tenant_name(identity.tenant)):
             identity.require(ADMIN)
-        wanted = UsageFilter(
-            tenant=request.tenant or identity.tenant,
-            user=request.user or None,
-            model=request.model or None,
-            start_time=_bound(request.start_time, "start_time", request.HasField("start_time")),
-            end_time=_bound(request.end_time, "end_time", request.HasField("end_time")),
-        )
-        wanted.check()
+        query = query_from_proto(request, caller_tenant=identity.tenant)
+        page = PageRequest.parse(request.page_size, request.page_token)
         await self._backlog.wait_booked()
-        rows = await self._store.sum_usage(wanted, limit=MAX_USAGE_ROWS + 1)
-        if len(rows) > MAX_USAGE_ROWS:
-            raise InvalidArgument.of_field("user", f"more than {MAX_USAGE_ROWS} rows; ask for less")
-        return cost_pb2.QueryUsageResponse(
-            rows=[usage_row_to_proto(row) for row in rows],
-            cost_nano_usd=checked_sum([row.cost_nano_usd for row in rows], field="start_time"),
-        )
-
-
-def _bound(stamp: Timestamp, field: str, given: bool) -> datetime | None:
-    return time_from_proto(stamp, field=field) if given else None
+        return sums_to_proto(await self._usage.sum_usage(query, page))

@@ -1,37 +1,49 @@
-"""The price book and the ledger, in SQL."""
+"""Prices and the ledger, in SQL."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from libs.db import snapshot, transaction, transaction_in_thread
-from libs.errors import InvalidArgument
-from libs.rpc.paging import Page, PageRequest
-from services.cost.domain import Posting, Price, Usage, UsageFilter, UsageSum
-from services.cost.tables import postings, prices, usage
-
-# Sums are added up in two parts, since a database's own sum of 64-bit numbers may overflow.
-_SPLIT = 1_000_000_000
-
+from libs.metering.pricing import Rate, UsageKind
+from libs.rpc.paging import Page, PageRequest, invalid_page_token
+from services.cost.domain import Posting, PostingKind, Price, Usage
+from services.cost.tables import postings, prices, rates, usage
 
 _INSERT_POSTINGS = sa.insert(postings)
-_Lot = tuple[Usage, Sequence[Posting]]
+_Booking: TypeAlias = tuple[Usage, Sequence[Posting]]
 
 
 class _BookedBeforeError(Exception):
-    """Some of a lot is in the ledger already."""
+    """Some of the usage is in the ledger already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceFilter:
+    """Which prices to list.
+
+    Attributes:
+        model: of this model; None: of all.
+        tenant: for this tenant only; empty: general prices; None: both.
+        visible_to: those that apply to this tenant: its own and general ones; None: all.
+    """
+
+    model: str | None = None
+    tenant: str | None = None
+    visible_to: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestCost:
-    """What the ledger has of one request, oldest usage first."""
+    """What the ledger has of one request, the oldest usage first."""
 
     tenant: str
     user: str
@@ -40,7 +52,7 @@ class RequestCost:
 
 
 class CostStore:
-    """The only SQL of the service. Each method is one transaction.
+    """Reads and writes prices, usage and postings. Each method is one transaction.
 
     Raises:
         Unavailable: the database does not answer, from any method.
@@ -48,74 +60,84 @@ class CostStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        # Both have ON CONFLICT, alike and under two types. Imported is the one that is used.
+        # Both dialects have the same ON CONFLICT, in two types. Only the one in use is imported.
         dialect = import_module(f"sqlalchemy.dialects.{engine.dialect.name}")
         self._insert: Any = dialect.insert
         self._insert_new_usage = self._insert(usage).on_conflict_do_nothing()
 
     async def insert_price(self, price: Price) -> Price:
         """Adds a price, unless its name is taken. Returns the one that has the name now."""
-        insert = self._insert(prices).values(**asdict(price)).on_conflict_do_nothing()
+        row = {column.name: getattr(price, column.name) for column in prices.columns}
+        insert = self._insert(prices).values(row).on_conflict_do_nothing().returning(prices.c.name)
         async with transaction(self._engine) as connection:
-            await connection.execute(insert)
-            by_name = sa.select(prices).where(prices.c.name == price.name)
-            row = (await connection.execute(by_name)).one()
-        return _price(row)
+            if (await connection.execute(insert)).first():
+                await connection.execute(sa.insert(rates), _rate_rows(price))
+            by_name = _priced(prices).where(prices.c.name == price.name)
+            (stored,) = _prices(await connection.execute(by_name))
+        return stored
 
     async def all_prices(self) -> list[Price]:
-        """Returns the whole book, in no order."""
+        """Returns every price."""
         async with snapshot(self._engine) as connection:
-            return [_price(row) for row in await connection.execute(sa.select(prices))]
+            return _prices(await connection.execute(_priced(prices).order_by(prices.c.name)))
 
-    async def list_prices(self, model: str, page: PageRequest) -> Page[Price]:
-        """Returns a page of prices, newest first; of all models if `model` is empty."""
-        holds_from = sa.func.coalesce(prices.c.effective_time, prices.c.create_time)
-        query = sa.select(prices).order_by(holds_from.desc(), prices.c.name.desc())
-        if model:
-            query = query.where(prices.c.model == model)
+    async def list_prices(self, wanted: PriceFilter, page: PageRequest) -> Page[Price]:
+        """Returns a page of prices, the newest first.
+
+        Raises:
+            InvalidArgument: the page token is invalid.
+        """
+        effective_from = sa.func.coalesce(prices.c.effective_time, prices.c.create_time)
+        conditions = _price_conditions(wanted)
         if page.after:
             moment, name = _age_key(page.after)
-            query = query.where(
-                sa.or_(
-                    holds_from < moment,
-                    sa.and_(holds_from == moment, prices.c.name < name),
-                )
-            )
+            earlier = sa.and_(effective_from == moment, prices.c.name < name)
+            conditions.append(sa.or_(effective_from < moment, earlier))
+        newest = (
+            sa.select(prices, effective_from.label("effective_from"))
+            .where(*conditions)
+            .order_by(sa.desc("effective_from"), prices.c.name.desc())
+            .limit(page.limit)
+            .subquery()
+        )
+        query = _priced(newest).order_by(newest.c.effective_from.desc(), newest.c.name.desc())
         async with snapshot(self._engine) as connection:
-            rows = [_price(row) for row in await connection.execute(query.limit(page.limit))]
-        return Page.of(rows, page, key=lambda price: f"{price.holds_from.isoformat()} {price.name}")
+            found = _prices(await connection.execute(query))
+        return Page.of(
+            found, page, key=lambda price: f"{price.effective_from.isoformat()} {price.name}"
+        )
 
-    async def book(self, bookings: Sequence[_Lot], book_time: datetime) -> set[str]:
-        """Writes usage and its postings, all or nothing; what the ledger has already, it skips.
+    async def book(self, bookings: Sequence[_Booking], book_time: datetime) -> set[str]:
+        """Writes usage and its postings, all or nothing, without what the ledger has already.
 
         Returns:
-            The ids of the usage that was new. A replica that books the same at the same time
-            waits for this transaction and then finds it.
+            The ids of the new usage. A replica that books the same at the same time waits for
+            this transaction and then finds it.
         """
-        by_id = {used.usage_id: (used, lot) for used, lot in reversed(bookings)}
-        # One order everywhere: replicas that book the same lot wait, and do not lock each other.
-        lots = [by_id[usage_id] for usage_id in sorted(by_id)]
-        rows = [{**vars(used), "book_time": book_time} for used, _ in lots]
+        by_id = {used.usage_id: (used, lines) for used, lines in reversed(bookings)}
+        # The same order everywhere: replicas that book the same usage do not lock each other out.
+        ordered = [by_id[usage_id] for usage_id in sorted(by_id)]
+        rows = [{**vars(used), "book_time": book_time} for used, _ in ordered]
 
         def book_all_new(connection: sa.Connection) -> set[str]:
-            # Cheaper than to ask for the ids of the new: mostly all are.
-            told = connection.execute(
+            # Cheaper than returning the ids of the new usage: nearly always all of it is new.
+            result = connection.execute(
                 self._insert_new_usage, rows, execution_options={"preserve_rowcount": True}
             )
-            if told.rowcount != len(rows):
+            if result.rowcount != len(rows):
                 raise _BookedBeforeError
-            _insert_postings(connection, lots)
+            _insert_postings(connection, ordered)
             return set(by_id)
 
         def book_new(connection: sa.Connection) -> set[str]:
             insert = self._insert_new_usage.returning(usage.c.usage_id)
             booked = set(connection.execute(insert, rows).scalars())
-            _insert_postings(connection, [lot for lot in lots if lot[0].usage_id in booked])
+            _insert_postings(connection, [each for each in ordered if each[0].usage_id in booked])
             return booked
 
         try:
             return await transaction_in_thread(self._engine, book_all_new)
-        except _BookedBeforeError:  # all is undone
+        except _BookedBeforeError:  # it is rolled back
             return await transaction_in_thread(self._engine, book_new)
 
     async def request_cost(self, tenant: str, request_id: str) -> RequestCost | None:
@@ -134,89 +156,84 @@ class CostStore:
             tenant=tenant,
             user=rows[0].user,
             model_version=rows[0].model_version,
-            # A usage of no tokens has no lines.
+            # A usage of no tokens has no postings.
             postings=[_posting(row) for row in rows if row.usage_id is not None],
         )
 
-    async def sum_usage(self, wanted: UsageFilter, *, limit: int) -> list[UsageSum]:
-        """Returns at most `limit` sums, ordered by tenant, user and model."""
-        owner = (usage.c.tenant, usage.c.user, usage.c.model)
-        query = (
-            sa.select(
-                *owner,
-                sa.func.count(usage.c.request_id.distinct()).label("request_count"),
-                sa.func.sum(usage.c.prompt_tokens).label("prompt_tokens"),
-                sa.func.sum(usage.c.completion_tokens).label("completion_tokens"),
-                sa.func.sum(usage.c.cached_tokens).label("cached_tokens"),
-                sa.func.sum(usage.c.cost_nano_usd // _SPLIT).label("cost_high"),
-                sa.func.sum(usage.c.cost_nano_usd % _SPLIT).label("cost_low"),
-            )
-            .where(*_conditions(wanted))
-            .group_by(*owner)
-            .order_by(*owner)
-            .limit(limit)
-        )
-        async with snapshot(self._engine) as connection:
-            return [_usage_sum(row) for row in await connection.execute(query)]
+
+def _priced(source: sa.FromClause) -> sa.Select[Any]:
+    """Selects prices from the table or a part of it, each with its rates: one row a rate."""
+    names = [column.name for column in prices.columns]
+    return sa.select(
+        *(source.c[name] for name in names), rates.c.kind, rates.c.nano_usd, rates.c.per_quantity
+    ).join_from(source, rates, source.c.name == rates.c.price)
 
 
-def _insert_postings(connection: sa.Connection, lots: Iterable[_Lot]) -> None:
+def _prices(rows: Iterable[sa.Row[Any]]) -> list[Price]:
+    """Reads what `_priced` selects; the rows of each price stand together."""
+    return [_price(list(of_price)) for _, of_price in groupby(rows, key=lambda row: row.name)]
+
+
+def _price(rows: Sequence[sa.Row[Any]]) -> Price:
+    fields = {column.name: rows[0]._mapping[column.name] for column in prices.columns}  # noqa: SLF001  # public, whatever its name
+    return Price(
+        **fields,
+        rates={UsageKind(row.kind): Rate(row.nano_usd, row.per_quantity) for row in rows},
+    )
+
+
+def _rate_rows(price: Price) -> list[dict[str, Any]]:
+    return [
+        {"price": price.name, "kind": kind.value, **rate._asdict()}
+        for kind, rate in price.rates.items()
+    ]
+
+
+def _price_conditions(wanted: PriceFilter) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if wanted.model is not None:
+        conditions.append(prices.c.model == wanted.model)
+    if wanted.tenant is not None:
+        conditions.append(prices.c.tenant == wanted.tenant)
+    if wanted.visible_to is not None:
+        conditions.append(prices.c.tenant.in_(["", wanted.visible_to]))
+    return conditions
+
+
+def _insert_postings(connection: sa.Connection, bookings: Iterable[_Booking]) -> None:
     rows = [
-        {**vars(line), "position": position}
-        for _, lines in lots
+        {**_posting_row(line), "position": position}
+        for _, lines in bookings
         for position, line in enumerate(lines)
     ]
     if rows:
         connection.execute(_INSERT_POSTINGS, rows)
 
 
-def _conditions(wanted: UsageFilter) -> list[sa.ColumnElement[bool]]:
-    conditions = [usage.c.tenant == wanted.tenant]
-    if wanted.user is not None:
-        conditions.append(usage.c.user == wanted.user)
-    if wanted.model is not None:
-        conditions.append(usage.c.model == wanted.model)
-    if wanted.start_time is not None:
-        conditions.append(usage.c.event_time >= wanted.start_time)
-    if wanted.end_time is not None:
-        conditions.append(usage.c.event_time < wanted.end_time)
-    return conditions
+def _posting_row(line: Posting) -> dict[str, Any]:
+    usage_kind = line.usage_kind and line.usage_kind.value
+    return {**vars(line), "kind": line.kind.value, "usage_kind": usage_kind}
 
 
 def _age_key(after: str) -> tuple[datetime, str]:
     moment, _, name = after.partition(" ")
     try:
         parsed = datetime.fromisoformat(moment)
-    except ValueError:
-        parsed = None
-    if parsed is None or parsed.tzinfo is None:
-        raise InvalidArgument.of_field("page_token", "is not from an answer of ours")
+    except ValueError as error:
+        raise invalid_page_token() from error
+    if parsed.tzinfo is None:
+        raise invalid_page_token()
     return parsed, name
-
-
-def _price(row: sa.Row[Any]) -> Price:
-    return Price(**row._mapping)  # noqa: SLF001  # public, whatever its name
 
 
 def _posting(row: sa.Row[Any]) -> Posting:
     return Posting(
         usage_id=row.usage_id,
-        kind=row.kind,
-        quantity_tokens=row.quantity_tokens,
+        kind=PostingKind(row.kind),
+        usage_kind=None if row.usage_kind is None else UsageKind(row.usage_kind),
+        quantity=row.quantity,
         price=row.price,
-        nano_usd_per_million_tokens=row.nano_usd_per_million_tokens,
+        rate_nano_usd=row.rate_nano_usd,
+        rate_per_quantity=row.rate_per_quantity,
         cost_nano_usd=row.cost_nano_usd,
-    )
-
-
-def _usage_sum(row: sa.Row[Any]) -> UsageSum:
-    return UsageSum(
-        tenant=row.tenant,
-        user=row.user,
-        model=row.model,
-        request_count=row.request_count,
-        prompt_tokens=int(row.prompt_tokens),
-        completion_tokens=int(row.completion_tokens),
-        cached_tokens=int(row.cached_tokens),
-        cost_nano_usd=int(row.cost_high) * _SPLIT + int(row.cost_low),
     )

@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them."""
+"""The tables, as the last migration leaves them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ prices = sa.Table(
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("model", sa.Text, nullable=False),
-    sa.Column("input_nano_usd_per_million_tokens", sa.BigInteger, nullable=False),
-    sa.Column("cached_input_nano_usd_per_million_tokens", sa.BigInteger, nullable=False),
-    sa.Column("output_nano_usd_per_million_tokens", sa.BigInteger, nullable=False),
+    # Empty: for all tenants that have no price of their own.
+    sa.Column("tenant", sa.Text, nullable=False),
     sa.Column("effective_time", UtcDateTime),
     sa.Column("create_time", UtcDateTime, nullable=False),
+)
+
+rates = sa.Table(
+    "rates",
+    metadata,
+    sa.Column("price", sa.Text, sa.ForeignKey("prices.name"), primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("nano_usd", sa.BigInteger, nullable=False),
+    sa.Column("per_quantity", sa.BigInteger, nullable=False),
 )
 
 usage = sa.Table(
     "usage",
     metadata,
-    # What makes booking exactly once.
+    # Unique: each usage event is booked once.
     sa.Column("usage_id", sa.Text, primary_key=True),
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("tenant", sa.Text, nullable=False),
@@ -34,6 +42,7 @@ usage = sa.Table(
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
     sa.Column("price", sa.Text, nullable=False),
     sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
     sa.Column("event_time", UtcDateTime, nullable=False),
@@ -48,8 +57,11 @@ postings = sa.Table(
     sa.Column("usage_id", sa.Text, sa.ForeignKey("usage.usage_id"), primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("quantity_tokens", sa.BigInteger, nullable=False),
+    # NULL: an adjustment.
+    sa.Column("usage_kind", sa.Text),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
     sa.Column("price", sa.Text, nullable=False),
-    sa.Column("nano_usd_per_million_tokens", sa.BigInteger, nullable=False),
+    sa.Column("rate_nano_usd", sa.BigInteger, nullable=False),
+    sa.Column("rate_per_quantity", sa.BigInteger, nullable=False),
     sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
 )

@@ -1,4 +1,4 @@
-"""The cost service on bad days: killed, started late, without its bus, next to a replica."""
+"""The cost service killed, started late, without its bus, and beside a replica."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from headrace.cost.v1 import cost_pb2
 
-from libs.errors import (
-    Unavailable,
-)
+from libs.errors import Unavailable
 from libs.rpc.status import headrace_errors
 from tests.support.nats import NatsServer, running_nats
 from tests.support.service import RunningService, running_service
 from tests.support.usage import (
     CostClient,
     UsageSource,
+    free,
     usage_event,
     usage_source,
 )
@@ -67,20 +65,20 @@ def stamp(moment: datetime) -> Timestamp:
     return made
 
 
-async def test_usage_of_before_a_start_is_waited_for(
+async def test_a_reader_waits_for_usage_from_before_the_start(
     client: CostClient, source: UsageSource, cost: RunningService
 ) -> None:
-    """A reader that comes first sees what the bus had acknowledged by then."""
+    """The first reader sees everything that the bus had acknowledged."""
     await cost.kill()
     events = [usage_event() for _ in range(300)]
     await asyncio.gather(*(source.record(event) for event in events))
     await cost.start()
     sums = await client.usage()
-    assert sums.cost_nano_usd == sum(event.cost_nano_usd for event in events)
-    assert sums.rows[0].request_count == 300
+    assert sums.totals.cost_nano_usd == sum(event.cost_nano_usd for event in events)
+    assert sums.totals.request_count == 300
 
 
-async def test_killed_while_it_books_it_loses_and_doubles_nothing(
+async def test_a_kill_while_it_books_loses_and_doubles_nothing(
     client: CostClient, source: UsageSource, cost: RunningService
 ) -> None:
     """Killed -9 again and again in the middle of a stream of events, half of them sent twice."""
@@ -107,10 +105,10 @@ async def test_killed_while_it_books_it_loses_and_doubles_nothing(
         await cost.kill()
         await cost.start()
     await recording
-    async with asyncio.timeout(60):  # what the dead had in hand comes again after ten seconds
-        while (sums := await client.usage()).rows[0].request_count < len(events):
+    async with asyncio.timeout(60):  # messages of killed processes come again after ten seconds
+        while (sums := await client.usage()).totals.request_count < len(events):
             pass  # each call waits for what is not booked yet
-    assert sums.cost_nano_usd == sum(event.cost_nano_usd for event in events)
+    assert sums.totals.cost_nano_usd == sum(event.cost_nano_usd for event in events)
     for event in events[::60]:
         booked = await client.request_cost(event.request_id)
         assert booked.cost_nano_usd == event.cost_nano_usd
@@ -119,7 +117,7 @@ async def test_killed_while_it_books_it_loses_and_doubles_nothing(
 async def test_two_replicas_share_the_work_and_one_ledger(
     client: CostClient, source: UsageSource, cost: RunningService, nats: NatsServer, tmp_path: Path
 ) -> None:
-    """Both book into one database; a price made at one is seen by watchers of the other."""
+    """Both book into one database; a price created at one is pushed by the other."""
     home = tmp_path / "second"
     home.mkdir()
     database_url = f"sqlite+aiosqlite:///{tmp_path}/home/data/cost.db"
@@ -132,9 +130,9 @@ async def test_two_replicas_share_the_work_and_one_ledger(
     ) as second:
         async with second.channel() as channel:
             other = CostClient(channel)
-            watch = aiter(other.stub.WatchPrices(cost_pb2.WatchPricesRequest()))
+            watch = aiter(other.watch_prices())
             await anext(watch)
-            await client.create_price(cost_pb2.Price(name="prices/minilm", model="minilm"))
+            await client.create_price(free("minilm", "minilm"))
             async with asyncio.timeout(10):
                 assert len((await anext(watch)).prices) == 2
 
@@ -146,15 +144,15 @@ async def test_two_replicas_share_the_work_and_one_ledger(
             ]
             await asyncio.gather(*copies)
             total = sum(event.cost_nano_usd for event in events)
-            assert (await client.usage()).cost_nano_usd == total
-            assert (await other.usage()).cost_nano_usd == total
+            assert (await client.usage()).totals.cost_nano_usd == total
+            assert (await other.usage()).totals.cost_nano_usd == total
         assert await second.terminate() == 0
 
 
 async def test_without_the_bus_the_ledger_still_answers(
     client: CostClient, source: UsageSource, nats: NatsServer
 ) -> None:
-    """What is booked is told after the wait; what is not may yet come, so it is not denied."""
+    """Booked usage is returned after the wait; other requests may not be booked yet."""
     event = usage_event()
     await source.record(event)
     await client.request_cost(event.request_id)
@@ -175,9 +173,9 @@ async def test_without_the_bus_the_ledger_still_answers(
                 await asyncio.sleep(0.2)
 
 
-async def test_it_ends_in_good_order(client: CostClient, cost: RunningService) -> None:
-    """SIGTERM, also with a watcher that would stay for ever: it is let go."""
-    watch = aiter(client.stub.WatchPrices(cost_pb2.WatchPricesRequest()))
+async def test_it_stops_gracefully(client: CostClient, cost: RunningService) -> None:
+    """On SIGTERM, also with a watcher, whose stream ends."""
+    watch = aiter(client.watch_prices())
     await anext(watch)
     assert await cost.terminate() == 0
     with pytest.raises(StopAsyncIteration):

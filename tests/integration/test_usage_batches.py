@@ -1,4 +1,4 @@
-"""Usage records share messages and none is lost, whatever happens on the way to the ledger."""
+"""Usage records share messages, and none is lost on its way to the ledger."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from headrace.common.v1 import usage_pb2
 from headrace.events.v1 import events_pb2
 from nats.js import JetStreamContext
 
@@ -48,10 +49,10 @@ def record(number: int, **fields: Any) -> events_pb2.UsageRecorded:
     event = events_pb2.UsageRecorded(
         usage_id=f"usage-{number:04}",
         request_id=f"request-{number:04}",
-        identity=events_pb2.Identity(tenant="acme", user="ann"),
+        identity=events_pb2.Identity(tenant="tenants/acme", user="ann"),
         model="smollm2",
         model_version="models/smollm2/versions/1.0.0",
-        operation="generate",
+        operation=usage_pb2.OPERATION_GENERATE,
         **fields,
     )
     event.event_time.FromDatetime(datetime(2026, 11, 1, tzinfo=UTC))
@@ -71,7 +72,7 @@ async def stored(js: JetStreamContext) -> tuple[int, Counter[str]]:
 
 
 async def test_records_that_come_together_share_messages(js: JetStreamContext) -> None:
-    """A hundred callers at once need few messages; each record is stored once."""
+    """A hundred calls at once need few messages; each record is stored once."""
     batches = UsageBatches(Publisher(js), timeout_seconds=10)
     await asyncio.gather(*(batches.publish(record(number)) for number in range(100)))
     messages, found = await stored(js)
@@ -80,15 +81,15 @@ async def test_records_that_come_together_share_messages(js: JetStreamContext) -
 
 
 async def test_a_record_alone_is_published_as_itself(js: JetStreamContext) -> None:
-    """It does not wait for company."""
+    """It does not wait for others."""
     batches = UsageBatches(Publisher(js), timeout_seconds=10)
     await batches.publish(record(1))
     message = await js.get_msg(USAGE.name, 1)
     assert message.subject == USAGE_RECORDED
 
 
-async def test_what_was_used_is_recorded_though_its_caller_left(js: JetStreamContext) -> None:
-    """A caller that goes away while its record waits takes nothing with it."""
+async def test_usage_of_a_cancelled_caller_is_recorded(js: JetStreamContext) -> None:
+    """A caller that is cancelled while its record waits does not withdraw it."""
     batches = UsageBatches(Publisher(js), timeout_seconds=10)
     callers = [asyncio.create_task(batches.publish(record(number))) for number in range(20)]
     await asyncio.sleep(0)
@@ -99,9 +100,7 @@ async def test_what_was_used_is_recorded_though_its_caller_left(js: JetStreamCon
     assert len((await stored(js))[1]) == 20
 
 
-async def test_a_record_that_was_stored_before_takes_no_other_with_it(
-    js: JetStreamContext,
-) -> None:
+async def test_a_record_that_was_stored_before_drops_no_other(js: JetStreamContext) -> None:
     """The bus drops a message with an id that it has seen: never a batch of several records."""
     batches = UsageBatches(Publisher(js), timeout_seconds=10)
     await batches.publish(record(0))
@@ -112,7 +111,7 @@ async def test_a_record_that_was_stored_before_takes_no_other_with_it(
 
 
 async def test_a_restart_of_the_bus_loses_nothing(server: NatsServer, js: JetStreamContext) -> None:
-    """Callers wait it out; each that was told "done" finds its record in the stream."""
+    """Callers wait; the record of each call that returned is in the stream."""
     batches = UsageBatches(Publisher(js), timeout_seconds=10)
     callers = []
     for number in range(60):
@@ -125,8 +124,8 @@ async def test_a_restart_of_the_bus_loses_nothing(server: NatsServer, js: JetStr
     assert set((await stored(js))[1]) == {f"usage-{number:04}" for number in range(60)}
 
 
-async def test_each_caller_has_its_own_time(server: NatsServer, js: JetStreamContext) -> None:
-    """While the bus is away each record fails when its time is over, not earlier and not never."""
+async def test_each_caller_has_its_own_timeout(server: NatsServer, js: JetStreamContext) -> None:
+    """While the bus is down, each call fails at its own timeout, not earlier."""
     batches = UsageBatches(Publisher(js), timeout_seconds=0.5)
     await batches.publish(record(0))
     await server.kill()
@@ -143,10 +142,8 @@ async def test_each_caller_has_its_own_time(server: NatsServer, js: JetStreamCon
     assert all(0.4 < seconds < 1.5 for seconds in times), times
 
 
-async def test_one_bad_record_does_not_keep_its_neighbours_out_of_the_ledger(
-    tmp_path: Path,
-) -> None:
-    """The others of its batch are booked, once however often the batch comes; then it is poison."""
+async def test_one_bad_record_does_not_stop_the_others_of_its_batch(tmp_path: Path) -> None:
+    """They are booked once, however often the batch comes; then it is a poison message."""
     url = f"sqlite+aiosqlite:///{tmp_path}/cost.db"
     await migrate(url, "cost")
     engine = create_engine(url)

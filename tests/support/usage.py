@@ -1,4 +1,4 @@
-"""Usage as inference records it, and readers of the ledger."""
+"""Usage events as inference publishes them, and a client of the cost service."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from headrace.common.v1 import model_pb2
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.common.v1 import usage_pb2
+from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc, cost_pb2, cost_pb2_grpc
 from headrace.events.v1 import events_pb2
 
 from libs.bus.connection import connect, ensure_streams
@@ -18,19 +18,40 @@ from libs.bus.publisher import Publisher
 from libs.bus.subjects import USAGE_RECORDED
 from libs.clock import SystemClock
 from libs.ids import uuid7
-from libs.metering.pricing import bill, total_nano_usd
+from libs.metering.prices import rates_of
+from libs.metering.usage import cost_of
 from libs.rpc.identity import Identity
 
-ANN = Identity("acme", "ann")
-ADMIN = Identity("acme", "root", frozenset({"admin"}))
-EVE = Identity("evil", "eve")
+READ = frozenset({"read"})
+ANN = Identity("acme", "ann", READ)
+ADMIN = Identity("acme", "root", READ | {"admin"})
+EVE = Identity("evil", "eve", READ)
+INTERNAL = Identity("headrace", "inference", frozenset({"internal"}))
 PRICE = cost_pb2.Price(
     name="prices/smollm2-1",
     model="smollm2",
-    input_nano_usd_per_million_tokens=123_456_789,
-    cached_input_nano_usd_per_million_tokens=12_345_678,
-    output_nano_usd_per_million_tokens=987_654_321,
+    rates=[
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_PROMPT_TOKENS, nano_usd=123_456_789, per_quantity=1_000_000
+        ),
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS,
+            nano_usd=12_345_678,
+            per_quantity=1_000_000,
+        ),
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_COMPLETION_TOKENS,
+            nano_usd=987_654_321,
+            per_quantity=1_000_000,
+        ),
+    ],
 )
+
+
+def free(name: str, model: str, **fields: Any) -> cost_pb2.Price:
+    """Makes a price whose amounts do not matter."""
+    rates = [cost_pb2.Rate(kind=usage_pb2.USAGE_KIND_PROMPT_TOKENS)]
+    return cost_pb2.Price(name=f"prices/{name}", model=model, rates=rates, **fields)
 
 
 def usage_event(
@@ -41,8 +62,8 @@ def usage_event(
     who: Identity = ANN,
     **fields: Any,
 ) -> events_pb2.UsageRecorded:
-    """Makes an event with the cost that the price makes of it, unless `fields` say otherwise."""
-    usage = model_pb2.TokenUsage(
+    """Makes an event with the cost that `PRICE` gives, unless `fields` has another."""
+    usage = usage_pb2.TokenUsage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         cached_tokens=cached_tokens,
@@ -57,9 +78,9 @@ def usage_event(
         "model": "smollm2",
         "usage": usage,
         "price": PRICE.name,
-        "cost_nano_usd": total_nano_usd(bill(usage, PRICE)),
+        "cost_nano_usd": cost_of(usage, rates_of(PRICE)),
         "event_time": now,
-        "operation": "generate",
+        "operation": usage_pb2.OPERATION_GENERATE,
     }
     return events_pb2.UsageRecorded(**{**values, **fields})
 
@@ -68,12 +89,31 @@ class CostClient:
     """Calls a cost service.
 
     Attributes:
-        who: calls, where nobody else is named.
+        who: the caller, unless a call names another.
     """
 
     def __init__(self, channel: grpc.aio.Channel, *, who: Identity = ANN) -> None:
         self.stub: cost_pb2_grpc.CostServiceAsyncStub = cost_pb2_grpc.CostServiceStub(channel)
         self.who = who
+        self._internal: cost_internal_pb2_grpc.CostInternalServiceAsyncStub = (
+            cost_internal_pb2_grpc.CostInternalServiceStub(channel)
+        )
+
+    def watch_prices(
+        self,
+    ) -> grpc.aio.UnaryStreamCall[
+        cost_internal_pb2.WatchPricesRequest, cost_internal_pb2.WatchPricesResponse
+    ]:
+        return self._internal.WatchPrices(
+            cost_internal_pb2.WatchPricesRequest(), metadata=INTERNAL.metadata()
+        )
+
+    async def prices(
+        self, *, who: Identity | None = None, **fields: Any
+    ) -> cost_pb2.ListPricesResponse:
+        return await self.stub.ListPrices(
+            cost_pb2.ListPricesRequest(**fields), metadata=(who or self.who).metadata()
+        )
 
     async def create_price(
         self, price: cost_pb2.Price = PRICE, *, who: Identity = ADMIN
@@ -106,7 +146,7 @@ class UsageSource:
         self._publisher = publisher
 
     async def record(self, event: events_pb2.UsageRecorded, *, message_id: str = "") -> None:
-        """Returns when the bus has it; with a message id of its own it is stored once more."""
+        """Returns when the bus has it; under another message id, the bus stores it again."""
         await self._publisher.publish(
             USAGE_RECORDED, event, message_id=message_id or event.usage_id, timeout_seconds=20
         )

@@ -1,7 +1,8 @@
-"""The ledger's lines sum up to what the client was told, to the nano-dollar."""
+"""The postings of a usage add up to the cost that the client was given, to the nano-dollar."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -12,11 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument
-from services.cost.domain import (
-    ADJUSTMENT,
+from libs.metering.pricing import (
     MAX_INT64,
-    MAX_NANO_USD_PER_MILLION_TOKENS,
+    MAX_NANO_USD_EACH,
+    MAX_PER_QUANTITY,
+    MAX_QUANTITY,
+    Rate,
+    UsageKind,
+)
+from services.cost.domain import (
     InvalidUsageError,
+    PostingKind,
     Price,
     Usage,
     checked_sum,
@@ -24,19 +31,20 @@ from services.cost.domain import (
 )
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
-MAX_TOKENS = 2**31 - 1
+HIGHEST = Rate(MAX_NANO_USD_EACH * MAX_PER_QUANTITY, MAX_PER_QUANTITY)
 
-rates = st.integers(0, MAX_NANO_USD_PER_MILLION_TOKENS)
-tokens = st.integers(0, MAX_TOKENS)
+rates = st.integers(1, MAX_PER_QUANTITY).flatmap(
+    lambda per: st.integers(0, MAX_NANO_USD_EACH * per).map(lambda nano_usd: Rate(nano_usd, per))
+)
+counts = st.integers(0, MAX_QUANTITY)
 
 
-def price_of(input_rate: int, cached_rate: int, output_rate: int) -> Price:
+def price_of(by_kind: Mapping[UsageKind, Rate]) -> Price:
     return Price(
         name="prices/one",
         model="smollm2",
-        input_nano_usd_per_million_tokens=input_rate,
-        cached_input_nano_usd_per_million_tokens=cached_rate,
-        output_nano_usd_per_million_tokens=output_rate,
+        tenant="",
+        rates=by_kind,
         effective_time=None,
         create_time=NOW,
     )
@@ -54,111 +62,117 @@ def usage_of(prompt: int, completion: int, cached: int, cost: int = 0) -> Usage:
         prompt_tokens=prompt,
         completion_tokens=completion,
         cached_tokens=cached,
+        reasoning_tokens=0,
         price="prices/one",
         cost_nano_usd=cost,
         event_time=NOW,
     )
 
 
-def half_up(exact: Fraction) -> int:
-    return int(exact + Fraction(1, 2))
+def charged(usage: Usage, price: Price) -> int:
+    """Returns the sum of the charges, whatever the client was given."""
+    lines = postings_of(usage, price)
+    return sum(line.cost_nano_usd for line in lines if line.kind is PostingKind.CHARGE)
 
 
 @st.composite
 def priced_usage(draw):
-    prompt = draw(tokens)
-    usage = usage_of(prompt, draw(tokens), draw(st.integers(0, prompt)))
-    return usage, price_of(draw(rates), draw(rates), draw(rates))
+    prompt = draw(counts)
+    usage = usage_of(prompt, draw(counts), draw(st.integers(0, prompt)))
+    by_kind = st.dictionaries(st.sampled_from(list(UsageKind)), rates)
+    return usage, price_of(draw(by_kind))
 
 
 @given(priced_usage())
-def test_each_line_is_its_exact_amount_rounded_half_up(case) -> None:
-    """No floats come near money, however large the numbers."""
+def test_each_charge_is_its_exact_amount_rounded_half_up(case) -> None:
+    """In integers, however large the numbers; a kind without a rate is free."""
     usage, price = case
     expected = {
-        "input": (
-            usage.prompt_tokens - usage.cached_tokens,
-            price.input_nano_usd_per_million_tokens,
-        ),
-        "cached_input": (usage.cached_tokens, price.cached_input_nano_usd_per_million_tokens),
-        "output": (usage.completion_tokens, price.output_nano_usd_per_million_tokens),
+        UsageKind.PROMPT_TOKENS: usage.prompt_tokens - usage.cached_tokens,
+        UsageKind.CACHED_PROMPT_TOKENS: usage.cached_tokens,
+        UsageKind.COMPLETION_TOKENS: usage.completion_tokens,
     }
     for line in postings_of(usage, price):
-        if line.kind == ADJUSTMENT:
+        if line.usage_kind is None:
             continue
-        quantity, rate = expected.pop(line.kind)
-        assert (line.quantity_tokens, line.nano_usd_per_million_tokens) == (quantity, rate)
-        assert line.cost_nano_usd == half_up(Fraction(quantity * rate, 1_000_000))
-    assert all(quantity == 0 for quantity, _ in expected.values())
+        assert line.quantity == expected.pop(line.usage_kind)
+        rate = price.rates.get(line.usage_kind, Rate(0, 1_000_000))
+        assert (line.rate_nano_usd, line.rate_per_quantity) == rate
+        exact = Fraction(line.quantity * rate.nano_usd, rate.per_quantity)
+        assert line.cost_nano_usd == int(exact + Fraction(1, 2))
+    assert all(quantity == 0 for quantity in expected.values())
 
 
 @given(priced_usage())
-def test_a_client_told_the_price_gets_no_adjustment(case) -> None:
+def test_a_cost_that_follows_the_price_needs_no_adjustment(case) -> None:
     """What the hot path computes is what the ledger computes."""
     usage, price = case
-    cost = sum(line.cost_nano_usd for line in postings_of(usage, price) if line.kind != ADJUSTMENT)
+    cost = charged(usage, price)
     lines = postings_of(replace(usage, cost_nano_usd=cost), price)
-    assert all(line.kind != ADJUSTMENT for line in lines)
+    assert all(line.kind is PostingKind.CHARGE for line in lines)
     assert sum(line.cost_nano_usd for line in lines) == cost
 
 
 @given(priced_usage(), st.integers(0, MAX_INT64), st.booleans())
-def test_the_lines_sum_up_to_what_the_client_was_told(case, told: int, price_known: bool) -> None:
-    """Whatever the event says, and whether its price is known or not; and each line fits SQL."""
+def test_the_postings_add_up_to_the_cost_that_was_reported(
+    case, reported: int, price_known: bool
+) -> None:
+    """Whatever the event has, and whether its price is known or not; and each fits into SQL."""
     usage, price = case
-    lines = postings_of(replace(usage, cost_nano_usd=told), price if price_known else None)
-    assert sum(line.cost_nano_usd for line in lines) == told
-    assert sum(line.kind == ADJUSTMENT for line in lines) <= 1
+    lines = postings_of(replace(usage, cost_nano_usd=reported), price if price_known else None)
+    assert sum(line.cost_nano_usd for line in lines) == reported
+    assert sum(line.kind is PostingKind.ADJUSTMENT for line in lines) <= 1
     assert all(abs(line.cost_nano_usd) <= MAX_INT64 for line in lines)
 
 
-def test_the_dearest_bill_fits_into_64_bits() -> None:
-    """The highest price times the most tokens that an event can carry is still bookable."""
-    highest = MAX_NANO_USD_PER_MILLION_TOKENS
-    usage = usage_of(MAX_TOKENS, MAX_TOKENS, 0)
-    cost = sum(
-        line.cost_nano_usd
-        for line in postings_of(usage, price_of(highest, highest, highest))
-        if line.kind != ADJUSTMENT
-    )
+def test_the_highest_cost_fits_into_64_bits() -> None:
+    """The highest price times the highest counts that are booked can be booked."""
+    usage = usage_of(MAX_QUANTITY, MAX_QUANTITY, 0)
+    cost = charged(usage, price_of(dict.fromkeys(UsageKind, HIGHEST)))
     replace(usage, cost_nano_usd=cost).check()
     assert cost > MAX_INT64 // 4
 
 
 def test_a_mismatch_is_booked_as_an_adjustment() -> None:
-    """The client's figure stands, and the difference shows as what it is."""
-    lines = postings_of(usage_of(10, 0, 0, cost=7), price_of(1_000_000, 0, 0))
+    """The cost that the client was given stands, and the difference is visible."""
+    price = price_of({UsageKind.PROMPT_TOKENS: Rate(1, 1)})
+    lines = postings_of(usage_of(10, 0, 0, cost=7), price)
     assert [
-        (line.kind, line.quantity_tokens, line.price, line.cost_nano_usd) for line in lines
+        (line.kind, line.usage_kind, line.quantity, line.price, line.cost_nano_usd)
+        for line in lines
     ] == [
-        ("input", 10, "prices/one", 10),
-        ("adjustment", 0, "", -3),
+        (PostingKind.CHARGE, UsageKind.PROMPT_TOKENS, 10, "prices/one", 10),
+        (PostingKind.ADJUSTMENT, None, 0, "", -3),
     ]
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "reason"),
     [
-        {"usage_id": ""},
-        {"request_id": ""},
-        {"tenant": ""},
-        {"prompt_tokens": -1},
-        {"completion_tokens": -1},
-        {"cached_tokens": 11},
-        {"cost_nano_usd": -1},
+        ({"usage_id": ""}, "incomplete"),
+        ({"request_id": ""}, "incomplete"),
+        ({"tenant": ""}, "incomplete"),
+        ({"prompt_tokens": -1}, "impossible_count"),
+        ({"completion_tokens": -1}, "impossible_count"),
+        ({"cached_tokens": 11}, "impossible_count"),
+        ({"reasoning_tokens": 1}, "impossible_count"),
+        ({"prompt_tokens": MAX_QUANTITY + 1}, "impossible_count"),
+        ({"completion_tokens": MAX_INT64}, "impossible_count"),
+        ({"cost_nano_usd": -1}, "impossible_cost"),
     ],
 )
-def test_nonsense_is_not_booked(wrong: dict[str, Any]) -> None:
-    """A ledger line belongs to somebody and has numbers that can be."""
+def test_impossible_usage_is_rejected_with_a_reason(wrong: dict[str, Any], reason: str) -> None:
+    """A posting has a tenant, and numbers that a request can have."""
     usage = usage_of(10, 0, 0)
     usage.check()
-    with pytest.raises(InvalidUsageError):
+    with pytest.raises(InvalidUsageError) as caught:
         replace(usage, **wrong).check()
+    assert caught.value.reason == reason
 
 
 @given(st.lists(st.integers(0, MAX_INT64), max_size=4))
 def test_a_sum_is_exact_or_refused(amounts: list[int]) -> None:
-    """A total that 64 bits do not hold is an error of the request, never a wrong number."""
+    """A total beyond 64 bits is an error of the request, never a wrong number."""
     if sum(amounts) <= MAX_INT64:
         assert checked_sum(amounts, field="start_time") == sum(amounts)
     else:

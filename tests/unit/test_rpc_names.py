@@ -16,7 +16,13 @@ from libs.model_reference import (
     version_name,
     version_of,
 )
-from libs.rpc.names import parse_name, resource_name
+from libs.rpc.names import (
+    parse_name,
+    parse_tenant_name,
+    resource_name,
+    tenant_id,
+    tenant_name,
+)
 from libs.rpc.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Page, PageRequest
 
 identifiers = st.from_regex(r"[a-z][a-z0-9-]{0,62}", fullmatch=True)
@@ -112,3 +118,17 @@ def test_a_page_token_is_parsed_or_refused(token):
     """Whatever a client sends, it is never an internal error."""
     with suppress(InvalidArgument):
         assert "\0" not in PageRequest.parse(1, token).after
+
+
+@pytest.mark.parametrize("tenant", ["acme", "A.b_c@d+e-f", "tenants", "x" * 128])
+def test_a_tenant_has_one_name_in_protos(tenant):
+    """`tenants/{tenant}`, for every tenant that a token can have."""
+    assert parse_tenant_name(tenant_name(tenant)) == tenant_id(tenant_name(tenant)) == tenant
+
+
+@pytest.mark.parametrize("name", ["", "acme", "tenants/", "tenant/acme", "tenants/\0", "tenants"])
+def test_a_wrong_tenant_name_is_refused_by_field(name):
+    """Above all the tenant without its prefix."""
+    with pytest.raises(InvalidArgument) as caught:
+        parse_tenant_name(name, field="price.tenant")
+    assert [field for field, _ in caught.value.field_violations] == ["price.tenant"]
