@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from libs.chat.resume import ResumePoint, fingerprint, parse_token
 from libs.errors import InvalidArgument
 from libs.ids import check_uuid
 
 ROLES = frozenset({"system", "user", "assistant"})
+LATER_ROLES = frozenset({"developer", "tool"})
+NOT_SUPPORTED = "is not supported yet by this version"
 MAX_MESSAGES = 1024
 MAX_STOPS = 4
 MAX_STOP_BYTES = 256
@@ -37,7 +41,8 @@ class GenerationRequest:
         max_tokens: None: a default.
         seed: None: sampling is not repeatable.
         priority: of waiting requests with the same deadline, the highest runs first.
-        resume_from: how many tokens of this answer the client already has.
+        resume_from: a resume token; empty: from the start.
+        refused: violations that were found while the request was read.
     """
 
     model: str
@@ -49,24 +54,51 @@ class GenerationRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     priority: int = 0
-    resume_from: int = 0
+    resume_from: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
 
     def violations(self) -> Violations:
         """Returns every field that is wrong."""
         return [
+            *self.refused,
             *_request_id_violations(self.request_id),
             *([] if self.model else [("model", "must name a model")]),
             *self._message_violations(),
             *self._sampling_violations(),
             *self._stop_violations(),
-            *self._order_violations(),
+            *self._priority_violations(),
+            *self._resume_violations(),
         ]
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same request gets the same answer, so that it can be resumed."""
+        return self.temperature == 0 or self.seed is not None
+
+    @cached_property
+    def resume_point(self) -> ResumePoint | None:
+        """Where the answer continues; None: at its start, or `resume_from` is invalid."""
+        try:
+            return parse_token(self.resume_from) if self.resume_from else None
+        except ValueError:
+            return None
+
+    @property
+    def resumed_tokens(self) -> int:
+        """How many tokens of this answer the client already has."""
+        return self.resume_point.token_count if self.resume_point else 0
+
+    def fingerprint(self) -> int:
+        """Returns what identifies the answer: a hash of all fields that decide its tokens."""
+        texts = [text for each in self.messages for text in (each.role, each.content)]
+        sampling = (self.temperature, self.top_p, self.seed)
+        return fingerprint([self.model, *texts, *sampling, *self.stop])
 
     def _message_violations(self) -> Violations:
         if not 0 < len(self.messages) <= MAX_MESSAGES:
             return [("messages", f"must have 1 to {MAX_MESSAGES} messages")]
         return [
-            (f"messages[{index}].role", "must be system, user or assistant")
+            (f"messages[{index}].role", _role_violation(message.role))
             for index, message in enumerate(self.messages)
             if message.role not in ROLES
         ]
@@ -92,15 +124,26 @@ class GenerationRequest:
             if not 0 < len(text.encode()) <= MAX_STOP_BYTES
         ]
 
-    def _order_violations(self) -> Violations:
-        wrong = []
+    def _priority_violations(self) -> Violations:
         if not 0 <= self.priority <= MAX_PRIORITY:
-            wrong.append(("priority", f"must be from 0 to {MAX_PRIORITY}"))
-        if self.resume_from < 0:
-            wrong.append(("resume_from", "must not be negative"))
-        if self.resume_from and self.temperature > 0 and self.seed is None:
-            wrong.append(("resume_from", "needs temperature 0 or a seed: else answers differ"))
-        return wrong
+            return [("priority", f"must be from 0 to {MAX_PRIORITY}")]
+        return []
+
+    def _resume_violations(self) -> Violations:
+        if not self.resume_from:
+            return []
+        if self.resume_point is None:
+            return [("resume_from", "must be the resume_token of a delta, unchanged")]
+        if not self.is_repeatable:
+            return [("resume_from", "needs temperature 0 or a seed: else answers differ")]
+        if self.resume_point.fingerprint != self.fingerprint():
+            text = "is from another request: model, messages, sampling and stop must be the same"
+            return [("resume_from", text)]
+        return []
+
+
+def _role_violation(role: str) -> str:
+    return NOT_SUPPORTED if role in LATER_ROLES else "must be system, user or assistant"
 
 
 def _request_id_violations(request_id: str) -> Violations:
