@@ -1,4 +1,4 @@
-"""What a job may ask for. The model may have stricter rules; then the job fails and says why."""
+"""Checks what a job asks for. Models may have stricter rules: then the job fails."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from headrace.jobs.v1 import jobs_pb2
 
 from libs.chat.request import Violations
 from libs.chat.wire import generation_request
+from libs.embedding_texts import check_texts
 from libs.errors import InvalidArgument
 from libs.ids import check_uuid
 
-MAX_TEXTS = 2048
-
 
 def checked_payload(payload: jobs_pb2.JobPayload, job_id: str) -> jobs_pb2.JobPayload:
-    """Returns a payload that can be run, its `request_id` filled in.
+    """Returns a valid payload with its `request_id` filled in.
 
     Raises:
-        InvalidArgument: with every field that is wrong.
+        InvalidArgument: with every field that is invalid.
     """
     match payload.WhichOneof("work"):
         case "generate":
@@ -45,9 +44,10 @@ def _embed_violations(request: embedding_pb2.EmbedRequest) -> Violations:
             wrong += error.field_violations
     if not request.model:
         wrong.append(("payload.embed.model", "must name a model"))
-    if not 0 < len(request.texts) <= MAX_TEXTS:
-        return [*wrong, ("payload.embed.texts", f"must have 1 to {MAX_TEXTS} texts")]
-    empty = [index for index, text in enumerate(request.texts) if not text]
-    if empty:
-        wrong.append((f"payload.embed.texts[{empty[0]}]", "must not be empty"))
+    try:
+        check_texts(request.texts, field="payload.embed.texts")
+    except InvalidArgument as error:
+        if not wrong:
+            raise  # with its own reason: the texts may be too large
+        wrong += error.field_violations
     return wrong

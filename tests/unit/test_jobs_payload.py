@@ -1,4 +1,4 @@
-"""What cannot be run is refused when it is submitted, field by field."""
+"""Invalid work is refused when it is submitted, field by field."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 from headrace.embedding.v1.embedding_pb2 import EmbedRequest
-from headrace.inference.v1.inference_pb2 import GenerateRequest, Message
+from headrace.inference.v1.inference_pb2 import ROLE_USER, GenerateRequest, Message
 from headrace.jobs.v1.jobs_pb2 import JobPayload
 
+from libs.chat.wire import text_message
+from libs.embedding_texts import MAX_TEXTS_BYTES, check_texts
 from libs.errors import InvalidArgument
 from services.jobs.payload import checked_payload
 from services.jobs.wire import job_id_of_name, payload_to_bytes
 
 JOB_ID = str(uuid.uuid4())
-HELLO = Message(role="user", content="hello")
+HELLO = text_message(ROLE_USER, "hello")
 
 
 def generate(**fields: Any) -> JobPayload:
@@ -41,7 +43,7 @@ def violations(payload: JobPayload) -> list[str]:
         ({"model": ""}, ["model"]),
         ({"messages": []}, ["messages"]),
         ({"messages": [HELLO] * 1025}, ["messages"]),
-        ({"messages": [HELLO, Message(role="robot")]}, ["messages[1].role"]),
+        ({"messages": [HELLO, Message(parts=HELLO.parts)]}, ["messages[1].role"]),
         ({"max_tokens": 0}, ["max_tokens"]),
         ({"temperature": -0.1}, ["temperature"]),
         ({"temperature": float("nan")}, ["temperature"]),
@@ -58,7 +60,7 @@ def violations(payload: JobPayload) -> list[str]:
     ],
 )
 def test_a_wrong_generation_is_refused_by_field(fields: dict[str, Any], wrong: list[str]) -> None:
-    """All that is wrong at once, by its path in the request."""
+    """All violations at once, by their paths in the request."""
     assert violations(generate(**fields)) == [f"payload.generate.{field}" for field in wrong]
 
 
@@ -75,6 +77,17 @@ def test_a_wrong_generation_is_refused_by_field(fields: dict[str, Any], wrong: l
 def test_a_wrong_embedding_is_refused_by_field(fields: dict[str, Any], wrong: list[str]) -> None:
     """Likewise."""
     assert violations(embed(**fields)) == [f"payload.embed.{field}" for field in wrong]
+
+
+def test_texts_that_are_too_large_are_refused_as_in_a_call() -> None:
+    """Before the job is accepted, not when it runs."""
+    texts = ["a" * (MAX_TEXTS_BYTES + 1)]
+    with pytest.raises(InvalidArgument) as caught:
+        checked_payload(embed(texts=texts), JOB_ID)
+    with pytest.raises(InvalidArgument) as of_a_call:
+        check_texts(texts, field="payload.embed.texts")
+    assert str(caught.value) == str(of_a_call.value)
+    assert caught.value.reason == of_a_call.value.reason == "MESSAGE_TOO_LARGE"
 
 
 def test_a_job_without_work_is_refused() -> None:
@@ -109,7 +122,7 @@ def test_equal_payloads_are_equal_as_bytes() -> None:
 @pytest.mark.parametrize(
     "name", ["", "jobs", "jobs/", JOB_ID, f"job/{JOB_ID}", "jobs/7", f"jobs/{JOB_ID}/"]
 )
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     """`jobs/` and a canonical UUID, nothing else."""
     with pytest.raises(InvalidArgument):
         job_id_of_name(name)
