@@ -29,7 +29,7 @@ _PEERS: Mapping[str, Sequence[str]] = {
     "embedding_cache": ("router", "cost", "inference", "nats"),
     "cost": ("nats",),
     "jobs": ("nats",),
-    "worker": ("inference", "embedding_cache", "jobs", "nats"),
+    "worker": ("inference", "embedding_cache", "jobs", "cost", "nats"),
     "pool_agent": ("registry",),
 }
 

@@ -1,4 +1,4 @@
-"""What travels on the bus: subjects, the streams that keep them, and who consumes them."""
+"""What is published on the bus: subjects, the streams that store them, and their consumers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from headrace.events.v1 import events_pb2
 USAGE_RECORDED: Final = "headrace.inference.usage.recorded"
 USAGE_BATCH_RECORDED: Final = "headrace.inference.usage.batch_recorded"
 JOB_SUBMITTED: Final = "headrace.jobs.job.submitted"
+JOB_CANCELLED: Final = "headrace.jobs.job.cancelled"
 JOB_STARTED: Final = "headrace.worker.job.started"
 JOB_FINISHED: Final = "headrace.worker.job.finished"
 
@@ -22,6 +23,8 @@ MESSAGE_TYPES: Final[Mapping[str, type[Message]]] = {
     JOB_STARTED: events_pb2.JobStarted,
     JOB_FINISHED: events_pb2.JobFinished,
 }
+# Sent to every process that listens at that moment; in no stream.
+BROADCAST_TYPES: Final[Mapping[str, type[Message]]] = {JOB_CANCELLED: events_pb2.JobCancelled}
 
 MEBIBYTE: Final = 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""The jobs service's parts, put together."""
+"""Puts the parts of the jobs service together."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from libs.runtime import prepare
 
 prepare()
 
+from datetime import timedelta
+
 from headrace.jobs.v1 import jobs_pb2_grpc
 
+from libs.bus.broadcast import Broadcaster
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
@@ -18,7 +21,9 @@ from libs.db import create_engine, migrate
 from libs.process import process, run
 from services.jobs.config import Settings
 from services.jobs.consumer import JobEvent, OutcomeConsumer
+from services.jobs.expiry import ExpiredJobs
 from services.jobs.outbox import OutboxPublisher
+from services.jobs.outbox_store import OutboxStore
 from services.jobs.reconciler import Reconciler
 from services.jobs.records import JobRecords
 from services.jobs.servicer import JobServicer
@@ -28,14 +33,22 @@ from services.jobs.watchers import JobWatchers
 
 
 async def main() -> None:
-    """Runs the service until it is told to end."""
+    """Runs the service until it is stopped."""
     settings = Settings()
     async with process("jobs", settings) as running:
         clock = running.clock
         database_url = settings.database_url or default_database_url(settings.home, "jobs")
         await migrate(database_url, "jobs")
         engine = create_engine(database_url)
-        store = JobStore(engine)
+        store, outbox_store = JobStore(engine), OutboxStore(engine)
+        retention = timedelta(seconds=settings.job_retention_seconds)
+
+        if settings.nats_monitoring_url is not None:
+            await check_durable(settings.nats_monitoring_url)
+        bus = await connect(settings.nats_url, name="jobs")
+        jetstream = bus.jetstream()
+        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])
+
         watchers = JobWatchers(
             limit=settings.max_job_watchers, poll_seconds=settings.watch_poll_seconds
         )
@@ -43,17 +56,13 @@ async def main() -> None:
         records = JobRecords(
             store=store,
             watchers=watchers,
+            broadcaster=Broadcaster(bus),
             clock=clock,
+            retention=retention,
             max_result_bytes=settings.max_result_bytes,
         )
-
-        if settings.nats_monitoring_url is not None:
-            await check_durable(settings.nats_monitoring_url)
-        bus = await connect(settings.nats_url, name="jobs")
-        jetstream = bus.jetstream()
-        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])
         outbox = OutboxPublisher(
-            store=store,
+            store=outbox_store,
             records=records,
             publisher=Publisher(jetstream),
             clock=clock,
@@ -61,6 +70,7 @@ async def main() -> None:
         )
         reconciler = Reconciler(
             store=store,
+            outbox_store=outbox_store,
             records=records,
             outbox=outbox,
             js=jetstream,
@@ -70,17 +80,26 @@ async def main() -> None:
             max_publishes=settings.max_job_publishes,
             max_waiting=settings.max_waiting_jobs,
         )
+        expired = ExpiredJobs(
+            store=store,
+            clock=clock,
+            interval_seconds=settings.job_expiry_seconds,
+            retention=retention,
+        )
         outcomes = PullWorker[JobEvent](
             jetstream, JOB_RECORDS, concurrency=settings.outcome_concurrency
         )
         running.spawn(outbox.run())
         running.spawn(reconciler.run())
+        running.spawn(expired.run())
         running.spawn(outcomes.run(OutcomeConsumer(records).handle))
 
         submission = Submission(
             store=store, outbox=outbox, clock=clock, max_waiting=settings.max_waiting_jobs
         )
-        servicer = JobServicer(submission=submission, store=store, watchers=watchers)
+        servicer = JobServicer(
+            submission=submission, store=store, records=records, watchers=watchers, clock=clock
+        )
         jobs_pb2_grpc.add_JobServiceServicer_to_server(servicer, running.server.grpc)
         await running.serve()
         await outcomes.drain(settings.drain_seconds)

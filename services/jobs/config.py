@@ -6,37 +6,52 @@ from pydantic import Field
 
 from libs.config import ServiceSettings
 
+_DAY_SECONDS = 24 * 60 * 60
+
 
 class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    nats_url: str = Field(description="Where jobs go and outcomes come from.")
+    nats_url: str = Field(description="NATS, which carries jobs and their outcomes.")
     nats_monitoring_url: str | None = Field(
-        default=None, description="Where to see that the bus writes before it acknowledges."
+        default=None, description="Where NATS says whether it writes before it acknowledges."
     )
     database_url: str | None = Field(
         default=None, description="Job records and outbox. Unset: SQLite in the home."
     )
-    max_waiting_jobs: int = Field(default=10_000, ge=1, description="More are refused.")
+    max_waiting_jobs: int = Field(
+        default=10_000, ge=1, description="Jobs that may wait; further ones are refused."
+    )
     max_result_bytes: int = Field(
-        default=6 * 1024 * 1024, ge=1, description="A job with a larger result has failed."
+        default=6 * 1024 * 1024, ge=1, description="A job with a larger result fails."
+    )
+    job_retention_seconds: float = Field(
+        default=7 * _DAY_SECONDS,
+        gt=0,
+        le=100 * 366 * _DAY_SECONDS,
+        description="How long a job is kept after it has ended.",
+    )
+    job_expiry_seconds: float = Field(
+        default=60.0, gt=0, description="How often expired jobs are deleted."
     )
     outbox_poll_seconds: float = Field(
-        default=1.0, gt=0, description="How often to look for what another replica left."
+        default=1.0, gt=0, description="How often to look for jobs that another replica left."
     )
     outcome_concurrency: int = Field(
-        default=32, ge=1, le=1024, description="Outcomes in hand at a time."
+        default=32, ge=1, le=1024, description="Outcomes that are stored at the same time."
     )
     reconcile_seconds: float = Field(
         default=30.0, gt=0, description="How often records are compared with the bus."
     )
     job_lost_after_seconds: float = Field(
-        default=300.0, gt=0, description="A job that has changed since is not taken for lost."
+        default=300.0, gt=0, description="A job that changed more recently is not lost."
     )
     max_job_publishes: int = Field(
-        default=5, ge=1, description="A job that the bus lost so often has failed."
+        default=5, ge=1, description="A job that the bus loses so often fails."
     )
     watch_poll_seconds: float = Field(
         default=1.0, gt=0, description="How often to look for changes that another replica made."
     )
-    max_job_watchers: int = Field(default=1000, ge=1, description="WatchJob streams at a time.")
+    max_job_watchers: int = Field(
+        default=1000, ge=1, description="WatchJob streams at the same time."
+    )

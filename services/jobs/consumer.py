@@ -1,4 +1,4 @@
-"""What workers tell, from the bus into the records."""
+"""Stores what workers report on the bus."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ JobEvent = events_pb2.JobStarted | events_pb2.JobFinished
 
 
 class OutcomeConsumer:
-    """Handles the events of workers; done when the record has them."""
+    """Handles the events of workers. An event is done when the record has it."""
 
     def __init__(self, records: JobRecords) -> None:
         self._records = records
 
     async def handle(self, delivery: Delivery[JobEvent]) -> None:
-        """Notes one event.
+        """Stores one event.
 
         Raises:
-            PoisonMessage: it names no job.
-            Unavailable: the database does not answer; it is tried again.
+            PoisonMessage: it has no job id.
+            Unavailable: the database does not answer; the event is delivered again.
         """
         event = delivery.message
         if not event.job_id:

@@ -1,45 +1,41 @@
-"""Jobs and the way they go: queued, running, ended. Never back."""
+"""Jobs and their states: queued, running, ended. A job never goes back to an earlier state."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
+
+from libs.errors import FailedPrecondition
 
 
 class State(enum.IntEnum):
-    """As `headrace.jobs.v1.JobState`, in the order in which a job goes through them."""
+    """The values of `headrace.jobs.v1.JobState`; a job only moves to a higher one."""
 
     QUEUED = 1
     RUNNING = 2
     SUCCEEDED = 3
     FAILED = 4
+    CANCELLED = 5
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing comes after it."""
-        return self in (State.SUCCEEDED, State.FAILED)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job was given up.
-
-    Attributes:
-        code: the name of a `google.rpc.Code`.
-        reason: a `headrace.common.v1.ErrorReason` without its prefix.
-        message: for people.
-    """
-
-    code: str
-    reason: str
-    message: str
+        """Whether it is final."""
+        return self >= State.SUCCEEDED
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job. `payload` and `result` are serialised protos."""
+    """One job.
+
+    Attributes:
+        payload: a serialised `JobPayload`; empty where it was not read.
+        result: a serialised `JobResult`; None also where it was not read.
+        error: a serialised `google.rpc.Status`.
+        expire_time: when the job is deleted; set when it ends.
+    """
 
     job_id: str
     tenant: str
@@ -50,7 +46,8 @@ class Job:
     state: State = State.QUEUED
     attempt_count: int = 0
     result: bytes | None = None
-    failure: Failure | None = None
+    error: bytes | None = None
+    expire_time: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -63,57 +60,88 @@ class Job:
         return self.state.terminal, self.attempt_count, self.state
 
     def same_request(self, other: Job) -> bool:
-        """Whether both were asked for by the same tenant with the same payload."""
+        """Returns whether both have the same tenant and payload."""
         return (self.tenant, self.payload) == (other.tenant, other.payload)
+
+    def is_expired(self, now: datetime) -> bool:
+        """Returns whether the job must not be shown any more, deleted or not."""
+        return self.expire_time is not None and self.expire_time <= now
 
 
 @dataclass(frozen=True)
 class Started:
-    """A worker has begun the job."""
+    """A worker started the job."""
 
     attempt: int
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A worker has ended the job; exactly one of `result` and `failure` is set."""
+    """A worker finished the job. Exactly one of `result` and `error` is set, as in `Job`."""
 
     attempt: int
     result: bytes | None = None
-    failure: Failure | None = None
+    error: bytes | None = None
 
 
 Outcome = Started | Finished
+# Returns the changed job, or None if nothing changes.
 Step = Callable[[Job], Job | None]
 
 
-def advance(job: Job, outcome: Outcome, now: datetime) -> Job | None:
-    """Returns the job as an outcome leaves it, or None if it changes nothing.
+def advance(job: Job, outcome: Outcome, *, now: datetime, retention: timedelta) -> Job | None:
+    """Returns the job after an outcome, or None if the outcome changes nothing.
 
-    Outcomes may come late, twice and in any order: a job that has ended stays as it ended, and of
+    Outcomes may arrive late, twice and in any order: a job that has ended does not change, and of
     two attempts the later one counts.
     """
     if job.state.terminal:
         return None
+    attempt_count = max(job.attempt_count, outcome.attempt)
     if isinstance(outcome, Started):
         if job.state is State.RUNNING and outcome.attempt <= job.attempt_count:
             return None
         return replace(
             job,
             state=State.RUNNING,
-            attempt_count=max(job.attempt_count, outcome.attempt),
+            attempt_count=attempt_count,
             update_time=max(job.update_time, now),
         )
-    return replace(
+    return _ended(
         job,
-        state=State.FAILED if outcome.result is None else State.SUCCEEDED,
-        attempt_count=max(job.attempt_count, outcome.attempt),
+        State.FAILED if outcome.result is None else State.SUCCEEDED,
+        now,
+        retention,
+        attempt_count=attempt_count,
         result=outcome.result,
-        failure=outcome.failure,
-        update_time=max(job.update_time, now),
+        error=outcome.error,
     )
 
 
-def give_up(job: Job, failure: Failure, now: datetime) -> Job | None:
-    """Returns the job ended by us, without a worker; None if it has ended already."""
-    return advance(job, Finished(job.attempt_count, failure=failure), now)
+def give_up(job: Job, error: bytes, *, now: datetime, retention: timedelta) -> Job | None:
+    """Returns the job as failed, without a worker; None if it has already ended."""
+    finished = Finished(job.attempt_count, error=error)
+    return advance(job, finished, now=now, retention=retention)
+
+
+def cancel(job: Job, *, now: datetime, retention: timedelta) -> Job | None:
+    """Returns the job as cancelled, or None if it already is.
+
+    Raises:
+        FailedPrecondition: it has succeeded or failed.
+    """
+    if job.state is State.CANCELLED:
+        return None
+    if job.state.terminal:
+        raise FailedPrecondition(
+            f"{job.name} has already {job.state.name.lower()}",
+            reason="JOB_NOT_CANCELLABLE",
+            metadata={"resource": job.name, "state": f"JOB_STATE_{job.state.name}"},
+            resource=job.name,
+        )
+    return _ended(job, State.CANCELLED, now, retention)
+
+
+def _ended(job: Job, state: State, now: datetime, retention: timedelta, **changes: Any) -> Job:
+    end = max(job.update_time, now)
+    return replace(job, state=state, update_time=end, expire_time=end + retention, **changes)

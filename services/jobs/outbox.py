@@ -1,39 +1,51 @@
-"""From the outbox to the bus: at once, and again until the bus has it."""
+"""Publishes jobs from the outbox: at once, and again until the bus has them."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 
 import structlog
-from headrace.events.v1 import events_pb2
-from headrace.jobs.v1 import jobs_pb2
+from google.protobuf.message import DecodeError
 from opentelemetry import context, propagate
 from prometheus_client import Counter, Gauge
 
 from libs.bus.publisher import Publisher
 from libs.bus.subjects import JOB_SUBMITTED
 from libs.clock import Clock
-from libs.errors import HeadraceError, InvalidArgument
-from services.jobs.domain import Failure
+from libs.errors import HeadraceError, Internal, InvalidArgument
+from services.jobs.outbox_store import OutboxJob, OutboxStore
 from services.jobs.records import JobRecords
-from services.jobs.store import JobStore, OutboxJob
+from services.jobs.wire import submitted_event
 
 _log = structlog.get_logger()
 
 _PUBLISHED = Counter("headrace_jobs_outbox_published", "Messages that the bus acknowledged.")
 _UNSENT = Gauge("headrace_jobs_outbox_unsent", "Jobs found to publish at the last look.")
+_FAILURES = Counter(
+    "headrace_jobs_outbox_failures", "Jobs that an unexpected error kept from being published."
+)
 
-# In memory at a time, with their payloads, and on their way at the same time.
+# In memory at a time, with their payloads, and published at the same time.
 BATCH_JOBS = 16
 
 
+class _Sent(enum.Enum):
+    """What became of a message."""
+
+    YES = enum.auto()
+    NOT_YET = enum.auto()
+    # The job is given up or waits for the reconciler: it delays no other job.
+    NEVER = enum.auto()
+
+
 class OutboxPublisher:
-    """Publishes what `SubmitJob` left in the outbox."""
+    """Publishes what `SubmitJob` wrote to the outbox."""
 
     def __init__(
         self,
         *,
-        store: JobStore,
+        store: OutboxStore,
         records: JobRecords,
         publisher: Publisher,
         clock: Clock,
@@ -47,11 +59,14 @@ class OutboxPublisher:
         self._work = asyncio.Event()
 
     def wake(self) -> None:
-        """Looks at once."""
+        """Looks at the outbox at once."""
         self._work.set()
 
     async def run(self) -> None:
-        """Publishes until it is cancelled. What another replica left behind is found by polling."""
+        """Publishes until it is cancelled; no error ends it.
+
+        Jobs that another replica left in the outbox are found by polling.
+        """
         while True:
             self._work.clear()
             try:
@@ -59,6 +74,9 @@ class OutboxPublisher:
                     pass
             except HeadraceError as error:
                 _log.warning("outbox waits", error=repr(error))
+            except Exception:  # noqa: BLE001  # the next round may succeed
+                _FAILURES.inc()
+                _log.exception("outbox failed")
             try:
                 async with asyncio.timeout(self._poll_seconds):
                     await self._work.wait()
@@ -71,30 +89,40 @@ class OutboxPublisher:
         _UNSENT.set(len(batch))
         if not batch:
             return False
-        done = await asyncio.gather(*(self._publish(item) for item in batch))
-        sent = [item for item, stored in zip(batch, done, strict=True) if stored]
-        await self._store.mark_sent(sent, self._clock.now())
-        _PUBLISHED.inc(len(sent))
-        return all(done) and len(batch) == BATCH_JOBS
+        results = await asyncio.gather(*(self._publish(item) for item in batch))
+        tried = [
+            item for item, sent in zip(batch, results, strict=True) if sent is not _Sent.NOT_YET
+        ]
+        await self._store.mark_sent(tried, self._clock.now())
+        _PUBLISHED.inc(results.count(_Sent.YES))
+        return _Sent.NOT_YET not in results and len(batch) == BATCH_JOBS
 
-    async def _publish(self, item: OutboxJob) -> bool:
-        """Returns whether the bus has the message. Runs in a task, so in a context, of its own."""
-        job = item.job
-        event = events_pb2.JobSubmitted(
-            job_id=job.job_id,
-            identity=events_pb2.Identity(tenant=job.tenant, user=job.user),
-            payload=jobs_pb2.JobPayload.FromString(job.payload),
-        )
-        # One that was found lost is another message: the stream may still know the first id.
-        again = f".{item.publish_count}" if item.publish_count else ""
+    async def _publish(self, item: OutboxJob) -> _Sent:
+        """Publishes one job. Runs in a task, so in a context, of its own."""
         context.attach(propagate.extract({"traceparent": item.traceparent}))
         try:
-            await self._publisher.publish(JOB_SUBMITTED, event, message_id=job.job_id + again)
-        except InvalidArgument as error:  # larger than the bus takes: it never will
-            failure = Failure(error.code, error.reason, error.message)
-            await self._records.give_up(job.job_id, failure)
-            return False
+            return await self._try_to_publish(item)
         except HeadraceError as error:
-            _log.warning("job not published yet", job_id=job.job_id, error=repr(error))
-            return False
-        return True
+            _log.warning("job not published yet", job_id=item.job_id, error=repr(error))
+            return _Sent.NOT_YET
+        except Exception:  # noqa: BLE001  # one job must not stop the others
+            _FAILURES.inc()
+            _log.exception("job not published", job_id=item.job_id)
+            return _Sent.NEVER
+
+    async def _try_to_publish(self, item: OutboxJob) -> _Sent:
+        try:
+            event = submitted_event(item)
+            # A job that was lost is published as another message: the bus may know the first id.
+            again = f".{item.publish_count}" if item.publish_count else ""
+            await self._publisher.publish(JOB_SUBMITTED, event, message_id=item.job_id + again)
+        except DecodeError as error:
+            _FAILURES.inc()
+            _log.error("job has a broken payload", job_id=item.job_id, error=repr(error))
+            broken = Internal("the stored payload cannot be read", reason="INTERNAL")
+            await self._records.give_up(item.job_id, broken)
+            return _Sent.NEVER
+        except InvalidArgument as error:  # larger than the bus accepts: it never will
+            await self._records.give_up(item.job_id, error)
+            return _Sent.NEVER
+        return _Sent.YES

@@ -1,4 +1,4 @@
-"""What a job may ask for. The model may have stricter rules; then the job fails and says why."""
+"""Checks what a job asks for. Models may have stricter rules: then the job fails."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from libs.ids import check_uuid
 
 
 def checked_payload(payload: jobs_pb2.JobPayload, job_id: str) -> jobs_pb2.JobPayload:
-    """Returns a payload that can be run, its `request_id` filled in.
+    """Returns a valid payload with its `request_id` filled in.
 
     Raises:
-        InvalidArgument: with every field that is wrong.
+        InvalidArgument: with every field that is invalid.
     """
     match payload.WhichOneof("work"):
         case "generate":

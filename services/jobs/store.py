@@ -1,10 +1,10 @@
-"""Job records and the outbox, in SQL."""
+"""Job records, in SQL."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from importlib import import_module
 from typing import Any
 
@@ -12,39 +12,51 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from libs.db import snapshot, transaction
-from services.jobs.domain import Failure, Job, State, Step
+from libs.errors import Unavailable
+from libs.rpc.paging import Page, PageRequest, invalid_page_token
+from services.jobs.domain import Job, State, Step
+from services.jobs.rows import (
+    SIZE,
+    SUMMARY,
+    SUMMARY_SIZE,
+    changes_of,
+    job_of,
+    readable_jobs,
+    row_of,
+)
 from services.jobs.tables import jobs, outbox
+
+# A page of jobs ends here: together with a margin, what gRPC clients accept by default is 4 MiB.
+MAX_PAGE_BYTES = 3 * 1024 * 1024
+SUBMIT_TRIES = 3
+RETRY_AFTER_SECONDS = 1.0
+
+_ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 class QueueFullError(Exception):
-    """As many jobs wait as may."""
+    """The maximum number of jobs waits."""
 
 
-@dataclass(frozen=True)
-class OutboxJob:
-    """A job whose message is to be published.
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list.
 
     Attributes:
-        job: the job.
-        traceparent: of the trace in which it was submitted, or empty.
-        publish_count: how often it was published before.
+        tenant: of this tenant only.
+        state: in this state; None: in any.
+        now: jobs that expired by then are left out.
+        full: whether to read payloads and results.
     """
 
-    job: Job
-    traceparent: str
-    publish_count: int
-
-
-@dataclass(frozen=True)
-class UnackedJob:
-    """A job whose message may have been lost; `publish_count` times it was published."""
-
-    job_id: str
-    publish_count: int
+    tenant: str
+    state: State | None = None
+    now: datetime
+    full: bool = False
 
 
 class JobStore:
-    """The only SQL of the service. Each method is one transaction.
+    """Reads and writes job records. Each method is one transaction.
 
     Raises:
         Unavailable: the database does not answer, from any method.
@@ -52,46 +64,97 @@ class JobStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        # Both have ON CONFLICT, alike and under two types. Imported is the one that is used.
+        # Both dialects have the same ON CONFLICT, in two types. Only the one in use is imported.
         dialect = import_module(f"sqlalchemy.dialects.{engine.dialect.name}")
         self._insert: Any = dialect.insert
 
     async def submit(self, job: Job, *, traceparent: str, max_waiting: int) -> Job:
         """Adds a job and its outbox row; returns the job that has the id now, old or new.
 
-        Raises:
-            QueueFullError: so many jobs wait already.
-        """
-        async with transaction(self._engine) as connection:
-            existing = await _read(connection, jobs.c.job_id == job.job_id)
-            if existing is not None:
-                return existing
-            if await _count_waiting(connection, max_waiting) >= max_waiting:
-                raise QueueFullError
-            insert = self._insert(jobs).values(_row(job)).on_conflict_do_nothing()
-            added = await connection.execute(insert.returning(jobs.c.job_id))
-            if added.first() is not None:
-                await connection.execute(
-                    sa.insert(outbox).values(
-                        job_id=job.job_id,
-                        traceparent=traceparent,
-                        create_time=job.create_time,
-                        publish_count=0,
-                    )
-                )
-                return job
-            # Another replica took the id between our two statements.
-            winner = await _read(connection, jobs.c.job_id == job.job_id)
-        assert winner is not None  # noqa: S101  # jobs are never deleted
-        return winner
+        An expired job that has the same id is replaced.
 
-    async def get(self, job_id: str, *, tenant: str) -> Job | None:
-        """Returns a job of a tenant, or None if it has no such job."""
+        Raises:
+            QueueFullError: `max_waiting` jobs wait already.
+        """
+        for _ in range(SUBMIT_TRIES):
+            async with transaction(self._engine) as connection:
+                stored = await self._submit(connection, job, traceparent, max_waiting)
+            if stored is not None:
+                return stored
+        raise Unavailable(
+            f"{job.name} changes too often",
+            reason="DEPENDENCY_UNAVAILABLE",
+            metadata={"dependency": self._engine.url.get_backend_name()},
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+
+    async def _submit(
+        self, connection: AsyncConnection, job: Job, traceparent: str, max_waiting: int
+    ) -> Job | None:
+        """Returns the stored job, or None if another replica deleted it meanwhile: try again."""
+        has_id = jobs.c.job_id == job.job_id
+        existing = await _read(connection, has_id)
+        if existing is not None:
+            if not existing.is_expired(job.create_time):
+                return existing
+            expired = jobs.c.expire_time <= job.create_time
+            await connection.execute(sa.delete(jobs).where(has_id, expired))
+        if await _count_waiting(connection, max_waiting) >= max_waiting:
+            raise QueueFullError
+        insert = self._insert(jobs).values(row_of(job)).on_conflict_do_nothing()
+        added = await connection.execute(insert.returning(jobs.c.job_id))
+        if added.first() is None:  # another replica added it since `existing` was read
+            return await _read(connection, has_id)
+        await connection.execute(
+            sa.insert(outbox).values(
+                job_id=job.job_id,
+                traceparent=traceparent,
+                create_time=job.create_time,
+                publish_count=0,
+            )
+        )
+        return job
+
+    async def get(
+        self, job_id: str, *, tenant: str, now: datetime, full: bool = True
+    ) -> Job | None:
+        """Returns a job of a tenant, or None if there is none or it has expired.
+
+        Args:
+            job_id: its id.
+            tenant: who must own it.
+            now: the time.
+            full: whether to read payload and result.
+        """
         async with snapshot(self._engine) as connection:
-            return await _read(connection, jobs.c.job_id == job_id, jobs.c.tenant == tenant)
+            job = await _read(
+                connection, jobs.c.job_id == job_id, jobs.c.tenant == tenant, full=full
+            )
+        return None if job is None or job.is_expired(now) else job
+
+    async def list(self, wanted: JobFilter, page: PageRequest) -> Page[Job]:
+        """Returns a page of jobs, the newest first. It ends early at `MAX_PAGE_BYTES`.
+
+        Raises:
+            InvalidArgument: the page token is invalid.
+        """
+        size = SIZE if wanted.full else SUMMARY_SIZE
+        query: sa.Select[Any] = (
+            sa.select(*SUMMARY, size.label("size_bytes"))
+            .where(*_conditions(wanted, page))
+            .order_by(jobs.c.create_time.desc(), jobs.c.job_id.desc())
+            .limit(page.limit)
+        )
+        async with snapshot(self._engine) as connection:
+            rows: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
+            cut = Page.of(rows, _within_limit(rows, page), key=_page_key)
+            listed = readable_jobs(cut.rows)
+            if wanted.full:
+                listed = await _with_contents(connection, listed)
+        return Page(listed, cut.next_page_token)
 
     async def apply(self, job_id: str, step: Step) -> Job | None:
-        """Takes a job one step on; returns it as it is then, or None if nothing changed.
+        """Changes a job by one step; returns the changed job, or None if nothing changed.
 
         Steps of one job never run at the same time, whichever replica takes them.
         """
@@ -100,85 +163,64 @@ class JobStore:
             changed = None if job is None else step(job)
             if changed is None:
                 return None
-            update = sa.update(jobs).where(jobs.c.job_id == job_id).values(_progress(changed))
+            update = sa.update(jobs).where(jobs.c.job_id == job_id).values(changes_of(changed))
             await connection.execute(update)
             if changed.state.terminal:
                 await connection.execute(sa.delete(outbox).where(outbox.c.job_id == job_id))
             return changed
 
-    async def unsent(self, *, limit: int) -> list[OutboxJob]:
-        """Returns jobs to publish, those that have waited longest first."""
-        query = (
-            sa.select(jobs, outbox.c.traceparent, outbox.c.publish_count)
-            .join_from(outbox, jobs)
-            .where(outbox.c.publish_time.is_(None))
-            .order_by(outbox.c.create_time)
+    async def delete_expired(self, now: datetime, *, limit: int) -> int:
+        """Deletes jobs that expired by then; returns how many, at most `limit`.
+
+        Replicas may delete at the same time: they skip the rows of each other.
+        """
+        expired = (
+            sa.select(jobs.c.job_id)
+            .where(jobs.c.expire_time <= now)
+            .order_by(jobs.c.expire_time)
+            .limit(limit)
+            .with_for_update(skip_locked=True)  # SQLite has one writer and leaves it out
+        )
+        async with transaction(self._engine) as connection:
+            ids = list((await connection.execute(expired)).scalars())
+            if ids:
+                await connection.execute(sa.delete(jobs).where(jobs.c.job_id.in_(ids)))
+        return len(ids)
+
+    async def fill_in_expire_times(self, retention: timedelta, *, limit: int) -> int:
+        """Sets `expire_time` of jobs that ended under an earlier version; returns how many."""
+        missing = (
+            sa.select(jobs.c.job_id, jobs.c.update_time)
+            .where(jobs.c.expire_time.is_(None), jobs.c.state.in_(_ENDED))
             .limit(limit)
         )
-        async with snapshot(self._engine) as connection:
-            return [
-                OutboxJob(_job(row), row.traceparent, row.publish_count)
-                for row in await connection.execute(query)
-            ]
-
-    async def mark_sent(self, sent: Sequence[OutboxJob], now: datetime) -> None:
-        """Notes that messages are on the bus. A replica may have noted the same."""
         async with transaction(self._engine) as connection:
-            for item in sent:
+            rows = (await connection.execute(missing)).all()
+            for row in rows:
                 await connection.execute(
-                    sa.update(outbox)
-                    .where(
-                        outbox.c.job_id == item.job.job_id,
-                        outbox.c.publish_count == item.publish_count,
-                    )
-                    .values(publish_time=now, publish_count=item.publish_count + 1)
+                    sa.update(jobs)
+                    .where(jobs.c.job_id == row.job_id)
+                    .values(expire_time=row.update_time + retention)
                 )
-
-    async def lost(
-        self, *, published_before: datetime, unchanged_since: datetime, limit: int
-    ) -> list[UnackedJob]:
-        """Returns jobs that were published before one time and did not change since another."""
-        query = (
-            sa.select(outbox.c.job_id, outbox.c.publish_count)
-            .join_from(outbox, jobs)
-            .where(
-                outbox.c.publish_time < published_before,
-                jobs.c.update_time < unchanged_since,
-            )
-            .order_by(outbox.c.publish_time)
-            .limit(limit)
-        )
-        async with snapshot(self._engine) as connection:
-            return [
-                UnackedJob(row.job_id, row.publish_count) for row in await connection.execute(query)
-            ]
-
-    async def publish_again(self, lost: UnackedJob) -> None:
-        """Puts a job back among those to publish, unless that has happened since it was read."""
-        async with transaction(self._engine) as connection:
-            await connection.execute(
-                sa.update(outbox)
-                .where(
-                    outbox.c.job_id == lost.job_id,
-                    outbox.c.publish_count == lost.publish_count,
-                )
-                .values(publish_time=None)
-            )
+        return len(rows)
 
     async def count_waiting(self, *, limit: int) -> int:
-        """Returns how many jobs wait; counts to `limit`."""
+        """Returns how many jobs wait, at most `limit`."""
         async with snapshot(self._engine) as connection:
             return await _count_waiting(connection, limit)
 
 
 async def _read(
-    connection: AsyncConnection, *conditions: sa.ColumnElement[bool], lock: bool = False
+    connection: AsyncConnection,
+    *conditions: sa.ColumnElement[bool],
+    full: bool = True,
+    lock: bool = False,
 ) -> Job | None:
-    query = sa.select(jobs).where(*conditions)
-    if lock:  # SQLite leaves it out: there the whole transaction has the lock
+    query = sa.select(*(jobs.columns if full else SUMMARY)).where(*conditions)
+    if lock:  # SQLite leaves it out: there the transaction has the lock of the database
         query = query.with_for_update()
     row = (await connection.execute(query)).one_or_none()
-    return None if row is None else _job(row)
+    return None if row is None else job_of(row)
 
 
 async def _count_waiting(connection: AsyncConnection, limit: int) -> int:
@@ -188,45 +230,53 @@ async def _count_waiting(connection: AsyncConnection, limit: int) -> int:
     )
 
 
-def _row(job: Job) -> dict[str, Any]:
-    return {
-        "job_id": job.job_id,
-        "tenant": job.tenant,
-        "user": job.user,
-        "create_time": job.create_time,
-        "payload": job.payload,
-        **_progress(job),
-    }
-
-
-def _progress(job: Job) -> dict[str, Any]:
-    """What changes as a job goes on."""
-    failure = job.failure
-    return {
-        "state": int(job.state),
-        "attempt_count": job.attempt_count,
-        "update_time": job.update_time,
-        "failure_code": failure.code if failure else None,
-        "failure_reason": failure.reason if failure else None,
-        "failure_message": failure.message if failure else None,
-        "result": job.result,
-    }
-
-
-def _job(row: sa.Row[Any]) -> Job:
-    return Job(
-        job_id=row.job_id,
-        tenant=row.tenant,
-        user=row.user,
-        state=State(row.state),
-        attempt_count=row.attempt_count,
-        create_time=row.create_time,
-        update_time=row.update_time,
-        failure=(
-            Failure(row.failure_code, row.failure_reason, row.failure_message)
-            if row.failure_code is not None
-            else None
-        ),
-        payload=row.payload,
-        result=row.result,
+async def _with_contents(connection: AsyncConnection, listed: Sequence[Job]) -> list[Job]:
+    """Returns the jobs with their payloads and results."""
+    query = sa.select(jobs.c.job_id, jobs.c.payload, jobs.c.result).where(
+        jobs.c.job_id.in_([job.job_id for job in listed])
     )
+    rows = {row.job_id: row for row in await connection.execute(query)}
+    return [
+        replace(job, payload=rows[job.job_id].payload, result=rows[job.job_id].result)
+        for job in listed
+    ]
+
+
+def _conditions(wanted: JobFilter, page: PageRequest) -> list[sa.ColumnElement[bool]]:
+    conditions = [
+        jobs.c.tenant == wanted.tenant,
+        sa.or_(jobs.c.expire_time.is_(None), jobs.c.expire_time > wanted.now),
+    ]
+    if wanted.state is not None:
+        conditions.append(jobs.c.state == wanted.state)
+    if page.after:
+        moment, job_id = _parse_page_key(page.after)
+        # The first condition alone can use the index.
+        conditions.append(jobs.c.create_time <= moment)
+        conditions.append(sa.or_(jobs.c.create_time < moment, jobs.c.job_id < job_id))
+    return conditions
+
+
+def _within_limit(rows: Sequence[sa.Row[Any]], page: PageRequest) -> PageRequest:
+    """Returns the page with as many jobs as fit into a message, but at least one."""
+    total_bytes = 0
+    for index, row in enumerate(rows[: page.size]):
+        total_bytes += row.size_bytes
+        if total_bytes > MAX_PAGE_BYTES and index:
+            return replace(page, size=index)
+    return page
+
+
+def _page_key(row: sa.Row[Any]) -> str:
+    return f"{row.create_time.isoformat()} {row.job_id}"
+
+
+def _parse_page_key(key: str) -> tuple[datetime, str]:
+    stamp, _, job_id = key.partition(" ")
+    try:
+        moment = datetime.fromisoformat(stamp)
+    except ValueError as error:
+        raise invalid_page_token() from error
+    if moment.tzinfo is None or not job_id:
+        raise invalid_page_token()
+    return moment, job_id

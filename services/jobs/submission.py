@@ -1,4 +1,4 @@
-"""Taking a job in: durable, once, and not more than can wait."""
+"""Accepts jobs: each is durable, is accepted once, and is refused if too many wait."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from services.jobs.domain import Job
 from services.jobs.outbox import OutboxPublisher
 from services.jobs.payload import checked_payload
 from services.jobs.store import JobStore, QueueFullError
-from services.jobs.wire import payload_to_bytes
+from services.jobs.wire import check_no_batch, payload_to_bytes
 
 _log = structlog.get_logger()
 
 _SUBMITTED = Counter("headrace_jobs_submitted", "Jobs accepted, by kind of work.", ["work"])
-_REFUSED = Counter("headrace_jobs_refused", "Jobs refused since too many wait.")
+_REFUSED = Counter("headrace_jobs_refused", "Jobs refused because too many wait.")
 
 FULL_RETRY_AFTER_SECONDS = 5.0
 
@@ -40,10 +40,11 @@ class Submission:
         """Returns the job, old or new, when it is on disk.
 
         Raises:
-            InvalidArgument: the request is wrong.
-            AlreadyExists: the id has another payload, or is somebody else's.
+            InvalidArgument: the request is invalid.
+            AlreadyExists: a job with this id has another payload or another tenant.
             ResourceExhausted: too many jobs wait.
         """
+        check_no_batch(request.parent)
         job_id = check_uuid(request.job_id, field="job_id") if request.job_id else None
         job_id = job_id or uuid7(self._clock)
         payload = checked_payload(request.payload, job_id)

@@ -18,12 +18,15 @@ jobs = sa.Table(
     sa.Column("attempt_count", sa.Integer, nullable=False),
     sa.Column("create_time", UtcDateTime, nullable=False),
     sa.Column("update_time", UtcDateTime, nullable=False),
-    sa.Column("failure_code", sa.Text),
-    sa.Column("failure_reason", sa.Text),
-    sa.Column("failure_message", sa.Text),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("result", sa.LargeBinary),
+    # A serialised google.rpc.Status.
+    sa.Column("error", sa.LargeBinary),
+    # Null: the job has not ended, or an earlier version ended it and it is not filled in yet.
+    sa.Column("expire_time", UtcDateTime),
     sa.Index("jobs_of_state", "state"),
+    sa.Index("jobs_of_tenant", "tenant", "create_time", "job_id", "state"),
+    sa.Index("jobs_by_expire_time", "expire_time"),
 )
 
 # One row for each job that has not ended.
@@ -31,7 +34,7 @@ outbox = sa.Table(
     "outbox",
     metadata,
     sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.job_id"), primary_key=True),
-    # W3C: the trace in which the job was submitted goes on where it is run.
+    # W3C: the worker continues the trace in which the job was submitted.
     sa.Column("traceparent", sa.Text, nullable=False),
     sa.Column("create_time", UtcDateTime, nullable=False),
     sa.Column("publish_count", sa.Integer, nullable=False),

@@ -1,4 +1,4 @@
-"""Those who watch jobs of this process: each is told every change, in order."""
+"""Streams the changes of jobs to the watchers of this process, in order."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from services.jobs.domain import Job
 
 _WATCHERS = Gauge("headrace_jobs_watchers", "Open WatchJob streams.")
 
-# A watcher that is so many changes behind misses some between, never the last.
+# A watcher that is so many changes behind misses the oldest of them, never the last.
 MAX_CHANGES_BEHIND = 16
 FULL_RETRY_AFTER_SECONDS = 5.0
 RESTART_RETRY_AFTER_SECONDS = 1.0
 
-# None: the process ends.
+# None: the process stops.
 _Changes = asyncio.Queue[Job | None]
 
 
 class JobWatchers:
-    """Brings changes to watchers.
+    """Passes changes on to watchers.
 
-    Those that this process makes come at once. For those that another replica makes, the record is
-    read again every `poll_seconds`.
+    Changes that this process makes arrive at once. For those that another replica makes, the record
+    is read again every `poll_seconds`.
     """
 
     def __init__(self, *, limit: int, poll_seconds: float) -> None:
@@ -37,13 +37,13 @@ class JobWatchers:
         self._closed = False
         self._watching: defaultdict[str, set[_Changes]] = defaultdict(set)
 
-    def tell(self, job: Job) -> None:
-        """Tells a job's watchers that it changed."""
+    def notify(self, job: Job) -> None:
+        """Passes a changed job on to its watchers."""
         for changes in self._watching.get(job.job_id, ()):
             _put(changes, job)
 
     def close(self) -> None:
-        """Ends all watches, those of jobs that go on with an error: the process drains."""
+        """Ends all watches; those of jobs that have not ended get an error. The process drains."""
         self._closed = True
         for watching in self._watching.values():
             for changes in watching:
@@ -52,18 +52,18 @@ class JobWatchers:
     async def watch(
         self, job_id: str, read: Callable[[], Awaitable[Job]]
     ) -> AsyncGenerator[Job, None]:
-        """Yields a job as it is and whenever it has changed; returns when it has ended.
+        """Yields a job as it is now and after each change; returns when it has ended.
 
         Args:
-            job_id: whose changes.
-            read: reads the record.
+            job_id: the job.
+            read: reads its record.
 
         Raises:
-            ResourceExhausted: too many watch.
-            Unavailable: the process ends; another one has the job, too.
+            ResourceExhausted: too many streams are open.
+            Unavailable: the process stops; another replica can continue.
         """
         with self._subscribed(job_id) as changes:
-            job = await read()  # after subscribing: no change falls between
+            job = await read()  # after subscribing, so that no change is missed
             yield job
             while not job.state.terminal:
                 newer = await self._newer(changes, read)
@@ -74,23 +74,23 @@ class JobWatchers:
     async def _newer(self, changes: _Changes, read: Callable[[], Awaitable[Job]]) -> Job:
         try:
             async with asyncio.timeout(self._poll_seconds):
-                told = None if self._closed else await changes.get()
+                change = None if self._closed else await changes.get()
         except TimeoutError:
             return await read()
-        if told is None:
+        if change is None:
             raise Unavailable(
-                "the service restarts; watch again",
+                "the service restarts; call WatchJob again",
                 reason="DEPENDENCY_UNAVAILABLE",
                 metadata={"dependency": "jobs"},
                 retry_after_seconds=RESTART_RETRY_AFTER_SECONDS,
             )
-        return told
+        return change
 
     @contextmanager
     def _subscribed(self, job_id: str) -> Iterator[_Changes]:
         if self._count >= self._limit:
             raise ResourceExhausted(
-                f"{self._limit} streams watch jobs already",
+                f"{self._limit} WatchJob streams are open already",
                 reason="QUEUE_FULL",
                 metadata={"queue": "watchers", "limit": str(self._limit)},
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
@@ -109,7 +109,7 @@ class JobWatchers:
                 del self._watching[job_id]
 
 
-def _put(changes: _Changes, told: Job | None) -> None:
+def _put(changes: _Changes, change: Job | None) -> None:
     if changes.full():
         changes.get_nowait()
-    changes.put_nowait(told)
+    changes.put_nowait(change)

@@ -1,4 +1,4 @@
-"""One job from its message to its outcome."""
+"""Runs one job, from its message to its outcome."""
 
 from __future__ import annotations
 
@@ -21,38 +21,50 @@ from libs.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from services.worker.execution import Execution, ResultTooLarge
+from libs.rpc.status import to_status
+from services.worker.billing import CancelledUsage
+from services.worker.cancellations import Cancellation, Cancellations, JobCancelledError
+from services.worker.execution import Execution, Progress, ResultTooLarge
 from services.worker.records import JobRecords
 
 _log = structlog.get_logger()
 
 _ATTEMPTS = Counter(
     "headrace_worker_attempts",
-    "Deliveries by what became of them: succeeded, failed, postponed or needless.",
+    "Deliveries by outcome: succeeded, failed, postponed, cancelled or needless.",
     ["outcome"],
 )
 
-# What was worked out is not thrown away for an outage of the bus shorter than this.
+# A result is not lost in an outage of the bus that is shorter than this.
 FINISHED_TIMEOUT_SECONDS = 60.0
 
 JobDelivery = Delivery[events_pb2.JobSubmitted]
 
-# What may go well the next time.
+# Errors after which the next attempt may succeed.
 _TEMPORARY = (Unavailable, ResourceExhausted, DeadlineExceeded, Cancelled)
 
 
 class JobRunner:
-    """Runs jobs; a job's message is done when the bus has its `JobFinished`.
+    """Runs jobs. A job's message is done when the bus has its `JobFinished`.
 
-    A job may run twice, where a worker died late. The jobs service takes the first outcome and
+    A job may run twice if its worker dies late. The jobs service takes the first outcome and
     ignores the second.
     """
 
     def __init__(
-        self, *, execution: Execution, records: JobRecords, publisher: Publisher, clock: Clock
+        self,
+        *,
+        execution: Execution,
+        records: JobRecords,
+        cancellations: Cancellations,
+        cancelled_usage: CancelledUsage,
+        publisher: Publisher,
+        clock: Clock,
     ) -> None:
         self._execution = execution
         self._records = records
+        self._cancellations = cancellations
+        self._cancelled_usage = cancelled_usage
         self._publisher = publisher
         self._clock = clock
 
@@ -60,35 +72,45 @@ class JobRunner:
         """Runs one job.
 
         Raises:
-            HeadraceError: it may go well later; the bus delivers it again.
-            PoisonMessage: it names no job.
+            HeadraceError: the next attempt may succeed; the bus delivers the job again.
+            PoisonMessage: the message has no job id.
         """
         job = delivery.message
         if not job.job_id:
             raise PoisonMessage("job_id must be given")
-        if await self._records.has_ended(job, attempt=delivery.attempt):
-            _ATTEMPTS.labels("needless").inc()
-            return
-        await self._tell_started(delivery)
-        try:
-            result = await self._execution.run(job)
-        except HeadraceError as error:
-            if isinstance(error, _TEMPORARY) and not isinstance(error, ResultTooLarge):
-                _ATTEMPTS.labels("postponed").inc()
-                raise
-            await self._tell_failed(delivery, error)
-        else:
-            await self._tell_succeeded(delivery, result)
+        # Before the record is read, so that no cancellation falls between the two.
+        with self._cancellations.of(job.job_id) as cancellation:
+            if await self._records.has_ended(job, attempt=delivery.attempt):
+                _ATTEMPTS.labels("needless").inc()
+                return
+            await self._run(delivery, cancellation)
 
     async def give_up(self, delivery: JobDelivery) -> None:
-        """Ends a job that was tried as often as may be."""
+        """Fails a job after its last attempt."""
         error = delivery.error
         if not isinstance(error, HeadraceError):
             why = "failed" if error else "died"
             error = Internal(f"its worker {why} in every attempt", reason="INTERNAL")
-        await self._tell_failed(delivery, error)
+        await self._report_failed(delivery, error)
 
-    async def _tell_started(self, delivery: JobDelivery) -> None:
+    async def _run(self, delivery: JobDelivery, cancellation: Cancellation) -> None:
+        await self._report_started(delivery)
+        job, progress = delivery.message, Progress()
+        try:
+            result = await cancellation.run(lambda: self._execution.run(job, progress))
+        except JobCancelledError:
+            await self._cancelled_usage.record(job, progress)
+            _ATTEMPTS.labels("cancelled").inc()
+            _log.info("job cancelled", job_id=job.job_id, token_count=progress.token_count)
+        except HeadraceError as error:
+            if isinstance(error, _TEMPORARY) and not isinstance(error, ResultTooLarge):
+                _ATTEMPTS.labels("postponed").inc()
+                raise
+            await self._report_failed(delivery, error)
+        else:
+            await self._report_succeeded(delivery, result)
+
+    async def _report_started(self, delivery: JobDelivery) -> None:
         job_id, attempt = delivery.message.job_id, delivery.attempt
         await self._publisher.publish(
             JOB_STARTED,
@@ -96,22 +118,20 @@ class JobRunner:
             message_id=f"{delivery.message_id}.started.{attempt}",
         )
 
-    async def _tell_succeeded(self, delivery: JobDelivery, result: jobs_pb2.JobResult) -> None:
+    async def _report_succeeded(self, delivery: JobDelivery, result: jobs_pb2.JobResult) -> None:
         event = self._finished(delivery)
         event.result.CopyFrom(result)
         try:
-            await self._tell_finished(delivery, event)
-        except InvalidArgument as error:  # larger than the bus takes
-            await self._tell_failed(delivery, error)
+            await self._report_finished(delivery, event)
+        except InvalidArgument as error:  # larger than the bus accepts
+            await self._report_failed(delivery, error)
         else:
             _ATTEMPTS.labels("succeeded").inc()
 
-    async def _tell_failed(self, delivery: JobDelivery, error: HeadraceError) -> None:
+    async def _report_failed(self, delivery: JobDelivery, error: HeadraceError) -> None:
         event = self._finished(delivery)
-        event.error.CopyFrom(
-            jobs_pb2.JobError(code=error.code, reason=error.reason, message=error.message)
-        )
-        await self._tell_finished(delivery, event)
+        event.error.CopyFrom(to_status(error))
+        await self._report_finished(delivery, event)
         _ATTEMPTS.labels("failed").inc()
         _log.warning(
             "job failed",
@@ -126,8 +146,8 @@ class JobRunner:
             job_id=delivery.message.job_id, attempt=delivery.attempt, event_time=self._now()
         )
 
-    async def _tell_finished(self, delivery: JobDelivery, event: events_pb2.JobFinished) -> None:
-        # Of a message that two workers have ended, the stream keeps the first outcome.
+    async def _report_finished(self, delivery: JobDelivery, event: events_pb2.JobFinished) -> None:
+        # Of a message that two workers finish, the stream keeps the first outcome.
         await self._publisher.publish(
             JOB_FINISHED,
             event,

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 
 from libs.bus import subjects
-from libs.bus.subjects import COST, JOB_RECORDS, MESSAGE_TYPES, STREAMS, WORKER, Consumer
+from libs.bus.subjects import (
+    BROADCAST_TYPES,
+    COST,
+    JOB_RECORDS,
+    MESSAGE_TYPES,
+    STREAMS,
+    WORKER,
+    Consumer,
+)
 
 
-def test_each_subject_has_one_stream_and_one_message_type() -> None:
-    """Nothing is published that nobody keeps, or that nobody can read."""
+def test_each_subject_is_stored_or_broadcast_and_has_one_message_type() -> None:
+    """Nothing is published that is lost by mistake, or that nobody can read."""
     kept = [subject for stream in STREAMS for subject in stream.subjects]
     named = {
         value
@@ -17,7 +25,9 @@ def test_each_subject_has_one_stream_and_one_message_type() -> None:
         if isinstance(value, str) and value.startswith("headrace.") and value.count(".") == 3
     }
     assert len(kept) == len(set(kept))
-    assert set(kept) == named == set(MESSAGE_TYPES)
+    assert set(kept) == set(MESSAGE_TYPES)
+    assert set(kept) | set(BROADCAST_TYPES) == named
+    assert not set(kept) & set(BROADCAST_TYPES)
 
 
 def test_each_stream_has_one_consumer() -> None:

@@ -1,4 +1,4 @@
-"""What cannot be run is refused when it is submitted, field by field."""
+"""Invalid work is refused when it is submitted, field by field."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def violations(payload: JobPayload) -> list[str]:
     ],
 )
 def test_a_wrong_generation_is_refused_by_field(fields: dict[str, Any], wrong: list[str]) -> None:
-    """All that is wrong at once, by its path in the request."""
+    """All violations at once, by their paths in the request."""
     assert violations(generate(**fields)) == [f"payload.generate.{field}" for field in wrong]
 
 
@@ -122,7 +122,7 @@ def test_equal_payloads_are_equal_as_bytes() -> None:
 @pytest.mark.parametrize(
     "name", ["", "jobs", "jobs/", JOB_ID, f"job/{JOB_ID}", "jobs/7", f"jobs/{JOB_ID}/"]
 )
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     """`jobs/` and a canonical UUID, nothing else."""
     with pytest.raises(InvalidArgument):
         job_id_of_name(name)

@@ -1,11 +1,11 @@
-"""Who watches a job sees it go forward and end."""
+"""Watchers of a job see it advance and end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -20,7 +20,7 @@ QUEUED = Job(
 
 
 def after(job: Job, outcome: Started | Finished) -> Job:
-    changed = advance(job, outcome, START)
+    changed = advance(job, outcome, now=START, retention=timedelta(days=7))
     assert changed is not None
     return changed
 
@@ -40,28 +40,28 @@ async def states(stream: AsyncIterator[Job]) -> list[State]:
     return [job.state async for job in stream]
 
 
-async def test_changes_come_at_once_and_in_order() -> None:
+async def test_changes_arrive_at_once_and_in_order() -> None:
     """Even those that follow each other faster than the watcher reads."""
     watchers = JobWatchers(limit=1, poll_seconds=60)
     stream = watchers.watch("j", reading(lambda: QUEUED))
     seen = [(await anext(stream)).state]
-    watchers.tell(RUNNING)
-    watchers.tell(ENDED)
+    watchers.notify(RUNNING)
+    watchers.notify(ENDED)
     seen += await states(stream)
     assert seen == [State.QUEUED, State.RUNNING, State.SUCCEEDED]
 
 
 async def test_a_change_between_subscribing_and_reading_is_seen_once() -> None:
-    """The record may be newer than what the watcher is told."""
+    """The record may be newer than the change that the watcher gets."""
     watchers = JobWatchers(limit=1, poll_seconds=60)
 
     def read() -> Job:
-        watchers.tell(RUNNING)
+        watchers.notify(RUNNING)
         return RUNNING
 
     stream = watchers.watch("j", reading(read))
     assert (await anext(stream)).state is State.RUNNING
-    watchers.tell(ENDED)
+    watchers.notify(ENDED)
     assert await states(stream) == [State.SUCCEEDED]
 
 
@@ -80,32 +80,32 @@ async def test_a_job_that_has_ended_ends_the_stream() -> None:
 
 
 async def test_a_slow_watcher_misses_changes_but_not_the_last() -> None:
-    """What waits for a watcher is limited."""
+    """The number of changes that wait for a watcher is limited."""
     watchers = JobWatchers(limit=1, poll_seconds=60)
     stream = watchers.watch("j", reading(lambda: QUEUED))
     await anext(stream)
     for attempt in range(1, 3 * MAX_CHANGES_BEHIND):
-        watchers.tell(replace(RUNNING, attempt_count=attempt))
-    watchers.tell(replace(ENDED, attempt_count=1000))
+        watchers.notify(replace(RUNNING, attempt_count=attempt))
+    watchers.notify(replace(ENDED, attempt_count=1000))
     seen = [job async for job in stream]
     assert len(seen) == MAX_CHANGES_BEHIND
     assert seen[-1].attempt_count == 1000
 
 
-async def test_a_process_that_ends_tells_its_watchers() -> None:
-    """Not by a good end, which only a job that has ended has."""
+async def test_watchers_get_an_error_when_the_process_stops() -> None:
+    """A stream without an error means that the job has ended."""
     watchers = JobWatchers(limit=1, poll_seconds=60)
     stream = watchers.watch("j", reading(lambda: QUEUED))
     await anext(stream)
-    watchers.tell(RUNNING)
+    watchers.notify(RUNNING)
     assert (await anext(stream)).state is State.RUNNING
     watchers.close()
     with pytest.raises(Unavailable):
         await anext(stream)
 
 
-async def test_one_watcher_too_many_is_turned_away_until_another_leaves() -> None:
-    """The limit counts who watches now."""
+async def test_one_watcher_too_many_is_refused_until_another_leaves() -> None:
+    """The limit counts open streams."""
     watchers = JobWatchers(limit=1, poll_seconds=60)
     first = watchers.watch("j", reading(lambda: QUEUED))
     await anext(first)

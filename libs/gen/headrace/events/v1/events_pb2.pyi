@@ -145,6 +145,7 @@ class JobSubmitted(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The id of the job."""
     @_builtins.property
@@ -155,16 +156,23 @@ class JobSubmitted(_message.Message):
     def payload(self) -> _jobs_pb2.JobPayload:
         """What it does."""
 
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted. An id may be used again after its job has expired: the id and this time together
+        identify a job.
+        """
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         identity: Global___Identity | None = ...,
         payload: _jobs_pb2.JobPayload | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "identity", b"identity", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "job_id", b"job_id", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "identity", b"identity", "job_id", b"job_id", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,7 +180,9 @@ Global___JobSubmitted: _TypeAlias = JobSubmitted  # noqa: Y015
 
 @_typing.final
 class JobCancelled(_message.Message):
-    """A job was cancelled: a worker that runs it stops. Published on `headrace.jobs.job.cancelled`."""
+    """A job was cancelled: a worker that runs it stops. Sent on `headrace.jobs.job.cancelled` to the workers that
+    listen at that moment, and not stored: a worker that misses it learns of it before the next attempt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
