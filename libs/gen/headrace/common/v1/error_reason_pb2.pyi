@@ -25,17 +25,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """A field of the request is missing or out of range. Comes with `BadRequest`.
+    """A field of the request is missing, out of range or not supported yet. Comes with `INVALID_ARGUMENT` and
+    `BadRequest`.
 
     Example: `max_tokens` is 0. Metadata: none.
     """
     ERROR_REASON_TOKEN_INVALID: _ErrorReason.ValueType  # 2
-    """The call carries no valid token. Comes with `UNAUTHENTICATED`.
+    """The call has no valid token. Comes with `UNAUTHENTICATED`.
 
-    Example: the token has expired. Metadata: none.
+    Example: the token is expired. Metadata: none.
     """
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 3
-    """The token lacks a scope. Comes with `PERMISSION_DENIED`.
+    """The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
     Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
     """
@@ -45,22 +46,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: `model` is "gpt-9". Metadata: `model`, `models` (the names that exist, separated by commas).
     """
     ERROR_REASON_MODEL_NOT_READY: _ErrorReason.ValueType  # 5
-    """The model exists, but no backend has it ready. Comes with `UNAVAILABLE` and `RetryInfo`.
+    """The model exists, but no backend is ready to serve it. Comes with `UNAVAILABLE` and `RetryInfo`.
 
     Example: the pool is still loading it. Metadata: `model`.
     """
     ERROR_REASON_MODEL_KIND_MISMATCH: _ErrorReason.ValueType  # 6
     """The model does not do what the call asks for. Comes with `INVALID_ARGUMENT`.
 
-    Example: `Generate` on an embedding model. Metadata: `model`, `kind`.
+    Example: `Generate` with an embedding model. Metadata: `model`, `kind`.
     """
     ERROR_REASON_PROMPT_TOO_LONG: _ErrorReason.ValueType  # 7
-    """The prompt and the answer do not fit into the context. Comes with `INVALID_ARGUMENT` and `BadRequest`.
+    """Prompt and answer do not fit into the context. Comes with `INVALID_ARGUMENT` and `BadRequest`.
 
     Metadata: `prompt_tokens`, `context_tokens`.
     """
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 8
-    """The message is larger than the server takes. Comes with `INVALID_ARGUMENT` and `BadRequest`.
+    """The message is larger than the server accepts. Comes with `INVALID_ARGUMENT` and `BadRequest`.
 
     Metadata: `limit_bytes`.
     """
@@ -70,12 +71,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: `resource`.
     """
     ERROR_REASON_RESOURCE_EXISTS: _ErrorReason.ValueType  # 10
-    """The resource exists already, with other content. Comes with `ALREADY_EXISTS`.
+    """The resource already exists with other content. Comes with `ALREADY_EXISTS`.
 
     Metadata: `resource`.
     """
     ERROR_REASON_DIGEST_MISMATCH: _ErrorReason.ValueType  # 11
-    """The bytes do not have the digest that was announced. Comes with `INVALID_ARGUMENT`.
+    """The bytes do not have the announced digest. Comes with `INVALID_ARGUMENT`.
 
     Metadata: `expected_digest`, `actual_digest`.
     """
@@ -85,14 +86,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: `CreateModelVersion` before `UploadArtifact`. Metadata: `digest`.
     """
     ERROR_REASON_BACKEND_FAILED: _ErrorReason.ValueType  # 13
-    """The backend failed while it worked on the request. Comes with `UNAVAILABLE`.
+    """The backend failed while it processed the request. Comes with `UNAVAILABLE`.
 
-    Example: Triton was killed in mid-stream. Metadata: `backend`.
+    Example: Triton was killed in the middle of a stream. Metadata: `backend`.
     """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 14
     """A dependency cannot be reached. Comes with `UNAVAILABLE` and `RetryInfo`.
 
-    Example: no route snapshot was ever received. Metadata: `dependency`.
+    Example: no route snapshot has been received yet. Metadata: `dependency`.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 15
     """A queue is full. Comes with `RESOURCE_EXHAUSTED` and `RetryInfo`.
@@ -105,7 +106,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: `waiting_for`.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 17
-    """Something went wrong that is not the caller's fault. Comes with `INTERNAL`; the log has the rest.
+    """An error of the mesh itself. Comes with `INTERNAL`; the details are in the log.
 
     Metadata: `trace_id`.
     """
@@ -120,50 +121,63 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: none.
     """
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 20
-    """The request was cancelled by its caller. Comes with `CANCELLED`.
+    """The caller cancelled the request. Comes with `CANCELLED`.
 
     Metadata: none.
     """
     ERROR_REASON_BACKEND_RATE_LIMITED: _ErrorReason.ValueType  # 21
-    """The provider limits how much it answers, and no other backend is left. Comes with
+    """The provider limits the rate of requests, and no other backend is left. Comes with
     `RESOURCE_EXHAUSTED` and `RetryInfo`.
 
     Metadata: `backend`.
     """
     ERROR_REASON_BACKEND_MISCONFIGURED: _ErrorReason.ValueType  # 22
-    """The provider rejects the mesh itself, and no other backend is left: its operators must mend that.
-    Comes with `FAILED_PRECONDITION`.
+    """The provider rejects the mesh itself, and no other backend is left. Its operators must fix that. Comes
+    with `FAILED_PRECONDITION`.
 
-    Example: the API key is wrong, or the provider has no such model. Metadata: `backend`.
+    Example: the API key is wrong, or the provider does not have the model. Metadata: `backend`.
     """
     ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 23
-    """The caller reads more slowly than the model writes, for longer than it may. Comes with
-    `RESOURCE_EXHAUSTED`; what was generated until then is delivered and billed.
+    """The caller reads more slowly than the model generates, for longer than allowed. Comes with
+    `RESOURCE_EXHAUSTED`. What was generated until then is delivered and billed.
 
     Metadata: `limit_seconds`.
+    """
+    ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 24
+    """The `etag` is stale: the resource has changed since it was read. Comes with `ABORTED`. Read the resource
+    again and retry.
+
+    Metadata: `resource`.
+    """
+    ERROR_REASON_JOB_NOT_CANCELLABLE: _ErrorReason.ValueType  # 25
+    """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
+
+    Metadata: `resource`, `state`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that a Headrace error can carry.
 
-    Each failed RPC has a `google.rpc.ErrorInfo` in its details whose `domain` is "headrace" and whose
-    `reason` is the name of one of these values without the `ERROR_REASON_` prefix.
+    Each failed RPC has a `google.rpc.ErrorInfo` in its details. Its `domain` is "headrace" and its `reason` is
+    the name of one of these values without the prefix `ERROR_REASON_`. New reasons may be added: clients treat
+    one that they do not know by its status code.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""A field of the request is missing or out of range. Comes with `BadRequest`.
+"""A field of the request is missing, out of range or not supported yet. Comes with `INVALID_ARGUMENT` and
+`BadRequest`.
 
 Example: `max_tokens` is 0. Metadata: none.
 """
 ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 2
-"""The call carries no valid token. Comes with `UNAUTHENTICATED`.
+"""The call has no valid token. Comes with `UNAUTHENTICATED`.
 
-Example: the token has expired. Metadata: none.
+Example: the token is expired. Metadata: none.
 """
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 3
-"""The token lacks a scope. Comes with `PERMISSION_DENIED`.
+"""The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
 Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
 """
@@ -173,22 +187,22 @@ ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 4
 Example: `model` is "gpt-9". Metadata: `model`, `models` (the names that exist, separated by commas).
 """
 ERROR_REASON_MODEL_NOT_READY: ErrorReason.ValueType  # 5
-"""The model exists, but no backend has it ready. Comes with `UNAVAILABLE` and `RetryInfo`.
+"""The model exists, but no backend is ready to serve it. Comes with `UNAVAILABLE` and `RetryInfo`.
 
 Example: the pool is still loading it. Metadata: `model`.
 """
 ERROR_REASON_MODEL_KIND_MISMATCH: ErrorReason.ValueType  # 6
 """The model does not do what the call asks for. Comes with `INVALID_ARGUMENT`.
 
-Example: `Generate` on an embedding model. Metadata: `model`, `kind`.
+Example: `Generate` with an embedding model. Metadata: `model`, `kind`.
 """
 ERROR_REASON_PROMPT_TOO_LONG: ErrorReason.ValueType  # 7
-"""The prompt and the answer do not fit into the context. Comes with `INVALID_ARGUMENT` and `BadRequest`.
+"""Prompt and answer do not fit into the context. Comes with `INVALID_ARGUMENT` and `BadRequest`.
 
 Metadata: `prompt_tokens`, `context_tokens`.
 """
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 8
-"""The message is larger than the server takes. Comes with `INVALID_ARGUMENT` and `BadRequest`.
+"""The message is larger than the server accepts. Comes with `INVALID_ARGUMENT` and `BadRequest`.
 
 Metadata: `limit_bytes`.
 """
@@ -198,12 +212,12 @@ ERROR_REASON_RESOURCE_NOT_FOUND: ErrorReason.ValueType  # 9
 Metadata: `resource`.
 """
 ERROR_REASON_RESOURCE_EXISTS: ErrorReason.ValueType  # 10
-"""The resource exists already, with other content. Comes with `ALREADY_EXISTS`.
+"""The resource already exists with other content. Comes with `ALREADY_EXISTS`.
 
 Metadata: `resource`.
 """
 ERROR_REASON_DIGEST_MISMATCH: ErrorReason.ValueType  # 11
-"""The bytes do not have the digest that was announced. Comes with `INVALID_ARGUMENT`.
+"""The bytes do not have the announced digest. Comes with `INVALID_ARGUMENT`.
 
 Metadata: `expected_digest`, `actual_digest`.
 """
@@ -213,14 +227,14 @@ ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 12
 Example: `CreateModelVersion` before `UploadArtifact`. Metadata: `digest`.
 """
 ERROR_REASON_BACKEND_FAILED: ErrorReason.ValueType  # 13
-"""The backend failed while it worked on the request. Comes with `UNAVAILABLE`.
+"""The backend failed while it processed the request. Comes with `UNAVAILABLE`.
 
-Example: Triton was killed in mid-stream. Metadata: `backend`.
+Example: Triton was killed in the middle of a stream. Metadata: `backend`.
 """
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 14
 """A dependency cannot be reached. Comes with `UNAVAILABLE` and `RetryInfo`.
 
-Example: no route snapshot was ever received. Metadata: `dependency`.
+Example: no route snapshot has been received yet. Metadata: `dependency`.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 15
 """A queue is full. Comes with `RESOURCE_EXHAUSTED` and `RetryInfo`.
@@ -233,7 +247,7 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 16
 Metadata: `waiting_for`.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
-"""Something went wrong that is not the caller's fault. Comes with `INTERNAL`; the log has the rest.
+"""An error of the mesh itself. Comes with `INTERNAL`; the details are in the log.
 
 Metadata: `trace_id`.
 """
@@ -248,26 +262,37 @@ ERROR_REASON_METHOD_NOT_FOUND: ErrorReason.ValueType  # 19
 Metadata: none.
 """
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 20
-"""The request was cancelled by its caller. Comes with `CANCELLED`.
+"""The caller cancelled the request. Comes with `CANCELLED`.
 
 Metadata: none.
 """
 ERROR_REASON_BACKEND_RATE_LIMITED: ErrorReason.ValueType  # 21
-"""The provider limits how much it answers, and no other backend is left. Comes with
+"""The provider limits the rate of requests, and no other backend is left. Comes with
 `RESOURCE_EXHAUSTED` and `RetryInfo`.
 
 Metadata: `backend`.
 """
 ERROR_REASON_BACKEND_MISCONFIGURED: ErrorReason.ValueType  # 22
-"""The provider rejects the mesh itself, and no other backend is left: its operators must mend that.
-Comes with `FAILED_PRECONDITION`.
+"""The provider rejects the mesh itself, and no other backend is left. Its operators must fix that. Comes
+with `FAILED_PRECONDITION`.
 
-Example: the API key is wrong, or the provider has no such model. Metadata: `backend`.
+Example: the API key is wrong, or the provider does not have the model. Metadata: `backend`.
 """
 ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 23
-"""The caller reads more slowly than the model writes, for longer than it may. Comes with
-`RESOURCE_EXHAUSTED`; what was generated until then is delivered and billed.
+"""The caller reads more slowly than the model generates, for longer than allowed. Comes with
+`RESOURCE_EXHAUSTED`. What was generated until then is delivered and billed.
 
 Metadata: `limit_seconds`.
+"""
+ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 24
+"""The `etag` is stale: the resource has changed since it was read. Comes with `ABORTED`. Read the resource
+again and retry.
+
+Metadata: `resource`.
+"""
+ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 25
+"""The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
+
+Metadata: `resource`, `state`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

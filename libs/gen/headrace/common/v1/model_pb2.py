@@ -22,27 +22,23 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/common/v1/model.proto\x12\x12headrace.common.v1\"\xbc\x01\n\x0bModelSchema\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.headrace.common.v1.ModelKind\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x05\x12\x19\n\x11max_output_tokens\x18\x03 \x01(\x05\x12\x12\n\ndimensions\x18\x04 \x01(\x05\x12\x18\n\x10max_input_tokens\x18\x05 \x01(\x05\x12\x1f\n\x17max_concurrent_requests\x18\x06 \x01(\x05\"U\n\nTokenUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"A\n\x08Provider\x12\x10\n\x08\x62\x61se_url\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0c\x61pi_key_name\x18\x03 \x01(\t\"\xdd\x01\n\x07\x42\x61\x63kend\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\rbackend_model\x18\x03 \x01(\t\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .headrace.common.v1.BackendState\x12\x17\n\x0f\x61rtifact_digest\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12-\n\x04kind\x18\x07 \x01(\x0e\x32\x1f.headrace.common.v1.BackendKind\x12\x14\n\x0c\x61pi_key_name\x18\x08 \x01(\t*V\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_CHAT\x10\x01\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x02*{\n\x0c\x42\x61\x63kendState\x12\x1d\n\x19\x42\x41\x43KEND_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42\x41\x43KEND_STATE_LOADING\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_STATE_READY\x10\x02\x12\x18\n\x14\x42\x41\x43KEND_STATE_FAILED\x10\x03*]\n\x0b\x42\x61\x63kendKind\x12\x1c\n\x18\x42\x41\x43KEND_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41\x43KEND_KIND_TRITON\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_KIND_OPENAI\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/common/v1/model.proto\x12\x12headrace.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x01\n\x0bModelSchema\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.headrace.common.v1.ModelKind\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\x03 \x01(\x03\x12\x12\n\ndimensions\x18\x04 \x01(\x05\x12\x18\n\x10max_input_tokens\x18\x05 \x01(\x03\x12\x1f\n\x17max_concurrent_requests\x18\x06 \x01(\x05\"\xa7\x01\n\rBackendStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .headrace.common.v1.BackendState\x12\x17\n\x0f\x61rtifact_digest\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*V\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_CHAT\x10\x01\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x02*{\n\x0c\x42\x61\x63kendState\x12\x1d\n\x19\x42\x41\x43KEND_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42\x41\x43KEND_STATE_LOADING\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_STATE_READY\x10\x02\x12\x18\n\x14\x42\x41\x43KEND_STATE_FAILED\x10\x03\x42\x64\n\x12headrace.common.v1B\nModelProtoP\x01Z+headrace/gen/go/headrace/common/v1;commonv1\xaa\x02\x12Headrace.Common.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.common.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_MODELKIND']._serialized_start=623
-  _globals['_MODELKIND']._serialized_end=709
-  _globals['_BACKENDSTATE']._serialized_start=711
-  _globals['_BACKENDSTATE']._serialized_end=834
-  _globals['_BACKENDKIND']._serialized_start=836
-  _globals['_BACKENDKIND']._serialized_end=929
-  _globals['_MODELSCHEMA']._serialized_start=55
-  _globals['_MODELSCHEMA']._serialized_end=243
-  _globals['_TOKENUSAGE']._serialized_start=245
-  _globals['_TOKENUSAGE']._serialized_end=330
-  _globals['_PROVIDER']._serialized_start=332
-  _globals['_PROVIDER']._serialized_end=397
-  _globals['_BACKEND']._serialized_start=400
-  _globals['_BACKEND']._serialized_end=621
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\022headrace.common.v1B\nModelProtoP\001Z+headrace/gen/go/headrace/common/v1;commonv1\252\002\022Headrace.Common.V1'
+  _globals['_MODELKIND']._serialized_start=448
+  _globals['_MODELKIND']._serialized_end=534
+  _globals['_BACKENDSTATE']._serialized_start=536
+  _globals['_BACKENDSTATE']._serialized_end=659
+  _globals['_MODELSCHEMA']._serialized_start=88
+  _globals['_MODELSCHEMA']._serialized_end=276
+  _globals['_BACKENDSTATUS']._serialized_start=279
+  _globals['_BACKENDSTATUS']._serialized_end=446
 # @@protoc_insertion_point(module_scope)

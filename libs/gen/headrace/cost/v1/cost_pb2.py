@@ -22,42 +22,104 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from headrace.common.v1 import access_pb2 as headrace_dot_common_dot_v1_dot_access__pb2
+from headrace.common.v1 import usage_pb2 as headrace_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/cost/v1/cost.proto\x12\x10headrace.cost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x02\n\x05Price\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12)\n!input_nano_usd_per_million_tokens\x18\x03 \x01(\x03\x12\x30\n(cached_input_nano_usd_per_million_tokens\x18\x04 \x01(\x03\x12*\n\"output_nano_usd_per_million_tokens\x18\x05 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x12\x43reatePriceRequest\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x17.headrace.cost.v1.Price\"=\n\x13\x43reatePriceResponse\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x17.headrace.cost.v1.Price\"I\n\x11ListPricesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x12ListPricesResponse\x12\'\n\x06prices\x18\x01 \x03(\x0b\x32\x17.headrace.cost.v1.Price\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x14\n\x12WatchPricesRequest\">\n\x13WatchPricesResponse\x12\'\n\x06prices\x18\x01 \x03(\x0b\x32\x17.headrace.cost.v1.Price\"\x8d\x01\n\x07Posting\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x17\n\x0fquantity_tokens\x18\x02 \x01(\x03\x12\r\n\x05price\x18\x03 \x01(\t\x12#\n\x1bnano_usd_per_million_tokens\x18\x04 \x01(\x03\x12\x15\n\rcost_nano_usd\x18\x05 \x01(\x03\x12\x10\n\x08usage_id\x18\x06 \x01(\t\"+\n\x15GetRequestCostRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa5\x01\n\x16GetRequestCostResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x02 \x01(\x03\x12+\n\x08postings\x18\x03 \x03(\x0b\x32\x19.headrace.cost.v1.Posting\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\"\x9e\x01\n\x11QueryUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x12QueryUsageResponse\x12(\n\x04rows\x18\x01 \x03(\x0b\x32\x1a.headrace.cost.v1.UsageRow\x12\x15\n\rcost_nano_usd\x18\x02 \x01(\x03\"\xae\x01\n\x08UsageRow\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rrequest_count\x18\x04 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x03\x12\x15\n\rcached_tokens\x18\x07 \x01(\x03\x12\x15\n\rcost_nano_usd\x18\x08 \x01(\x03\x32\xde\x03\n\x0b\x43ostService\x12Z\n\x0b\x43reatePrice\x12$.headrace.cost.v1.CreatePriceRequest\x1a%.headrace.cost.v1.CreatePriceResponse\x12W\n\nListPrices\x12#.headrace.cost.v1.ListPricesRequest\x1a$.headrace.cost.v1.ListPricesResponse\x12\\\n\x0bWatchPrices\x12$.headrace.cost.v1.WatchPricesRequest\x1a%.headrace.cost.v1.WatchPricesResponse0\x01\x12\x63\n\x0eGetRequestCost\x12\'.headrace.cost.v1.GetRequestCostRequest\x1a(.headrace.cost.v1.GetRequestCostResponse\x12W\n\nQueryUsage\x12#.headrace.cost.v1.QueryUsageRequest\x1a$.headrace.cost.v1.QueryUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/cost/v1/cost.proto\x12\x10headrace.cost.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fheadrace/common/v1/access.proto\x1a\x1eheadrace/common/v1/usage.proto\"\xe8\x01\n\x05Price\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x05model\x18\x02 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12\x15\n\x06tenant\x18\x03 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12,\n\x05rates\x18\x04 \x03(\x0b\x32\x16.headrace.cost.v1.RateB\x05\xe2\x41\x02\x02\x05\x12\x39\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x01\x05\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"m\n\x04Rate\x12\x31\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.headrace.common.v1.UsageKindB\x04\xe2\x41\x01\x02\x12\x16\n\x08nano_usd\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1a\n\x0cper_quantity\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"B\n\x12\x43reatePriceRequest\x12,\n\x05price\x18\x01 \x01(\x0b\x32\x17.headrace.cost.v1.PriceB\x04\xe2\x41\x01\x02\"=\n\x13\x43reatePriceResponse\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x17.headrace.cost.v1.Price\"\\\n\x11ListPricesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"V\n\x12ListPricesResponse\x12\'\n\x06prices\x18\x01 \x03(\x0b\x32\x17.headrace.cost.v1.Price\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe5\x01\n\x07Posting\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.headrace.cost.v1.PostingKind\x12\x31\n\nusage_kind\x18\x02 \x01(\x0e\x32\x1d.headrace.common.v1.UsageKind\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12\r\n\x05price\x18\x04 \x01(\t\x12\x15\n\rrate_nano_usd\x18\x05 \x01(\x03\x12\x19\n\x11rate_per_quantity\x18\x06 \x01(\x03\x12\x15\n\rcost_nano_usd\x18\x07 \x01(\x03\x12\x10\n\x08usage_id\x18\x08 \x01(\t\"1\n\x15GetRequestCostRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xa5\x01\n\x16GetRequestCostResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x02 \x01(\x03\x12+\n\x08postings\x18\x03 \x03(\x0b\x32\x19.headrace.cost.v1.Posting\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\"\xcf\x02\n\x11QueryUsageRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x34\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x32\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x38\n\x08group_by\x18\x05 \x03(\x0e\x32 .headrace.cost.v1.UsageDimensionB\x04\xe2\x41\x01\x01\x12\x37\n\x0btime_bucket\x18\x06 \x01(\x0e\x32\x1c.headrace.cost.v1.TimeBucketB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\"\x86\x01\n\x12QueryUsageResponse\x12(\n\x04rows\x18\x01 \x03(\x0b\x32\x1a.headrace.cost.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12-\n\x06totals\x18\x03 \x01(\x0b\x32\x1d.headrace.cost.v1.UsageTotals\"\xe6\x01\n\x08UsageRow\x12\x35\n\x11\x62ucket_start_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x30\n\toperation\x18\x06 \x01(\x0e\x32\x1d.headrace.common.v1.Operation\x12-\n\x06totals\x18\x07 \x01(\x0b\x32\x1d.headrace.cost.v1.UsageTotals\"j\n\x0bUsageTotals\x12\x15\n\rrequest_count\x18\x01 \x01(\x03\x12-\n\x05usage\x18\x02 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\x15\n\rcost_nano_usd\x18\x03 \x01(\x03*a\n\x0bPostingKind\x12\x1c\n\x18POSTING_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13POSTING_KIND_CHARGE\x10\x01\x12\x1b\n\x17POSTING_KIND_ADJUSTMENT\x10\x02*\xc4\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16USAGE_DIMENSION_TENANT\x10\x01\x12\x18\n\x14USAGE_DIMENSION_USER\x10\x02\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x03\x12!\n\x1dUSAGE_DIMENSION_MODEL_VERSION\x10\x04\x12\x1d\n\x19USAGE_DIMENSION_OPERATION\x10\x05*T\n\nTimeBucket\x12\x1b\n\x17TIME_BUCKET_UNSPECIFIED\x10\x00\x12\x14\n\x10TIME_BUCKET_HOUR\x10\x01\x12\x13\n\x0fTIME_BUCKET_DAY\x10\x02\x32\x98\x03\n\x0b\x43ostService\x12`\n\x0b\x43reatePrice\x12$.headrace.cost.v1.CreatePriceRequest\x1a%.headrace.cost.v1.CreatePriceResponse\"\x04\x88\xb5\x18\x03\x12]\n\nListPrices\x12#.headrace.cost.v1.ListPricesRequest\x1a$.headrace.cost.v1.ListPricesResponse\"\x04\x88\xb5\x18\x02\x12i\n\x0eGetRequestCost\x12\'.headrace.cost.v1.GetRequestCostRequest\x1a(.headrace.cost.v1.GetRequestCostResponse\"\x04\x88\xb5\x18\x02\x12]\n\nQueryUsage\x12#.headrace.cost.v1.QueryUsageRequest\x1a$.headrace.cost.v1.QueryUsageResponse\"\x04\x88\xb5\x18\x02\x42[\n\x10headrace.cost.v1B\tCostProtoP\x01Z\'headrace/gen/go/headrace/cost/v1;costv1\xaa\x02\x10Headrace.Cost.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.cost.v1.cost_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_PRICE']._serialized_start=83
-  _globals['_PRICE']._serialized_end=357
-  _globals['_CREATEPRICEREQUEST']._serialized_start=359
-  _globals['_CREATEPRICEREQUEST']._serialized_end=419
-  _globals['_CREATEPRICERESPONSE']._serialized_start=421
-  _globals['_CREATEPRICERESPONSE']._serialized_end=482
-  _globals['_LISTPRICESREQUEST']._serialized_start=484
-  _globals['_LISTPRICESREQUEST']._serialized_end=557
-  _globals['_LISTPRICESRESPONSE']._serialized_start=559
-  _globals['_LISTPRICESRESPONSE']._serialized_end=645
-  _globals['_WATCHPRICESREQUEST']._serialized_start=647
-  _globals['_WATCHPRICESREQUEST']._serialized_end=667
-  _globals['_WATCHPRICESRESPONSE']._serialized_start=669
-  _globals['_WATCHPRICESRESPONSE']._serialized_end=731
-  _globals['_POSTING']._serialized_start=734
-  _globals['_POSTING']._serialized_end=875
-  _globals['_GETREQUESTCOSTREQUEST']._serialized_start=877
-  _globals['_GETREQUESTCOSTREQUEST']._serialized_end=920
-  _globals['_GETREQUESTCOSTRESPONSE']._serialized_start=923
-  _globals['_GETREQUESTCOSTRESPONSE']._serialized_end=1088
-  _globals['_QUERYUSAGEREQUEST']._serialized_start=1091
-  _globals['_QUERYUSAGEREQUEST']._serialized_end=1249
-  _globals['_QUERYUSAGERESPONSE']._serialized_start=1251
-  _globals['_QUERYUSAGERESPONSE']._serialized_end=1336
-  _globals['_USAGEROW']._serialized_start=1339
-  _globals['_USAGEROW']._serialized_end=1513
-  _globals['_COSTSERVICE']._serialized_start=1516
-  _globals['_COSTSERVICE']._serialized_end=1994
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\020headrace.cost.v1B\tCostProtoP\001Z\'headrace/gen/go/headrace/cost/v1;costv1\252\002\020Headrace.Cost.V1'
+  _globals['_PRICE'].fields_by_name['name']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_PRICE'].fields_by_name['model']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['model']._serialized_options = b'\342A\002\002\005'
+  _globals['_PRICE'].fields_by_name['tenant']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['tenant']._serialized_options = b'\342A\002\001\005'
+  _globals['_PRICE'].fields_by_name['rates']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['rates']._serialized_options = b'\342A\002\002\005'
+  _globals['_PRICE'].fields_by_name['effective_time']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['effective_time']._serialized_options = b'\342A\002\001\005'
+  _globals['_PRICE'].fields_by_name['create_time']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_RATE'].fields_by_name['kind']._loaded_options = None
+  _globals['_RATE'].fields_by_name['kind']._serialized_options = b'\342A\001\002'
+  _globals['_RATE'].fields_by_name['nano_usd']._loaded_options = None
+  _globals['_RATE'].fields_by_name['nano_usd']._serialized_options = b'\342A\001\002'
+  _globals['_RATE'].fields_by_name['per_quantity']._loaded_options = None
+  _globals['_RATE'].fields_by_name['per_quantity']._serialized_options = b'\342A\001\001'
+  _globals['_CREATEPRICEREQUEST'].fields_by_name['price']._loaded_options = None
+  _globals['_CREATEPRICEREQUEST'].fields_by_name['price']._serialized_options = b'\342A\001\002'
+  _globals['_LISTPRICESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTPRICESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTPRICESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTPRICESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTPRICESREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTPRICESREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_GETREQUESTCOSTREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_GETREQUESTCOSTREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['tenant']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['tenant']._serialized_options = b'\342A\001\001'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['start_time']._serialized_options = b'\342A\001\001'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['end_time']._serialized_options = b'\342A\001\001'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['group_by']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['group_by']._serialized_options = b'\342A\001\001'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['time_bucket']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['time_bucket']._serialized_options = b'\342A\001\001'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_QUERYUSAGEREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_COSTSERVICE'].methods_by_name['CreatePrice']._loaded_options = None
+  _globals['_COSTSERVICE'].methods_by_name['CreatePrice']._serialized_options = b'\210\265\030\003'
+  _globals['_COSTSERVICE'].methods_by_name['ListPrices']._loaded_options = None
+  _globals['_COSTSERVICE'].methods_by_name['ListPrices']._serialized_options = b'\210\265\030\002'
+  _globals['_COSTSERVICE'].methods_by_name['GetRequestCost']._loaded_options = None
+  _globals['_COSTSERVICE'].methods_by_name['GetRequestCost']._serialized_options = b'\210\265\030\002'
+  _globals['_COSTSERVICE'].methods_by_name['QueryUsage']._loaded_options = None
+  _globals['_COSTSERVICE'].methods_by_name['QueryUsage']._serialized_options = b'\210\265\030\002'
+  _globals['_POSTINGKIND']._serialized_start=2106
+  _globals['_POSTINGKIND']._serialized_end=2203
+  _globals['_USAGEDIMENSION']._serialized_start=2206
+  _globals['_USAGEDIMENSION']._serialized_end=2402
+  _globals['_TIMEBUCKET']._serialized_start=2404
+  _globals['_TIMEBUCKET']._serialized_end=2488
+  _globals['_PRICE']._serialized_start=181
+  _globals['_PRICE']._serialized_end=413
+  _globals['_RATE']._serialized_start=415
+  _globals['_RATE']._serialized_end=524
+  _globals['_CREATEPRICEREQUEST']._serialized_start=526
+  _globals['_CREATEPRICEREQUEST']._serialized_end=592
+  _globals['_CREATEPRICERESPONSE']._serialized_start=594
+  _globals['_CREATEPRICERESPONSE']._serialized_end=655
+  _globals['_LISTPRICESREQUEST']._serialized_start=657
+  _globals['_LISTPRICESREQUEST']._serialized_end=749
+  _globals['_LISTPRICESRESPONSE']._serialized_start=751
+  _globals['_LISTPRICESRESPONSE']._serialized_end=837
+  _globals['_POSTING']._serialized_start=840
+  _globals['_POSTING']._serialized_end=1069
+  _globals['_GETREQUESTCOSTREQUEST']._serialized_start=1071
+  _globals['_GETREQUESTCOSTREQUEST']._serialized_end=1120
+  _globals['_GETREQUESTCOSTRESPONSE']._serialized_start=1123
+  _globals['_GETREQUESTCOSTRESPONSE']._serialized_end=1288
+  _globals['_QUERYUSAGEREQUEST']._serialized_start=1291
+  _globals['_QUERYUSAGEREQUEST']._serialized_end=1626
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=1629
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=1763
+  _globals['_USAGEROW']._serialized_start=1766
+  _globals['_USAGEROW']._serialized_end=1996
+  _globals['_USAGETOTALS']._serialized_start=1998
+  _globals['_USAGETOTALS']._serialized_end=2104
+  _globals['_COSTSERVICE']._serialized_start=2491
+  _globals['_COSTSERVICE']._serialized_end=2899
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from headrace.common.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,59 +21,177 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PostingKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PostingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PostingKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POSTING_KIND_UNSPECIFIED: _PostingKind.ValueType  # 0
+    """Unknown."""
+    POSTING_KIND_CHARGE: _PostingKind.ValueType  # 1
+    """Charges usage by a rate."""
+    POSTING_KIND_ADJUSTMENT: _PostingKind.ValueType  # 2
+    """Corrects the sum to the cost that was reported to the client."""
+
+class PostingKind(_PostingKind, metaclass=_PostingKindEnumTypeWrapper):
+    """Why a posting was made."""
+
+POSTING_KIND_UNSPECIFIED: PostingKind.ValueType  # 0
+"""Unknown."""
+POSTING_KIND_CHARGE: PostingKind.ValueType  # 1
+"""Charges usage by a rate."""
+POSTING_KIND_ADJUSTMENT: PostingKind.ValueType  # 2
+"""Corrects the sum to the cost that was reported to the client."""
+Global___PostingKind: _TypeAlias = PostingKind  # noqa: Y015
+
+class _UsageDimension:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageDimension.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
+    """Not given. Refused with `INVALID_FIELD`."""
+    USAGE_DIMENSION_TENANT: _UsageDimension.ValueType  # 1
+    """The tenant."""
+    USAGE_DIMENSION_USER: _UsageDimension.ValueType  # 2
+    """The user."""
+    USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 3
+    """The public name of the model."""
+    USAGE_DIMENSION_MODEL_VERSION: _UsageDimension.ValueType  # 4
+    """The version of the model."""
+    USAGE_DIMENSION_OPERATION: _UsageDimension.ValueType  # 5
+    """The operation."""
+
+class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
+    """What usage can be grouped by."""
+
+USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
+"""Not given. Refused with `INVALID_FIELD`."""
+USAGE_DIMENSION_TENANT: UsageDimension.ValueType  # 1
+"""The tenant."""
+USAGE_DIMENSION_USER: UsageDimension.ValueType  # 2
+"""The user."""
+USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 3
+"""The public name of the model."""
+USAGE_DIMENSION_MODEL_VERSION: UsageDimension.ValueType  # 4
+"""The version of the model."""
+USAGE_DIMENSION_OPERATION: UsageDimension.ValueType  # 5
+"""The operation."""
+Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
+
+class _TimeBucket:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TimeBucketEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimeBucket.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIME_BUCKET_UNSPECIFIED: _TimeBucket.ValueType  # 0
+    """Usage is not grouped by time."""
+    TIME_BUCKET_HOUR: _TimeBucket.ValueType  # 1
+    """By hour."""
+    TIME_BUCKET_DAY: _TimeBucket.ValueType  # 2
+    """By day."""
+
+class TimeBucket(_TimeBucket, metaclass=_TimeBucketEnumTypeWrapper):
+    """The spans of time that usage can be grouped by. All are in UTC."""
+
+TIME_BUCKET_UNSPECIFIED: TimeBucket.ValueType  # 0
+"""Usage is not grouped by time."""
+TIME_BUCKET_HOUR: TimeBucket.ValueType  # 1
+"""By hour."""
+TIME_BUCKET_DAY: TimeBucket.ValueType  # 2
+"""By day."""
+Global___TimeBucket: _TypeAlias = TimeBucket  # noqa: Y015
+
 @_typing.final
 class Price(_message.Message):
-    """What the tokens of one model cost."""
+    """What a model costs. It never changes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
-    INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHED_INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
-    OUTPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`prices/{price}`, `[a-z0-9-]` and at most 63 characters."""
+    """`prices/{price}`. The id is `[a-z0-9-]` with at most 63 characters. Chosen by the client."""
     model: _builtins.str
     """The public name of the model."""
-    input_nano_usd_per_million_tokens: _builtins.int
-    """For a million tokens of prompt."""
-    cached_input_nano_usd_per_million_tokens: _builtins.int
-    """For a million tokens of prompt that were cached."""
-    output_nano_usd_per_million_tokens: _builtins.int
-    """For a million generated tokens."""
+    tenant: _builtins.str
+    """The tenant that pays this price, `tenants/{tenant}`. Empty: all tenants that have no price of their own
+    for the model.
+    """
+    @_builtins.property
+    def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rate]:
+        """What each kind of usage costs. At least one, at most one for each kind. A kind without a rate is free."""
+
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
-        """Holds from this time on. Not set: from its creation."""
+        """When the price takes effect. It applies until a later price for the same model and tenant takes
+        effect. Not set: when it is created.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Set by the service."""
+        """When it was created."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         model: _builtins.str = ...,
-        input_nano_usd_per_million_tokens: _builtins.int = ...,
-        cached_input_nano_usd_per_million_tokens: _builtins.int = ...,
-        output_nano_usd_per_million_tokens: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        rates: _abc.Iterable[Global___Rate] | None = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens", "create_time", b"create_time", "effective_time", b"effective_time", "input_nano_usd_per_million_tokens", b"input_nano_usd_per_million_tokens", "model", b"model", "name", b"name", "output_nano_usd_per_million_tokens", b"output_nano_usd_per_million_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "model", b"model", "name", b"name", "rates", b"rates", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Price: _TypeAlias = Price  # noqa: Y015
 
 @_typing.final
+class Rate(_message.Message):
+    """What one kind of usage costs: `quantity * nano_usd / per_quantity`, rounded half up to whole nano-USD."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NANO_USD_FIELD_NUMBER: _builtins.int
+    PER_QUANTITY_FIELD_NUMBER: _builtins.int
+    kind: _usage_pb2.UsageKind.ValueType
+    """What is counted."""
+    nano_usd: _builtins.int
+    """The amount for `per_quantity`. At least 0; at most a US dollar for each unit: 10^9 times `per_quantity`."""
+    per_quantity: _builtins.int
+    """The quantity that `nano_usd` is for, from 1 to 1,000,000: 1,000,000 for a price per million tokens. 0 means
+    1,000,000.
+    """
+    def __init__(
+        self,
+        *,
+        kind: _usage_pb2.UsageKind.ValueType = ...,
+        nano_usd: _builtins.int = ...,
+        per_quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "nano_usd", b"nano_usd", "per_quantity", b"per_quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rate: _TypeAlias = Rate  # noqa: Y015
+
+@_typing.final
 class CreatePriceRequest(_message.Message):
-    """Asks for a new price."""
+    """The request of `CreatePrice`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -95,14 +215,14 @@ Global___CreatePriceRequest: _TypeAlias = CreatePriceRequest  # noqa: Y015
 
 @_typing.final
 class CreatePriceResponse(_message.Message):
-    """The price as created."""
+    """The response of `CreatePrice`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def price(self) -> Global___Price:
-        """The price."""
+        """The price as created."""
 
     def __init__(
         self,
@@ -119,29 +239,29 @@ Global___CreatePriceResponse: _TypeAlias = CreatePriceResponse  # noqa: Y015
 
 @_typing.final
 class ListPricesRequest(_message.Message):
-    """Asks for prices."""
+    """The request of `ListPrices`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    """Only those of this model. Empty: all."""
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, more than 1,000 means 1,000."""
+    """The maximum number of prices. 0 means 50; more than 1,000 means 1,000."""
     page_token: _builtins.str
-    """From the answer before."""
+    """`next_page_token` of the page before."""
+    filter: _builtins.str
+    """A filter as `protos/README.md` describes it. Fields: `model`, `tenant`."""
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,17 +269,17 @@ Global___ListPricesRequest: _TypeAlias = ListPricesRequest  # noqa: Y015
 
 @_typing.final
 class ListPricesResponse(_message.Message):
-    """Prices."""
+    """The response of `ListPrices`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRICES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty: no more."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
-        """Newest first."""
+        """The prices, the newest first."""
 
     def __init__(
         self,
@@ -176,83 +296,50 @@ class ListPricesResponse(_message.Message):
 Global___ListPricesResponse: _TypeAlias = ListPricesResponse  # noqa: Y015
 
 @_typing.final
-class WatchPricesRequest(_message.Message):
-    """Asks for price books."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchPricesRequest: _TypeAlias = WatchPricesRequest  # noqa: Y015
-
-@_typing.final
-class WatchPricesResponse(_message.Message):
-    """The whole price book; replaces the one before."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PRICES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
-        """All prices that hold now or later, newest first."""
-
-    def __init__(
-        self,
-        *,
-        prices: _abc.Iterable[Global___Price] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prices", b"prices"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchPricesResponse: _TypeAlias = WatchPricesResponse  # noqa: Y015
-
-@_typing.final
 class Posting(_message.Message):
     """One line of the ledger."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KIND_FIELD_NUMBER: _builtins.int
-    QUANTITY_TOKENS_FIELD_NUMBER: _builtins.int
+    USAGE_KIND_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
-    NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    RATE_NANO_USD_FIELD_NUMBER: _builtins.int
+    RATE_PER_QUANTITY_FIELD_NUMBER: _builtins.int
     COST_NANO_USD_FIELD_NUMBER: _builtins.int
     USAGE_ID_FIELD_NUMBER: _builtins.int
-    kind: _builtins.str
-    """`input`, `cached_input`, `output`, or `adjustment` where the client was told another sum."""
-    quantity_tokens: _builtins.int
-    """How many tokens."""
+    kind: Global___PostingKind.ValueType
+    """Why it was made."""
+    usage_kind: _usage_pb2.UsageKind.ValueType
+    """What is charged. Charges only."""
+    quantity: _builtins.int
+    """How much of it is charged. Charges only."""
     price: _builtins.str
-    """`prices/{price}`; empty where the model had none."""
-    nano_usd_per_million_tokens: _builtins.int
-    """The price that was applied."""
+    """The price that was applied, `prices/{price}`. Empty where the model had none."""
+    rate_nano_usd: _builtins.int
+    """`Rate.nano_usd` of the price."""
+    rate_per_quantity: _builtins.int
+    """`Rate.per_quantity` of the price."""
     cost_nano_usd: _builtins.int
-    """The amount: quantity times price, rounded half up to whole nano-USD."""
+    """The amount."""
     usage_id: _builtins.str
-    """The usage that it was booked for."""
+    """The usage event that it was made for."""
     def __init__(
         self,
         *,
-        kind: _builtins.str = ...,
-        quantity_tokens: _builtins.int = ...,
+        kind: Global___PostingKind.ValueType = ...,
+        usage_kind: _usage_pb2.UsageKind.ValueType = ...,
+        quantity: _builtins.int = ...,
         price: _builtins.str = ...,
-        nano_usd_per_million_tokens: _builtins.int = ...,
+        rate_nano_usd: _builtins.int = ...,
+        rate_per_quantity: _builtins.int = ...,
         cost_nano_usd: _builtins.int = ...,
         usage_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "kind", b"kind", "nano_usd_per_million_tokens", b"nano_usd_per_million_tokens", "price", b"price", "quantity_tokens", b"quantity_tokens", "usage_id", b"usage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "kind", b"kind", "price", b"price", "quantity", b"quantity", "rate_nano_usd", b"rate_nano_usd", "rate_per_quantity", b"rate_per_quantity", "usage_id", b"usage_id", "usage_kind", b"usage_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,13 +347,13 @@ Global___Posting: _TypeAlias = Posting  # noqa: Y015
 
 @_typing.final
 class GetRequestCostRequest(_message.Message):
-    """Asks for the cost of a request."""
+    """The request of `GetRequestCost`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The request."""
+    """The id of the request, a UUID."""
     def __init__(
         self,
         *,
@@ -282,7 +369,7 @@ Global___GetRequestCostRequest: _TypeAlias = GetRequestCostRequest  # noqa: Y015
 
 @_typing.final
 class GetRequestCostResponse(_message.Message):
-    """The cost of a request."""
+    """The response of `GetRequestCost`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -293,18 +380,18 @@ class GetRequestCostResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The request."""
+    """The id of the request."""
     cost_nano_usd: _builtins.int
     """The sum of the postings."""
     tenant: _builtins.str
-    """Whose request it was."""
+    """The tenant that pays, `tenants/{tenant}`."""
     user: _builtins.str
-    """Who made it."""
+    """The user who made the request."""
     model_version: _builtins.str
     """`models/{model}/versions/{semver}`."""
     @_builtins.property
     def postings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Posting]:
-        """The lines of the ledger, oldest first."""
+        """The postings, the oldest first."""
 
     def __init__(
         self,
@@ -326,41 +413,59 @@ Global___GetRequestCostResponse: _TypeAlias = GetRequestCostResponse  # noqa: Y0
 
 @_typing.final
 class QueryUsageRequest(_message.Message):
-    """Asks for sums. Empty fields do not filter."""
+    """The request of `QueryUsage`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
-    USER_FIELD_NUMBER: _builtins.int
-    MODEL_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    TIME_BUCKET_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Only this tenant. Empty: the caller's."""
-    user: _builtins.str
-    """Only this user."""
-    model: _builtins.str
-    """Only this model, by its public name."""
+    """`tenants/{tenant}`. Empty: the caller's tenant. Another one requires the scope `admin`, as does
+    `tenants/-`, which means all tenants.
+    """
+    filter: _builtins.str
+    """A filter as `protos/README.md` describes it. Fields: `user`, `model`, `model_version`, `operation`."""
+    time_bucket: Global___TimeBucket.ValueType
+    """One row for each of these spans of time, too."""
+    page_size: _builtins.int
+    """The maximum number of rows. 0 means 50; more than 1,000 means 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; the other fields must be the same."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Usage at or after this time."""
+        """Usage at or after this time. Not set: from the first usage on."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Usage before this time."""
+        """Usage before this time. Not set: until now."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
+        """One row for each combination of these. Empty: `USAGE_DIMENSION_TENANT`, `USAGE_DIMENSION_USER` and
+        `USAGE_DIMENSION_MODEL`.
+        """
 
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
-        user: _builtins.str = ...,
-        model: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        filter: _builtins.str = ...,
+        group_by: _abc.Iterable[Global___UsageDimension.ValueType] | None = ...,
+        time_bucket: Global___TimeBucket.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "model", b"model", "start_time", b"start_time", "tenant", b"tenant", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "group_by", b"group_by", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "tenant", b"tenant", "time_bucket", b"time_bucket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,27 +473,33 @@ Global___QueryUsageRequest: _TypeAlias = QueryUsageRequest  # noqa: Y015
 
 @_typing.final
 class QueryUsageResponse(_message.Message):
-    """Sums."""
+    """The response of `QueryUsage`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROWS_FIELD_NUMBER: _builtins.int
-    COST_NANO_USD_FIELD_NUMBER: _builtins.int
-    cost_nano_usd: _builtins.int
-    """The sum of the rows."""
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRow]:
-        """One row a tenant, user and model, in that order."""
+        """The rows with usage, ordered by time, tenant, user, model, version and operation."""
+
+    @_builtins.property
+    def totals(self) -> Global___UsageTotals:
+        """The totals of all pages."""
 
     def __init__(
         self,
         *,
         rows: _abc.Iterable[Global___UsageRow] | None = ...,
-        cost_nano_usd: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+        totals: Global___UsageTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rows", b"rows", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,50 +507,82 @@ Global___QueryUsageResponse: _TypeAlias = QueryUsageResponse  # noqa: Y015
 
 @_typing.final
 class UsageRow(_message.Message):
-    """The usage of one user and model."""
+    """The usage of one group. Fields that the request does not group by are empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    BUCKET_START_TIME_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
-    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
-    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
-    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Whose."""
+    """`tenants/{tenant}`."""
     user: _builtins.str
-    """Who."""
+    """The user."""
     model: _builtins.str
     """The public name of the model."""
-    request_count: _builtins.int
-    """How many requests."""
-    prompt_tokens: _builtins.int
-    """Tokens of prompt, those from the cache included."""
-    completion_tokens: _builtins.int
-    """Generated tokens."""
-    cached_tokens: _builtins.int
-    """Tokens of prompt from the cache."""
-    cost_nano_usd: _builtins.int
-    """The sum."""
+    model_version: _builtins.str
+    """`models/{model}/versions/{semver}`."""
+    operation: _usage_pb2.Operation.ValueType
+    """The operation."""
+    @_builtins.property
+    def bucket_start_time(self) -> _timestamp_pb2.Timestamp:
+        """The start of the time bucket."""
+
+    @_builtins.property
+    def totals(self) -> Global___UsageTotals:
+        """What was used."""
+
     def __init__(
         self,
         *,
+        bucket_start_time: _timestamp_pb2.Timestamp | None = ...,
         tenant: _builtins.str = ...,
         user: _builtins.str = ...,
         model: _builtins.str = ...,
-        request_count: _builtins.int = ...,
-        prompt_tokens: _builtins.int = ...,
-        completion_tokens: _builtins.int = ...,
-        cached_tokens: _builtins.int = ...,
-        cost_nano_usd: _builtins.int = ...,
+        model_version: _builtins.str = ...,
+        operation: _usage_pb2.Operation.ValueType = ...,
+        totals: Global___UsageTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket_start_time", b"bucket_start_time", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "cost_nano_usd", b"cost_nano_usd", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_count", b"request_count", "tenant", b"tenant", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket_start_time", b"bucket_start_time", "model", b"model", "model_version", b"model_version", "operation", b"operation", "tenant", b"tenant", "totals", b"totals", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageRow: _TypeAlias = UsageRow  # noqa: Y015
+
+@_typing.final
+class UsageTotals(_message.Message):
+    """Sums of usage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    request_count: _builtins.int
+    """The number of requests."""
+    cost_nano_usd: _builtins.int
+    """The cost."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.TokenUsage:
+        """The tokens."""
+
+    def __init__(
+        self,
+        *,
+        request_count: _builtins.int = ...,
+        usage: _usage_pb2.TokenUsage | None = ...,
+        cost_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "request_count", b"request_count", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageTotals: _TypeAlias = UsageTotals  # noqa: Y015

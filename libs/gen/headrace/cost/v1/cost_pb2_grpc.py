@@ -26,10 +26,11 @@ if _version_not_supported:
 
 
 class CostServiceStub:
-    """Knows what things cost and what was spent.
+    """Owns prices and the ledger.
 
-    Money is whole nano-USD, billionths of a US dollar. The ledger takes each usage event once,
-    however often it is delivered.
+    Money is in whole nano-USD, billionths of a US dollar. The ledger books each usage event once, however
+    often it is delivered. Fields named `tenant` hold the resource name `tenants/{tenant}`, where `{tenant}`
+    is the tenant of the token.
     """
 
     def __init__(self, channel):
@@ -48,11 +49,6 @@ class CostServiceStub:
                 request_serializer=headrace_dot_cost_dot_v1_dot_cost__pb2.ListPricesRequest.SerializeToString,
                 response_deserializer=headrace_dot_cost_dot_v1_dot_cost__pb2.ListPricesResponse.FromString,
                 _registered_method=True)
-        self.WatchPrices = channel.unary_stream(
-                '/headrace.cost.v1.CostService/WatchPrices',
-                request_serializer=headrace_dot_cost_dot_v1_dot_cost__pb2.WatchPricesRequest.SerializeToString,
-                response_deserializer=headrace_dot_cost_dot_v1_dot_cost__pb2.WatchPricesResponse.FromString,
-                _registered_method=True)
         self.GetRequestCost = channel.unary_unary(
                 '/headrace.cost.v1.CostService/GetRequestCost',
                 request_serializer=headrace_dot_cost_dot_v1_dot_cost__pb2.GetRequestCostRequest.SerializeToString,
@@ -66,54 +62,56 @@ class CostServiceStub:
 
 
 class CostServiceServicer:
-    """Knows what things cost and what was spent.
+    """Owns prices and the ledger.
 
-    Money is whole nano-USD, billionths of a US dollar. The ledger takes each usage event once,
-    however often it is delivered.
+    Money is in whole nano-USD, billionths of a US dollar. The ledger books each usage event once, however
+    often it is delivered. Fields named `tenant` hold the resource name `tenants/{tenant}`, where `{tenant}`
+    is the tenant of the token.
     """
 
     def CreatePrice(self, request, context):
-        """Creates a price. Prices never change: a new one with a later `effective_time` replaces it.
+        """Creates a price. Prices never change: a later price replaces an earlier one.
 
         Errors:
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`. Needs the scope `admin`.
-        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`. The name is taken by a price with other content; the same
-        content again is OK.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; a price with this name has other content. The same content again
+        is OK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPrices(self, request, context):
-        """Lists the prices, newest first.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
+        `admin` see all.
 
-    def WatchPrices(self, request, context):
-        """Streams the price book: the whole of it at once, and again whenever it changes.
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRequestCost(self, request, context):
-        """Returns what one request cost, as the ledger has it.
+        """Returns what a request of the caller's tenant cost, according to the ledger.
 
-        Usage that has been recorded but not yet booked is waited for, for at most two seconds.
+        Waits at most two seconds for usage that is recorded but not booked yet.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`. The tenant has no such request, or it used nothing.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the tenant has no such request, or it used nothing.
+        * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`; the ledger is behind. Retry after `RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QueryUsage(self, request, context):
-        """Sums up usage and cost over a range of time.
+        """Sums up usage and cost.
 
-        Callers see their own tenant; with the scope `admin` any.
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,11 +129,6 @@ def add_CostServiceServicer_to_server(servicer, server):
                     servicer.ListPrices,
                     request_deserializer=headrace_dot_cost_dot_v1_dot_cost__pb2.ListPricesRequest.FromString,
                     response_serializer=headrace_dot_cost_dot_v1_dot_cost__pb2.ListPricesResponse.SerializeToString,
-            ),
-            'WatchPrices': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchPrices,
-                    request_deserializer=headrace_dot_cost_dot_v1_dot_cost__pb2.WatchPricesRequest.FromString,
-                    response_serializer=headrace_dot_cost_dot_v1_dot_cost__pb2.WatchPricesResponse.SerializeToString,
             ),
             'GetRequestCost': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRequestCost,
@@ -156,10 +149,11 @@ def add_CostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CostService:
-    """Knows what things cost and what was spent.
+    """Owns prices and the ledger.
 
-    Money is whole nano-USD, billionths of a US dollar. The ledger takes each usage event once,
-    however often it is delivered.
+    Money is in whole nano-USD, billionths of a US dollar. The ledger books each usage event once, however
+    often it is delivered. Fields named `tenant` hold the resource name `tenants/{tenant}`, where `{tenant}`
+    is the tenant of the token.
     """
 
     @staticmethod
@@ -206,33 +200,6 @@ class CostService:
             '/headrace.cost.v1.CostService/ListPrices',
             headrace_dot_cost_dot_v1_dot_cost__pb2.ListPricesRequest.SerializeToString,
             headrace_dot_cost_dot_v1_dot_cost__pb2.ListPricesResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def WatchPrices(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/headrace.cost.v1.CostService/WatchPrices',
-            headrace_dot_cost_dot_v1_dot_cost__pb2.WatchPricesRequest.SerializeToString,
-            headrace_dot_cost_dot_v1_dot_cost__pb2.WatchPricesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,10 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CostServiceStub:
-    """Knows what things cost and what was spent.
+    """Owns prices and the ledger.
 
-    Money is whole nano-USD, billionths of a US dollar. The ledger takes each usage event once,
-    however often it is delivered.
+    Money is in whole nano-USD, billionths of a US dollar. The ledger books each usage event once, however
+    often it is delivered. Fields named `tenant` hold the resource name `tenants/{tenant}`, where `{tenant}`
+    is the tenant of the token.
     """
 
     @_typing.overload
@@ -38,71 +39,87 @@ class CostServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CostServiceAsyncStub: ...
     CreatePrice: _grpc.UnaryUnaryMultiCallable[_cost_pb2.CreatePriceRequest, _cost_pb2.CreatePriceResponse]
-    """Creates a price. Prices never change: a new one with a later `effective_time` replaces it.
+    """Creates a price. Prices never change: a later price replaces an earlier one.
 
     Errors:
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`. Needs the scope `admin`.
-    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`. The name is taken by a price with other content; the same
-      content again is OK.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; a price with this name has other content. The same content again
+      is OK.
     """
     ListPrices: _grpc.UnaryUnaryMultiCallable[_cost_pb2.ListPricesRequest, _cost_pb2.ListPricesResponse]
-    """Lists the prices, newest first."""
-    WatchPrices: _grpc.UnaryStreamMultiCallable[_cost_pb2.WatchPricesRequest, _cost_pb2.WatchPricesResponse]
-    """Streams the price book: the whole of it at once, and again whenever it changes."""
-    GetRequestCost: _grpc.UnaryUnaryMultiCallable[_cost_pb2.GetRequestCostRequest, _cost_pb2.GetRequestCostResponse]
-    """Returns what one request cost, as the ledger has it.
-
-    Usage that has been recorded but not yet booked is waited for, for at most two seconds.
+    """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
+    `admin` see all.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`. The tenant has no such request, or it used nothing.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    """
+    GetRequestCost: _grpc.UnaryUnaryMultiCallable[_cost_pb2.GetRequestCostRequest, _cost_pb2.GetRequestCostResponse]
+    """Returns what a request of the caller's tenant cost, according to the ledger.
+
+    Waits at most two seconds for usage that is recorded but not booked yet.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the tenant has no such request, or it used nothing.
+    * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`; the ledger is behind. Retry after `RetryInfo`.
     """
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_cost_pb2.QueryUsageRequest, _cost_pb2.QueryUsageResponse]
-    """Sums up usage and cost over a range of time.
+    """Sums up usage and cost.
 
-    Callers see their own tenant; with the scope `admin` any.
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
     """
 
 @_typing.type_check_only
 class CostServiceAsyncStub(CostServiceStub):
-    """Knows what things cost and what was spent.
+    """Owns prices and the ledger.
 
-    Money is whole nano-USD, billionths of a US dollar. The ledger takes each usage event once,
-    however often it is delivered.
+    Money is in whole nano-USD, billionths of a US dollar. The ledger books each usage event once, however
+    often it is delivered. Fields named `tenant` hold the resource name `tenants/{tenant}`, where `{tenant}`
+    is the tenant of the token.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePrice: _aio.UnaryUnaryMultiCallable[_cost_pb2.CreatePriceRequest, _cost_pb2.CreatePriceResponse]  # type: ignore[assignment]
-    """Creates a price. Prices never change: a new one with a later `effective_time` replaces it.
+    """Creates a price. Prices never change: a later price replaces an earlier one.
 
     Errors:
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`. Needs the scope `admin`.
-    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`. The name is taken by a price with other content; the same
-      content again is OK.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; a price with this name has other content. The same content again
+      is OK.
     """
     ListPrices: _aio.UnaryUnaryMultiCallable[_cost_pb2.ListPricesRequest, _cost_pb2.ListPricesResponse]  # type: ignore[assignment]
-    """Lists the prices, newest first."""
-    WatchPrices: _aio.UnaryStreamMultiCallable[_cost_pb2.WatchPricesRequest, _cost_pb2.WatchPricesResponse]  # type: ignore[assignment]
-    """Streams the price book: the whole of it at once, and again whenever it changes."""
-    GetRequestCost: _aio.UnaryUnaryMultiCallable[_cost_pb2.GetRequestCostRequest, _cost_pb2.GetRequestCostResponse]  # type: ignore[assignment]
-    """Returns what one request cost, as the ledger has it.
-
-    Usage that has been recorded but not yet booked is waited for, for at most two seconds.
+    """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
+    `admin` see all.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`. The tenant has no such request, or it used nothing.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    """
+    GetRequestCost: _aio.UnaryUnaryMultiCallable[_cost_pb2.GetRequestCostRequest, _cost_pb2.GetRequestCostResponse]  # type: ignore[assignment]
+    """Returns what a request of the caller's tenant cost, according to the ledger.
+
+    Waits at most two seconds for usage that is recorded but not booked yet.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the tenant has no such request, or it used nothing.
+    * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`; the ledger is behind. Retry after `RetryInfo`.
     """
     QueryUsage: _aio.UnaryUnaryMultiCallable[_cost_pb2.QueryUsageRequest, _cost_pb2.QueryUsageResponse]  # type: ignore[assignment]
-    """Sums up usage and cost over a range of time.
+    """Sums up usage and cost.
 
-    Callers see their own tenant; with the scope `admin` any.
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
     """
 
 class CostServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Knows what things cost and what was spent.
+    """Owns prices and the ledger.
 
-    Money is whole nano-USD, billionths of a US dollar. The ledger takes each usage event once,
-    however often it is delivered.
+    Money is in whole nano-USD, billionths of a US dollar. The ledger books each usage event once, however
+    often it is delivered. Fields named `tenant` hold the resource name `tenants/{tenant}`, where `{tenant}`
+    is the tenant of the token.
     """
 
     @_abc_1.abstractmethod
@@ -111,12 +128,12 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_pb2.CreatePriceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_pb2.CreatePriceResponse, _abc.Awaitable[_cost_pb2.CreatePriceResponse]]:
-        """Creates a price. Prices never change: a new one with a later `effective_time` replaces it.
+        """Creates a price. Prices never change: a later price replaces an earlier one.
 
         Errors:
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`. Needs the scope `admin`.
-        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`. The name is taken by a price with other content; the same
-          content again is OK.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; a price with this name has other content. The same content again
+          is OK.
         """
 
     @_abc_1.abstractmethod
@@ -125,15 +142,12 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_pb2.ListPricesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_pb2.ListPricesResponse, _abc.Awaitable[_cost_pb2.ListPricesResponse]]:
-        """Lists the prices, newest first."""
+        """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
+        `admin` see all.
 
-    @_abc_1.abstractmethod
-    def WatchPrices(
-        self,
-        request: _cost_pb2.WatchPricesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_cost_pb2.WatchPricesResponse], _abc.AsyncIterator[_cost_pb2.WatchPricesResponse]]:
-        """Streams the price book: the whole of it at once, and again whenever it changes."""
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        """
 
     @_abc_1.abstractmethod
     def GetRequestCost(
@@ -141,12 +155,14 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_pb2.GetRequestCostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_pb2.GetRequestCostResponse, _abc.Awaitable[_cost_pb2.GetRequestCostResponse]]:
-        """Returns what one request cost, as the ledger has it.
+        """Returns what a request of the caller's tenant cost, according to the ledger.
 
-        Usage that has been recorded but not yet booked is waited for, for at most two seconds.
+        Waits at most two seconds for usage that is recorded but not booked yet.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`. The tenant has no such request, or it used nothing.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the tenant has no such request, or it used nothing.
+        * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`; the ledger is behind. Retry after `RetryInfo`.
         """
 
     @_abc_1.abstractmethod
@@ -155,9 +171,11 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_pb2.QueryUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_pb2.QueryUsageResponse, _abc.Awaitable[_cost_pb2.QueryUsageResponse]]:
-        """Sums up usage and cost over a range of time.
+        """Sums up usage and cost.
 
-        Callers see their own tenant; with the scope `admin` any.
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
         """
 
 def add_CostServiceServicer_to_server(servicer: CostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

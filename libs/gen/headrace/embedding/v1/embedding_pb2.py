@@ -22,21 +22,33 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from headrace.common.v1 import model_pb2 as headrace_dot_common_dot_v1_dot_model__pb2
-from headrace.inference.v1 import inference_pb2 as headrace_dot_inference_dot_v1_dot_inference__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from headrace.common.v1 import access_pb2 as headrace_dot_common_dot_v1_dot_access__pb2
+from headrace.common.v1 import embedding_pb2 as headrace_dot_common_dot_v1_dot_embedding__pb2
+from headrace.common.v1 import route_pb2 as headrace_dot_common_dot_v1_dot_route__pb2
+from headrace.common.v1 import usage_pb2 as headrace_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headrace/embedding/v1/embedding.proto\x12\x15headrace.embedding.v1\x1a\x1eheadrace/common/v1/model.proto\x1a%headrace/inference/v1/inference.proto\"@\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\"\xa9\x02\n\rEmbedResponse\x12\x34\n\nembeddings\x18\x01 \x03(\x0b\x32 .headrace.inference.v1.Embedding\x12\x11\n\thit_count\x18\x02 \x01(\x05\x12-\n\x05usage\x18\x03 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\x15\n\rcost_nano_usd\x18\x04 \x01(\x03\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x06 \x01(\t\x12\x33\n\x05route\x18\x07 \x01(\x0b\x32$.headrace.inference.v1.RouteDecision\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x10\n\x08trace_id\x18\t \x01(\t2f\n\x10\x45mbeddingService\x12R\n\x05\x45mbed\x12#.headrace.embedding.v1.EmbedRequest\x1a$.headrace.embedding.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headrace/embedding/v1/embedding.proto\x12\x15headrace.embedding.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fheadrace/common/v1/access.proto\x1a\"headrace/common/v1/embedding.proto\x1a\x1eheadrace/common/v1/route.proto\x1a\x1eheadrace/common/v1/usage.proto\"R\n\x0c\x45mbedRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05texts\x18\x03 \x03(\tB\x04\xe2\x41\x01\x02\"\xa3\x02\n\rEmbedResponse\x12\x31\n\nembeddings\x18\x01 \x03(\x0b\x32\x1d.headrace.common.v1.Embedding\x12\x11\n\thit_count\x18\x02 \x01(\x05\x12-\n\x05usage\x18\x03 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\x15\n\rcost_nano_usd\x18\x04 \x01(\x03\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x06 \x01(\t\x12\x30\n\x05route\x18\x07 \x01(\x0b\x32!.headrace.common.v1.RouteDecision\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x10\n\x08trace_id\x18\t \x01(\t2l\n\x10\x45mbeddingService\x12X\n\x05\x45mbed\x12#.headrace.embedding.v1.EmbedRequest\x1a$.headrace.embedding.v1.EmbedResponse\"\x04\x88\xb5\x18\x01\x42t\n\x15headrace.embedding.v1B\x0e\x45mbeddingProtoP\x01Z1headrace/gen/go/headrace/embedding/v1;embeddingv1\xaa\x02\x15Headrace.Embedding.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.embedding.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDREQUEST']._serialized_start=135
-  _globals['_EMBEDREQUEST']._serialized_end=199
-  _globals['_EMBEDRESPONSE']._serialized_start=202
-  _globals['_EMBEDRESPONSE']._serialized_end=499
-  _globals['_EMBEDDINGSERVICE']._serialized_start=501
-  _globals['_EMBEDDINGSERVICE']._serialized_end=603
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\025headrace.embedding.v1B\016EmbeddingProtoP\001Z1headrace/gen/go/headrace/embedding/v1;embeddingv1\252\002\025Headrace.Embedding.V1'
+  _globals['_EMBEDREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
+  _globals['_EMBEDREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002'
+  _globals['_EMBEDREQUEST'].fields_by_name['texts']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['texts']._serialized_options = b'\342A\001\002'
+  _globals['_EMBEDDINGSERVICE'].methods_by_name['Embed']._loaded_options = None
+  _globals['_EMBEDDINGSERVICE'].methods_by_name['Embed']._serialized_options = b'\210\265\030\001'
+  _globals['_EMBEDREQUEST']._serialized_start=230
+  _globals['_EMBEDREQUEST']._serialized_end=312
+  _globals['_EMBEDRESPONSE']._serialized_start=315
+  _globals['_EMBEDRESPONSE']._serialized_end=606
+  _globals['_EMBEDDINGSERVICE']._serialized_start=608
+  _globals['_EMBEDDINGSERVICE']._serialized_end=716
 # @@protoc_insertion_point(module_scope)

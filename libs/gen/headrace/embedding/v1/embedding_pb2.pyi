@@ -7,8 +7,9 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from headrace.common.v1 import model_pb2 as _model_pb2
-from headrace.inference.v1 import inference_pb2 as _inference_pb2
+from headrace.common.v1 import embedding_pb2 as _embedding_pb2
+from headrace.common.v1 import route_pb2 as _route_pb2
+from headrace.common.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EmbedRequest(_message.Message):
-    """Asks for vectors."""
+    """The request of `Embed`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,12 +31,12 @@ class EmbedRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that the client chose, in its canonical form. Empty: the service makes one."""
+    """A UUID that the client chose, in its canonical form. Empty: the service generates one."""
     model: _builtins.str
-    """The public name of a model, `minilm`, or one version of it, `minilm@1.0.0`."""
+    """A model reference, see `headrace/common/v1/model.proto`."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The texts: at least one, at most 2,048, none empty."""
+        """The texts: from 1 to 2,048, none of them empty."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
 @_typing.final
 class EmbedResponse(_message.Message):
-    """Vectors and where they came from."""
+    """The response of `Embed`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -70,37 +71,37 @@ class EmbedResponse(_message.Message):
     hit_count: _builtins.int
     """How many of them were not computed for this request."""
     cost_nano_usd: _builtins.int
-    """What the request cost, in billionths of a US dollar."""
+    """What the request cost. Equal to its sum in the ledger."""
     model_version: _builtins.str
     """`models/{model}/versions/{semver}`."""
     artifact_digest: _builtins.str
     """`sha256:` and 64 hex digits."""
     request_id: _builtins.str
-    """The request's id, given or made."""
+    """The id of the request, given or generated."""
     trace_id: _builtins.str
-    """W3C trace id, 32 hex digits."""
+    """The W3C trace id, 32 hex digits."""
     @_builtins.property
-    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Embedding]:
-        """One a text, in their order."""
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_embedding_pb2.Embedding]:
+        """One for each text, in the same order."""
 
     @_builtins.property
-    def usage(self) -> _model_pb2.TokenUsage:
+    def usage(self) -> _usage_pb2.TokenUsage:
         """The tokens used; `cached_tokens` are those of the hits."""
 
     @_builtins.property
-    def route(self) -> _inference_pb2.RouteDecision:
-        """Where the request went and why."""
+    def route(self) -> _route_pb2.RouteDecision:
+        """Where the request was sent, and why."""
 
     def __init__(
         self,
         *,
-        embeddings: _abc.Iterable[_inference_pb2.Embedding] | None = ...,
+        embeddings: _abc.Iterable[_embedding_pb2.Embedding] | None = ...,
         hit_count: _builtins.int = ...,
-        usage: _model_pb2.TokenUsage | None = ...,
+        usage: _usage_pb2.TokenUsage | None = ...,
         cost_nano_usd: _builtins.int = ...,
         model_version: _builtins.str = ...,
         artifact_digest: _builtins.str = ...,
-        route: _inference_pb2.RouteDecision | None = ...,
+        route: _route_pb2.RouteDecision | None = ...,
         request_id: _builtins.str = ...,
         trace_id: _builtins.str = ...,
     ) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EmbeddingServiceStub:
-    """Vectors for texts, from the cache where it has them.
+    """Computes embeddings, and caches them.
     """
 
     def __init__(self, channel):
@@ -43,19 +43,21 @@ class EmbeddingServiceStub:
 
 
 class EmbeddingServiceServicer:
-    """Vectors for texts, from the cache where it has them.
+    """Computes embeddings, and caches them.
     """
 
     def Embed(self, request, context):
-        """Turns texts into vectors.
+        """Computes the embeddings of texts.
 
-        A vector is kept under the digests of the artifact and of the text. Misses go to `inference` in
-        one batch; identical concurrent misses are computed once. Usage is recorded before the answer.
+        A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
+        concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`. Mend the request.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`. Retry after `RetryInfo`.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,7 +80,7 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EmbeddingService:
-    """Vectors for texts, from the cache where it has them.
+    """Computes embeddings, and caches them.
     """
 
     @staticmethod

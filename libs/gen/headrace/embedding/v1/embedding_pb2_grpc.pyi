@@ -27,43 +27,47 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EmbeddingServiceStub:
-    """Vectors for texts, from the cache where it has them."""
+    """Computes embeddings, and caches them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbeddingServiceAsyncStub: ...
     Embed: _grpc.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]
-    """Turns texts into vectors.
+    """Computes the embeddings of texts.
 
-    A vector is kept under the digests of the artifact and of the text. Misses go to `inference` in
-    one batch; identical concurrent misses are computed once. Usage is recorded before the answer.
+    A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
+    concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`. Mend the request.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`. Retry after `RetryInfo`.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
 @_typing.type_check_only
 class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
-    """Vectors for texts, from the cache where it has them."""
+    """Computes embeddings, and caches them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Turns texts into vectors.
+    """Computes the embeddings of texts.
 
-    A vector is kept under the digests of the artifact and of the text. Misses go to `inference` in
-    one batch; identical concurrent misses are computed once. Usage is recorded before the answer.
+    A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
+    concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`. Mend the request.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`. Retry after `RetryInfo`.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
 class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Vectors for texts, from the cache where it has them."""
+    """Computes embeddings, and caches them."""
 
     @_abc_1.abstractmethod
     def Embed(
@@ -71,15 +75,17 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embedding_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embedding_pb2.EmbedResponse, _abc.Awaitable[_embedding_pb2.EmbedResponse]]:
-        """Turns texts into vectors.
+        """Computes the embeddings of texts.
 
-        A vector is kept under the digests of the artifact and of the text. Misses go to `inference` in
-        one batch; identical concurrent misses are computed once. Usage is recorded before the answer.
+        A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
+        concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`. Mend the request.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`. Retry after `RetryInfo`.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

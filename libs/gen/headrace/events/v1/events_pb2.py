@@ -23,27 +23,31 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
-from headrace.common.v1 import model_pb2 as headrace_dot_common_dot_v1_dot_model__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from headrace.common.v1 import usage_pb2 as headrace_dot_common_dot_v1_dot_usage__pb2
 from headrace.jobs.v1 import jobs_pb2 as headrace_dot_jobs_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/events/v1/events.proto\x12\x12headrace.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eheadrace/common/v1/model.proto\x1a\x1bheadrace/jobs/v1/jobs.proto\"(\n\x08Identity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"\xa3\x02\n\rUsageRecorded\x12\x10\n\x08usage_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x08identity\x18\x03 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12-\n\x05usage\x18\x06 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\r\n\x05price\x18\x07 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x08 \x01(\x03\x12.\n\nevent_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\n \x01(\t\"H\n\x12UsageBatchRecorded\x12\x32\n\x07records\x18\x01 \x03(\x0b\x32!.headrace.events.v1.UsageRecorded\"}\n\x0cJobSubmitted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\x08identity\x18\x02 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12-\n\x07payload\x18\x03 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayload\"]\n\nJobStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\x0bJobFinished\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x1b.headrace.jobs.v1.JobResult\x12)\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1a.headrace.jobs.v1.JobError\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/events/v1/events.proto\x12\x12headrace.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1eheadrace/common/v1/usage.proto\x1a\x1bheadrace/jobs/v1/jobs.proto\"(\n\x08Identity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"\xc2\x02\n\rUsageRecorded\x12\x10\n\x08usage_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x08identity\x18\x03 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12-\n\x05usage\x18\x06 \x01(\x0b\x32\x1e.headrace.common.v1.TokenUsage\x12\r\n\x05price\x18\x07 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x08 \x01(\x03\x12.\n\nevent_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\toperation\x18\n \x01(\x0e\x32\x1d.headrace.common.v1.Operation\"H\n\x12UsageBatchRecorded\x12\x32\n\x07records\x18\x01 \x03(\x0b\x32!.headrace.events.v1.UsageRecorded\"}\n\x0cJobSubmitted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\x08identity\x18\x02 \x01(\x0b\x32\x1c.headrace.events.v1.Identity\x12-\n\x07payload\x18\x03 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayload\"N\n\x0cJobCancelled\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\nJobStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xae\x01\n\x0bJobFinished\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x1b.headrace.jobs.v1.JobResult\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampBe\n\x12headrace.events.v1B\x0b\x45ventsProtoP\x01Z+headrace/gen/go/headrace/events/v1;eventsv1\xaa\x02\x12Headrace.Events.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.events.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_IDENTITY']._serialized_start=149
-  _globals['_IDENTITY']._serialized_end=189
-  _globals['_USAGERECORDED']._serialized_start=192
-  _globals['_USAGERECORDED']._serialized_end=483
-  _globals['_USAGEBATCHRECORDED']._serialized_start=485
-  _globals['_USAGEBATCHRECORDED']._serialized_end=557
-  _globals['_JOBSUBMITTED']._serialized_start=559
-  _globals['_JOBSUBMITTED']._serialized_end=684
-  _globals['_JOBSTARTED']._serialized_start=686
-  _globals['_JOBSTARTED']._serialized_end=779
-  _globals['_JOBFINISHED']._serialized_start=782
-  _globals['_JOBFINISHED']._serialized_end=964
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\022headrace.events.v1B\013EventsProtoP\001Z+headrace/gen/go/headrace/events/v1;eventsv1\252\002\022Headrace.Events.V1'
+  _globals['_IDENTITY']._serialized_start=174
+  _globals['_IDENTITY']._serialized_end=214
+  _globals['_USAGERECORDED']._serialized_start=217
+  _globals['_USAGERECORDED']._serialized_end=539
+  _globals['_USAGEBATCHRECORDED']._serialized_start=541
+  _globals['_USAGEBATCHRECORDED']._serialized_end=613
+  _globals['_JOBSUBMITTED']._serialized_start=615
+  _globals['_JOBSUBMITTED']._serialized_end=740
+  _globals['_JOBCANCELLED']._serialized_start=742
+  _globals['_JOBCANCELLED']._serialized_end=820
+  _globals['_JOBSTARTED']._serialized_start=822
+  _globals['_JOBSTARTED']._serialized_end=915
+  _globals['_JOBFINISHED']._serialized_start=918
+  _globals['_JOBFINISHED']._serialized_end=1092
 # @@protoc_insertion_point(module_scope)

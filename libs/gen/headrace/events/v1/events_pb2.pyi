@@ -8,7 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from headrace.common.v1 import model_pb2 as _model_pb2
+from google.rpc import status_pb2 as _status_pb2
+from headrace.common.v1 import usage_pb2 as _usage_pb2
 from headrace.jobs.v1 import jobs_pb2 as _jobs_pb2
 import builtins as _builtins
 import sys
@@ -23,14 +24,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Identity(_message.Message):
-    """Who asked."""
+    """Who made a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """The tenant."""
+    """The tenant, `tenants/{tenant}`."""
     user: _builtins.str
     """The user."""
     def __init__(
@@ -49,7 +50,7 @@ Global___Identity: _TypeAlias = Identity  # noqa: Y015
 
 @_typing.final
 class UsageRecorded(_message.Message):
-    """A request used tokens. On `headrace.inference.usage.recorded`."""
+    """A request used tokens. Published on `headrace.inference.usage.recorded`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -64,7 +65,7 @@ class UsageRecorded(_message.Message):
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     usage_id: _builtins.str
-    """A UUIDv7; the ledger books each once."""
+    """A UUID. The ledger books each one once."""
     request_id: _builtins.str
     """The request."""
     model_version: _builtins.str
@@ -72,22 +73,22 @@ class UsageRecorded(_message.Message):
     model: _builtins.str
     """The public name of the model."""
     price: _builtins.str
-    """`prices/{price}`: the price that was applied; empty where the model has none."""
+    """The price that was applied, `prices/{price}`. Empty where the model has none."""
     cost_nano_usd: _builtins.int
-    """The cost that the client was told."""
-    operation: _builtins.str
-    """`generate` or `embed`."""
+    """The cost that was reported to the client."""
+    operation: _usage_pb2.Operation.ValueType
+    """What the request did."""
     @_builtins.property
     def identity(self) -> Global___Identity:
         """Who pays."""
 
     @_builtins.property
-    def usage(self) -> _model_pb2.TokenUsage:
+    def usage(self) -> _usage_pb2.TokenUsage:
         """What was used."""
 
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """When it was used."""
 
     def __init__(
         self,
@@ -97,11 +98,11 @@ class UsageRecorded(_message.Message):
         identity: Global___Identity | None = ...,
         model_version: _builtins.str = ...,
         model: _builtins.str = ...,
-        usage: _model_pb2.TokenUsage | None = ...,
+        usage: _usage_pb2.TokenUsage | None = ...,
         price: _builtins.str = ...,
         cost_nano_usd: _builtins.int = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
-        operation: _builtins.str = ...,
+        operation: _usage_pb2.Operation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "identity", b"identity", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -113,16 +114,14 @@ Global___UsageRecorded: _TypeAlias = UsageRecorded  # noqa: Y015
 
 @_typing.final
 class UsageBatchRecorded(_message.Message):
-    """Usage that was recorded while the message before was on its way to disk. On
-    `headrace.inference.usage.batch_recorded`.
-    """
+    """Several usage records in one message. Published on `headrace.inference.usage.batch_recorded`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecorded]:
-        """Each is booked as if it had come alone."""
+        """Each is booked as if it were published alone."""
 
     def __init__(
         self,
@@ -139,7 +138,7 @@ Global___UsageBatchRecorded: _TypeAlias = UsageBatchRecorded  # noqa: Y015
 
 @_typing.final
 class JobSubmitted(_message.Message):
-    """A job waits for a worker. On `headrace.jobs.job.submitted`."""
+    """A job waits for a worker. Published on `headrace.jobs.job.submitted`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -147,14 +146,14 @@ class JobSubmitted(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job."""
+    """The id of the job."""
     @_builtins.property
     def identity(self) -> Global___Identity:
-        """Who asked."""
+        """Who submitted it."""
 
     @_builtins.property
     def payload(self) -> _jobs_pb2.JobPayload:
-        """What to do."""
+        """What it does."""
 
     def __init__(
         self,
@@ -172,8 +171,36 @@ class JobSubmitted(_message.Message):
 Global___JobSubmitted: _TypeAlias = JobSubmitted  # noqa: Y015
 
 @_typing.final
+class JobCancelled(_message.Message):
+    """A job was cancelled: a worker that runs it stops. Published on `headrace.jobs.job.cancelled`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The id of the job."""
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was cancelled."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobCancelled: _TypeAlias = JobCancelled  # noqa: Y015
+
+@_typing.final
 class JobStarted(_message.Message):
-    """A worker has begun a job. On `headrace.worker.job.started`."""
+    """A worker started a job. Published on `headrace.worker.job.started`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -181,12 +208,12 @@ class JobStarted(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job."""
+    """The id of the job."""
     attempt: _builtins.int
-    """The delivery's count, from 1."""
+    """The number of the delivery, from 1."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """When it started."""
 
     def __init__(
         self,
@@ -205,7 +232,7 @@ Global___JobStarted: _TypeAlias = JobStarted  # noqa: Y015
 
 @_typing.final
 class JobFinished(_message.Message):
-    """A worker has ended a job. On `headrace.worker.job.finished`."""
+    """A worker finished a job. Published on `headrace.worker.job.finished`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -215,20 +242,20 @@ class JobFinished(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job."""
+    """The id of the job."""
     attempt: _builtins.int
-    """The delivery's count, from 1."""
+    """The number of the delivery, from 1."""
     @_builtins.property
     def result(self) -> _jobs_pb2.JobResult:
-        """What came of it; not set where it was given up."""
+        """What the job returned. Not set where it was given up."""
 
     @_builtins.property
-    def error(self) -> _jobs_pb2.JobError:
-        """Why it was given up."""
+    def error(self) -> _status_pb2.Status:
+        """Why it was given up, with `ErrorInfo` in its details."""
 
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """When it finished."""
 
     def __init__(
         self,
@@ -236,7 +263,7 @@ class JobFinished(_message.Message):
         job_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         result: _jobs_pb2.JobResult | None = ...,
-        error: _jobs_pb2.JobError | None = ...,
+        error: _status_pb2.Status | None = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event_time", b"event_time", "result", b"result"]  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Runs models. The only Python hop that tokens pass.
+    """Runs chat models.
     """
 
     def __init__(self, channel):
@@ -40,11 +40,6 @@ class InferenceServiceStub:
                 request_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
-        self.Embed = channel.unary_unary(
-                '/headrace.inference.v1.InferenceService/Embed',
-                request_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
-                response_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
-                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/headrace.inference.v1.InferenceService/CountTokens',
                 request_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
@@ -53,42 +48,40 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Runs models. The only Python hop that tokens pass.
+    """Runs chat models.
     """
 
     def Generate(self, request, context):
-        """Generates an answer and streams it as it is made.
+        """Generates an answer and streams it while it is generated.
 
-        A stream that ends with OK has exactly one `final` message, its last. Usage is recorded before
-        `final` is sent. A client that cancels stops the engine.
+        The first message is `started`. A stream that ends with OK has exactly one `final`, its last message;
+        the usage is recorded before `final` is sent. Cancelling the call stops the engine.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`.
+        Fix the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
-        `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`;
+        after a delta, continue with `resume_from`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+        `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
         * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Embed(self, request, context):
-        """Turns texts into vectors, without cache. Called by `embedding_cache`; users call
-        `headrace.embedding.v1.EmbeddingService/Embed`, which also meters.
-
-        Errors: as `Generate`.
+        * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts the tokens that a conversation has as a prompt, template included. Costs nothing.
+        """Counts the tokens of a conversation as a prompt, chat template included. It is free.
 
-        Errors: as `Generate`. Models that a provider runs are a `MODEL_KIND_MISMATCH`: providers do not
-        count.
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request. A
+        version at a provider is a `MODEL_KIND_MISMATCH`: providers do not count tokens.
+        * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,11 +94,6 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
-            ),
-            'Embed': grpc.unary_unary_rpc_method_handler(
-                    servicer.Embed,
-                    request_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
-                    response_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -121,7 +109,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Runs models. The only Python hop that tokens pass.
+    """Runs chat models.
     """
 
     @staticmethod
@@ -141,33 +129,6 @@ class InferenceService:
             '/headrace.inference.v1.InferenceService/Generate',
             headrace_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             headrace_dot_inference_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Embed(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/headrace.inference.v1.InferenceService/Embed',
-            headrace_dot_inference_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
-            headrace_dot_inference_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,73 +27,77 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """Runs models. The only Python hop that tokens pass."""
+    """Runs chat models."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
-    """Generates an answer and streams it as it is made.
+    """Generates an answer and streams it while it is generated.
 
-    A stream that ends with OK has exactly one `final` message, its last. Usage is recorded before
-    `final` is sent. A client that cancels stops the engine.
+    The first message is `started`. A stream that ends with OK has exactly one `final`, its last message;
+    the usage is recorded before `final` is sent. Cancelling the call stops the engine.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`.
+      Fix the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
-      `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`;
+      after a delta, continue with `resume_from`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+      `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
-    """
-    Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
-    """Turns texts into vectors, without cache. Called by `embedding_cache`; users call
-    `headrace.embedding.v1.EmbeddingService/Embed`, which also meters.
-
-    Errors: as `Generate`.
+    * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
-    """Counts the tokens that a conversation has as a prompt, template included. Costs nothing.
+    """Counts the tokens of a conversation as a prompt, chat template included. It is free.
 
-    Errors: as `Generate`. Models that a provider runs are a `MODEL_KIND_MISMATCH`: providers do not
-    count.
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request. A
+      version at a provider is a `MODEL_KIND_MISMATCH`: providers do not count tokens.
+    * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
-    """Runs models. The only Python hop that tokens pass."""
+    """Runs chat models."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates an answer and streams it as it is made.
+    """Generates an answer and streams it while it is generated.
 
-    A stream that ends with OK has exactly one `final` message, its last. Usage is recorded before
-    `final` is sent. A client that cancels stops the engine.
+    The first message is `started`. A stream that ends with OK has exactly one `final`, its last message;
+    the usage is recorded before `final` is sent. Cancelling the call stops the engine.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`.
+      Fix the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
-      `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`;
+      after a delta, continue with `resume_from`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+      `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
-    """
-    Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Turns texts into vectors, without cache. Called by `embedding_cache`; users call
-    `headrace.embedding.v1.EmbeddingService/Embed`, which also meters.
-
-    Errors: as `Generate`.
+    * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts the tokens that a conversation has as a prompt, template included. Costs nothing.
+    """Counts the tokens of a conversation as a prompt, chat template included. It is free.
 
-    Errors: as `Generate`. Models that a provider runs are a `MODEL_KIND_MISMATCH`: providers do not
-    count.
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request. A
+      version at a provider is a `MODEL_KIND_MISMATCH`: providers do not count tokens.
+    * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs models. The only Python hop that tokens pass."""
+    """Runs chat models."""
 
     @_abc_1.abstractmethod
     def Generate(
@@ -101,30 +105,21 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
-        """Generates an answer and streams it as it is made.
+        """Generates an answer and streams it while it is generated.
 
-        A stream that ends with OK has exactly one `final` message, its last. Usage is recorded before
-        `final` is sent. A client that cancels stops the engine.
+        The first message is `started`. A stream that ends with OK has exactly one `final`, its last message;
+        the usage is recorded before `final` is sent. Cancelling the call stops the engine.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`. Mend the request.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`.
+          Fix the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
-        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`: retry after `RetryInfo`.
-          `READER_TOO_SLOW`: read faster, and go on with `resume_from`.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`;
+          after a delta, continue with `resume_from`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
+          `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
         * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
-        """
-
-    @_abc_1.abstractmethod
-    def Embed(
-        self,
-        request: _inference_pb2.EmbedRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.EmbedResponse, _abc.Awaitable[_inference_pb2.EmbedResponse]]:
-        """Turns texts into vectors, without cache. Called by `embedding_cache`; users call
-        `headrace.embedding.v1.EmbeddingService/Embed`, which also meters.
-
-        Errors: as `Generate`.
+        * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 
     @_abc_1.abstractmethod
@@ -133,10 +128,15 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CountTokensResponse, _abc.Awaitable[_inference_pb2.CountTokensResponse]]:
-        """Counts the tokens that a conversation has as a prompt, template included. Costs nothing.
+        """Counts the tokens of a conversation as a prompt, chat template included. It is free.
 
-        Errors: as `Generate`. Models that a provider runs are a `MODEL_KIND_MISMATCH`: providers do not
-        count.
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request. A
+          version at a provider is a `MODEL_KIND_MISMATCH`: providers do not count tokens.
+        * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+        * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,42 +22,110 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from headrace.common.v1 import access_pb2 as headrace_dot_common_dot_v1_dot_access__pb2
 from headrace.embedding.v1 import embedding_pb2 as headrace_dot_embedding_dot_v1_dot_embedding__pb2
 from headrace.inference.v1 import inference_pb2 as headrace_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/jobs/v1/jobs.proto\x12\x10headrace.jobs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%headrace/embedding/v1/embedding.proto\x1a%headrace/inference/v1/inference.proto\"\x86\x01\n\nJobPayload\x12:\n\x08generate\x18\x01 \x01(\x0b\x32&.headrace.inference.v1.GenerateRequestH\x00\x12\x34\n\x05\x65mbed\x18\x02 \x01(\x0b\x32#.headrace.embedding.v1.EmbedRequestH\x00\x42\x06\n\x04work\"\x80\x01\n\tJobResult\x12\x34\n\x08generate\x18\x01 \x01(\x0b\x32 .headrace.jobs.v1.GenerateResultH\x00\x12\x35\n\x05\x65mbed\x18\x02 \x01(\x0b\x32$.headrace.embedding.v1.EmbedResponseH\x00\x42\x06\n\x04work\"K\n\x0eGenerateResult\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1c.headrace.inference.v1.Final\"9\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xbe\x02\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.headrace.jobs.v1.JobState\x12-\n\x07payload\x18\x03 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayload\x12+\n\x06result\x18\x04 \x01(\x0b\x32\x1b.headrace.jobs.v1.JobResult\x12)\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1a.headrace.jobs.v1.JobError\x12\x15\n\rattempt_count\x18\x06 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x10SubmitJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12-\n\x07payload\x18\x02 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayload\"7\n\x11SubmitJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.headrace.jobs.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x0eGetJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.headrace.jobs.v1.Job\"\x1f\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10WatchJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.headrace.jobs.v1.Job*\x81\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x32\x84\x02\n\nJobService\x12T\n\tSubmitJob\x12\".headrace.jobs.v1.SubmitJobRequest\x1a#.headrace.jobs.v1.SubmitJobResponse\x12K\n\x06GetJob\x12\x1f.headrace.jobs.v1.GetJobRequest\x1a .headrace.jobs.v1.GetJobResponse\x12S\n\x08WatchJob\x12!.headrace.jobs.v1.WatchJobRequest\x1a\".headrace.jobs.v1.WatchJobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/jobs/v1/jobs.proto\x12\x10headrace.jobs.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1fheadrace/common/v1/access.proto\x1a%headrace/embedding/v1/embedding.proto\x1a%headrace/inference/v1/inference.proto\"\x86\x01\n\nJobPayload\x12:\n\x08generate\x18\x01 \x01(\x0b\x32&.headrace.inference.v1.GenerateRequestH\x00\x12\x34\n\x05\x65mbed\x18\x02 \x01(\x0b\x32#.headrace.embedding.v1.EmbedRequestH\x00\x42\x06\n\x04work\"\x80\x01\n\tJobResult\x12\x34\n\x08generate\x18\x01 \x01(\x0b\x32 .headrace.jobs.v1.GenerateResultH\x00\x12\x35\n\x05\x65mbed\x18\x02 \x01(\x0b\x32$.headrace.embedding.v1.EmbedResponseH\x00\x42\x06\n\x04work\"n\n\x0eGenerateResult\x12/\n\x07message\x18\x01 \x01(\x0b\x32\x1e.headrace.inference.v1.Message\x12+\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1c.headrace.inference.v1.Final\"\xb3\x03\n\x03Job\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12/\n\x05state\x18\x02 \x01(\x0e\x32\x1a.headrace.jobs.v1.JobStateB\x04\xe2\x41\x01\x03\x12\x34\n\x07payload\x18\x03 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayloadB\x05\xe2\x41\x02\x02\x05\x12\x31\n\x06result\x18\x04 \x01(\x0b\x32\x1b.headrace.jobs.v1.JobResultB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x1b\n\rattempt_count\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62\x61tch\x18\n \x01(\tB\x04\xe2\x41\x01\x03\"s\n\x10SubmitJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\x07payload\x18\x02 \x01(\x0b\x32\x1c.headrace.jobs.v1.JobPayloadB\x04\xe2\x41\x01\x02\x12\x14\n\x06parent\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"7\n\x11SubmitJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.headrace.jobs.v1.Job\"R\n\rGetJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x04view\x18\x02 \x01(\x0e\x32\x19.headrace.jobs.v1.JobViewB\x04\xe2\x41\x01\x01\"4\n\x0eGetJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.headrace.jobs.v1.Job\"\x9f\x01\n\x0fListJobsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x04view\x18\x04 \x01(\x0e\x32\x19.headrace.jobs.v1.JobViewB\x04\xe2\x41\x01\x01\x12\x14\n\x06parent\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x10ListJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.headrace.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x0fWatchJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x04view\x18\x02 \x01(\x0e\x32\x19.headrace.jobs.v1.JobViewB\x04\xe2\x41\x01\x01\"6\n\x10WatchJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.headrace.jobs.v1.Job\"&\n\x10\x43\x61ncelJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"7\n\x11\x43\x61ncelJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.headrace.jobs.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02\x32\xcb\x03\n\nJobService\x12Z\n\tSubmitJob\x12\".headrace.jobs.v1.SubmitJobRequest\x1a#.headrace.jobs.v1.SubmitJobResponse\"\x04\x88\xb5\x18\x01\x12Q\n\x06GetJob\x12\x1f.headrace.jobs.v1.GetJobRequest\x1a .headrace.jobs.v1.GetJobResponse\"\x04\x88\xb5\x18\x01\x12W\n\x08ListJobs\x12!.headrace.jobs.v1.ListJobsRequest\x1a\".headrace.jobs.v1.ListJobsResponse\"\x04\x88\xb5\x18\x01\x12Y\n\x08WatchJob\x12!.headrace.jobs.v1.WatchJobRequest\x1a\".headrace.jobs.v1.WatchJobResponse\"\x04\x88\xb5\x18\x01\x30\x01\x12Z\n\tCancelJob\x12\".headrace.jobs.v1.CancelJobRequest\x1a#.headrace.jobs.v1.CancelJobResponse\"\x04\x88\xb5\x18\x01\x42[\n\x10headrace.jobs.v1B\tJobsProtoP\x01Z\'headrace/gen/go/headrace/jobs/v1;jobsv1\xaa\x02\x10Headrace.Jobs.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.jobs.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=1200
-  _globals['_JOBSTATE']._serialized_end=1329
-  _globals['_JOBPAYLOAD']._serialized_start=161
-  _globals['_JOBPAYLOAD']._serialized_end=295
-  _globals['_JOBRESULT']._serialized_start=298
-  _globals['_JOBRESULT']._serialized_end=426
-  _globals['_GENERATERESULT']._serialized_start=428
-  _globals['_GENERATERESULT']._serialized_end=503
-  _globals['_JOBERROR']._serialized_start=505
-  _globals['_JOBERROR']._serialized_end=562
-  _globals['_JOB']._serialized_start=565
-  _globals['_JOB']._serialized_end=883
-  _globals['_SUBMITJOBREQUEST']._serialized_start=885
-  _globals['_SUBMITJOBREQUEST']._serialized_end=966
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=968
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=1023
-  _globals['_GETJOBREQUEST']._serialized_start=1025
-  _globals['_GETJOBREQUEST']._serialized_end=1054
-  _globals['_GETJOBRESPONSE']._serialized_start=1056
-  _globals['_GETJOBRESPONSE']._serialized_end=1108
-  _globals['_WATCHJOBREQUEST']._serialized_start=1110
-  _globals['_WATCHJOBREQUEST']._serialized_end=1141
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1143
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1197
-  _globals['_JOBSERVICE']._serialized_start=1332
-  _globals['_JOBSERVICE']._serialized_end=1592
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\020headrace.jobs.v1B\tJobsProtoP\001Z\'headrace/gen/go/headrace/jobs/v1;jobsv1\252\002\020Headrace.Jobs.V1'
+  _globals['_JOB'].fields_by_name['name']._loaded_options = None
+  _globals['_JOB'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_JOB'].fields_by_name['state']._loaded_options = None
+  _globals['_JOB'].fields_by_name['state']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['payload']._loaded_options = None
+  _globals['_JOB'].fields_by_name['payload']._serialized_options = b'\342A\002\002\005'
+  _globals['_JOB'].fields_by_name['result']._loaded_options = None
+  _globals['_JOB'].fields_by_name['result']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['error']._loaded_options = None
+  _globals['_JOB'].fields_by_name['error']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['attempt_count']._loaded_options = None
+  _globals['_JOB'].fields_by_name['attempt_count']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['create_time']._loaded_options = None
+  _globals['_JOB'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['update_time']._loaded_options = None
+  _globals['_JOB'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_JOB'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['batch']._loaded_options = None
+  _globals['_JOB'].fields_by_name['batch']._serialized_options = b'\342A\001\003'
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['job_id']._loaded_options = None
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['job_id']._serialized_options = b'\342A\001\001'
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['payload']._loaded_options = None
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['payload']._serialized_options = b'\342A\001\002'
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\001'
+  _globals['_GETJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_GETJOBREQUEST'].fields_by_name['view']._loaded_options = None
+  _globals['_GETJOBREQUEST'].fields_by_name['view']._serialized_options = b'\342A\001\001'
+  _globals['_LISTJOBSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTJOBSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTJOBSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTJOBSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTJOBSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTJOBSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_LISTJOBSREQUEST'].fields_by_name['view']._loaded_options = None
+  _globals['_LISTJOBSREQUEST'].fields_by_name['view']._serialized_options = b'\342A\001\001'
+  _globals['_LISTJOBSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTJOBSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_WATCHJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_WATCHJOBREQUEST'].fields_by_name['view']._loaded_options = None
+  _globals['_WATCHJOBREQUEST'].fields_by_name['view']._serialized_options = b'\342A\001\001'
+  _globals['_CANCELJOBREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_CANCELJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_JOBSERVICE'].methods_by_name['SubmitJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['SubmitJob']._serialized_options = b'\210\265\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['GetJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\210\265\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\210\265\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['WatchJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\210\265\030\001'
+  _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\210\265\030\001'
+  _globals['_JOBSTATE']._serialized_start=1865
+  _globals['_JOBSTATE']._serialized_end=2019
+  _globals['_JOBVIEW']._serialized_start=2021
+  _globals['_JOBVIEW']._serialized_end=2095
+  _globals['_JOBPAYLOAD']._serialized_start=252
+  _globals['_JOBPAYLOAD']._serialized_end=386
+  _globals['_JOBRESULT']._serialized_start=389
+  _globals['_JOBRESULT']._serialized_end=517
+  _globals['_GENERATERESULT']._serialized_start=519
+  _globals['_GENERATERESULT']._serialized_end=629
+  _globals['_JOB']._serialized_start=632
+  _globals['_JOB']._serialized_end=1067
+  _globals['_SUBMITJOBREQUEST']._serialized_start=1069
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1184
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=1186
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=1241
+  _globals['_GETJOBREQUEST']._serialized_start=1243
+  _globals['_GETJOBREQUEST']._serialized_end=1325
+  _globals['_GETJOBRESPONSE']._serialized_start=1327
+  _globals['_GETJOBRESPONSE']._serialized_end=1379
+  _globals['_LISTJOBSREQUEST']._serialized_start=1382
+  _globals['_LISTJOBSREQUEST']._serialized_end=1541
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1543
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1623
+  _globals['_WATCHJOBREQUEST']._serialized_start=1625
+  _globals['_WATCHJOBREQUEST']._serialized_end=1709
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1711
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1765
+  _globals['_CANCELJOBREQUEST']._serialized_start=1767
+  _globals['_CANCELJOBREQUEST']._serialized_end=1805
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1807
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1862
+  _globals['_JOBSERVICE']._serialized_start=2098
+  _globals['_JOBSERVICE']._serialized_end=2557
 # @@protoc_insertion_point(module_scope)

@@ -3,10 +3,13 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from headrace.embedding.v1 import embedding_pb2 as _embedding_pb2
 from headrace.inference.v1 import inference_pb2 as _inference_pb2
 import builtins as _builtins
@@ -27,34 +30,62 @@ class _JobState:
 class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
-    """Not given."""
+    """Unknown."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """Waits for a worker."""
+    """Waiting for a worker."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """A worker has it."""
+    """Processed by a worker."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 3
-    """Done; `result` is set."""
+    """Done: `result` is set."""
     JOB_STATE_FAILED: _JobState.ValueType  # 4
-    """Given up; `error` is set."""
+    """Given up: `error` is set."""
+    JOB_STATE_CANCELLED: _JobState.ValueType  # 5
+    """Cancelled by `CancelJob`."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
-    """What a job is doing."""
+    """The state of a job."""
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
-"""Not given."""
+"""Unknown."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""Waits for a worker."""
+"""Waiting for a worker."""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""A worker has it."""
+"""Processed by a worker."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 3
-"""Done; `result` is set."""
+"""Done: `result` is set."""
 JOB_STATE_FAILED: JobState.ValueType  # 4
-"""Given up; `error` is set."""
+"""Given up: `error` is set."""
+JOB_STATE_CANCELLED: JobState.ValueType  # 5
+"""Cancelled by `CancelJob`."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
+
+class _JobView:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobView.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_VIEW_UNSPECIFIED: _JobView.ValueType  # 0
+    """As `JOB_VIEW_BASIC` in `ListJobs`, as `JOB_VIEW_FULL` in all other methods."""
+    JOB_VIEW_BASIC: _JobView.ValueType  # 1
+    """All but `payload` and `result`."""
+    JOB_VIEW_FULL: _JobView.ValueType  # 2
+    """All."""
+
+class JobView(_JobView, metaclass=_JobViewEnumTypeWrapper):
+    """How much of a job a response has."""
+
+JOB_VIEW_UNSPECIFIED: JobView.ValueType  # 0
+"""As `JOB_VIEW_BASIC` in `ListJobs`, as `JOB_VIEW_FULL` in all other methods."""
+JOB_VIEW_BASIC: JobView.ValueType  # 1
+"""All but `payload` and `result`."""
+JOB_VIEW_FULL: JobView.ValueType  # 2
+"""All."""
+Global___JobView: _TypeAlias = JobView  # noqa: Y015
 
 @_typing.final
 class JobPayload(_message.Message):
-    """What to do."""
+    """What a job does."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -62,11 +93,11 @@ class JobPayload(_message.Message):
     EMBED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generate(self) -> _inference_pb2.GenerateRequest:
-        """One answer."""
+        """Generates an answer."""
 
     @_builtins.property
     def embed(self) -> _embedding_pb2.EmbedRequest:
-        """Vectors for many texts."""
+        """Computes embeddings."""
 
     def __init__(
         self,
@@ -86,7 +117,7 @@ Global___JobPayload: _TypeAlias = JobPayload  # noqa: Y015
 
 @_typing.final
 class JobResult(_message.Message):
-    """What came of it."""
+    """What a job returned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -94,11 +125,11 @@ class JobResult(_message.Message):
     EMBED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generate(self) -> Global___GenerateResult:
-        """One answer."""
+        """An answer."""
 
     @_builtins.property
     def embed(self) -> _embedding_pb2.EmbedResponse:
-        """Vectors."""
+        """Embeddings."""
 
     def __init__(
         self,
@@ -118,14 +149,16 @@ Global___JobResult: _TypeAlias = JobResult  # noqa: Y015
 
 @_typing.final
 class GenerateResult(_message.Message):
-    """A whole answer."""
+    """A complete answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TEXT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
-    text: _builtins.str
-    """The text."""
+    @_builtins.property
+    def message(self) -> _inference_pb2.Message:
+        """The answer, with `ROLE_ASSISTANT`."""
+
     @_builtins.property
     def final(self) -> _inference_pb2.Final:
         """How it ended and what it cost."""
@@ -133,50 +166,20 @@ class GenerateResult(_message.Message):
     def __init__(
         self,
         *,
-        text: _builtins.str = ...,
+        message: _inference_pb2.Message | None = ...,
         final: _inference_pb2.Final | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResult: _TypeAlias = GenerateResult  # noqa: Y015
 
 @_typing.final
-class JobError(_message.Message):
-    """Why a job was given up."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CODE_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    code: _builtins.str
-    """The name of a `google.rpc.Code`, such as `NOT_FOUND`."""
-    reason: _builtins.str
-    """One of `headrace.common.v1.ErrorReason`, without its prefix."""
-    message: _builtins.str
-    """For people."""
-    def __init__(
-        self,
-        *,
-        code: _builtins.str = ...,
-        reason: _builtins.str = ...,
-        message: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___JobError: _TypeAlias = JobError  # noqa: Y015
-
-@_typing.final
 class Job(_message.Message):
-    """One job."""
+    """A job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -188,23 +191,27 @@ class Job(_message.Message):
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job_id}`."""
     state: Global___JobState.ValueType
-    """What it is doing."""
+    """The state."""
     attempt_count: _builtins.int
-    """How often a worker has begun it."""
+    """How often a worker started it."""
+    batch: _builtins.str
+    """The batch that it belongs to, `batches/{batch}`. Empty: none."""
     @_builtins.property
     def payload(self) -> Global___JobPayload:
-        """What to do."""
+        """What it does. Not in `JOB_VIEW_BASIC`."""
 
     @_builtins.property
     def result(self) -> Global___JobResult:
-        """What came of it."""
+        """What it returned. Not in `JOB_VIEW_BASIC`."""
 
     @_builtins.property
-    def error(self) -> Global___JobError:
-        """Why it was given up."""
+    def error(self) -> _status_pb2.Status:
+        """Why it was given up, with `ErrorInfo` in its details."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -214,6 +221,10 @@ class Job(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the job is deleted, with payload and result. Set when it has ended."""
+
     def __init__(
         self,
         *,
@@ -221,14 +232,16 @@ class Job(_message.Message):
         state: Global___JobState.ValueType = ...,
         payload: Global___JobPayload | None = ...,
         result: Global___JobResult | None = ...,
-        error: Global___JobError | None = ...,
+        error: _status_pb2.Status | None = ...,
         attempt_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "payload", b"payload", "result", b"result", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "expire_time", b"expire_time", "payload", b"payload", "result", b"result", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "create_time", b"create_time", "error", b"error", "name", b"name", "payload", b"payload", "result", b"result", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "batch", b"batch", "create_time", b"create_time", "error", b"error", "expire_time", b"expire_time", "name", b"name", "payload", b"payload", "result", b"result", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,27 +249,33 @@ Global___Job: _TypeAlias = Job  # noqa: Y015
 
 @_typing.final
 class SubmitJobRequest(_message.Message):
-    """Asks for work."""
+    """The request of `SubmitJob`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """A UUID that the client chose, in its canonical form. Empty: the service makes one."""
+    """A UUID that the client chose, in its canonical form. Empty: the service generates one."""
+    parent: _builtins.str
+    """The batch that the job becomes part of, `batches/{batch}`. Empty: none. Others are refused with
+    `INVALID_FIELD` until supported.
+    """
     @_builtins.property
     def payload(self) -> Global___JobPayload:
-        """What to do. Its `request_id`, where empty, becomes the job's id."""
+        """What to do. An empty `request_id` in it becomes the id of the job."""
 
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         payload: Global___JobPayload | None = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "parent", b"parent", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,7 +283,7 @@ Global___SubmitJobRequest: _TypeAlias = SubmitJobRequest  # noqa: Y015
 
 @_typing.final
 class SubmitJobResponse(_message.Message):
-    """The job was accepted."""
+    """The response of `SubmitJob`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -288,21 +307,25 @@ Global___SubmitJobResponse: _TypeAlias = SubmitJobResponse  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
-    """Asks for a job."""
+    """The request of `GetJob`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job_id}`."""
+    view: Global___JobView.ValueType
+    """How much of the job to return."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        view: Global___JobView.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,7 +333,7 @@ Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
 
 @_typing.final
 class GetJobResponse(_message.Message):
-    """The job."""
+    """The response of `GetJob`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -333,8 +356,128 @@ class GetJobResponse(_message.Message):
 Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
 
 @_typing.final
+class ListJobsRequest(_message.Message):
+    """The request of `ListJobs`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The maximum number of jobs. 0 means 50; more than 1,000 means 1,000. A page may have fewer, so that it
+    stays below the maximum size of a message.
+    """
+    page_token: _builtins.str
+    """`next_page_token` of the page before."""
+    filter: _builtins.str
+    """A filter as `protos/README.md` describes it. Field: `state`."""
+    view: Global___JobView.ValueType
+    """How much of the jobs to return."""
+    parent: _builtins.str
+    """The batch whose jobs to list, `batches/{batch}`. Empty: all jobs. Others are refused with `INVALID_FIELD`
+    until supported.
+    """
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        view: Global___JobView.ValueType = ...,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListJobsResponse(_message.Message):
+    """The response of `ListJobs`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page. Empty: this is the last page."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
+        """The jobs, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___Job] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
+
+@_typing.final
 class WatchJobRequest(_message.Message):
-    """Asks for a job as it changes."""
+    """The request of `WatchJob`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job_id}`."""
+    view: Global___JobView.ValueType
+    """How much of the job to return."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        view: Global___JobView.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
+
+@_typing.final
+class WatchJobResponse(_message.Message):
+    """The response of `WatchJob`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job as it is now."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobResponse: _TypeAlias = WatchJobResponse  # noqa: Y015
+
+@_typing.final
+class CancelJobRequest(_message.Message):
+    """The request of `CancelJob`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -352,18 +495,18 @@ class WatchJobRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
+Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
-class WatchJobResponse(_message.Message):
-    """The job as it is now."""
+class CancelJobResponse(_message.Message):
+    """The response of `CancelJob`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___Job:
-        """The job."""
+        """The job, cancelled."""
 
     def __init__(
         self,
@@ -376,4 +519,4 @@ class WatchJobResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WatchJobResponse: _TypeAlias = WatchJobResponse  # noqa: Y015
+Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015

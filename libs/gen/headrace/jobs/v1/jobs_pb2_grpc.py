@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Runs work later. A job that was accepted is never lost and is booked once.
+    """Runs requests in the background. An accepted job is never lost, and is billed once. Callers see the jobs of
+    their own tenant only.
     """
 
     def __init__(self, channel):
@@ -45,25 +46,36 @@ class JobServiceStub:
                 request_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.GetJobResponse.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/headrace.jobs.v1.JobService/ListJobs',
+                request_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/headrace.jobs.v1.JobService/WatchJob',
                 request_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.WatchJobResponse.FromString,
                 _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/headrace.jobs.v1.JobService/CancelJob',
+                request_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
-    """Runs work later. A job that was accepted is never lost and is booked once.
+    """Runs requests in the background. An accepted job is never lost, and is billed once. Callers see the jobs of
+    their own tenant only.
     """
 
     def SubmitJob(self, request, context):
-        """Accepts a job. When it answers, the job is durable.
+        """Accepts a job. It is durable when the response is sent.
 
-        With a `job_id` that was used before: the same payload answers with that job, another is refused.
+        A `job_id` that was used before returns that job where the payload is the same, and is refused otherwise.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the `job_id` has another payload.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -71,20 +83,47 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Gets a job of the caller's tenant.
+        """Gets a job.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """Lists jobs.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams a job: as it is now, and again whenever it changes. Ends when the job has ended.
+        """Streams a job: as it is now, and again after each change. Ends when the job has ended.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """Cancels a job that is queued or running. Cancelling it again is OK.
+
+        A running job is stopped as soon as its worker is informed; what it has used until then is billed. A
+        result that arrives later is discarded.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+        * `FAILED_PRECONDITION`: `JOB_NOT_CANCELLABLE`; the job has already succeeded or failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,10 +142,20 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.GetJobRequest.FromString,
                     response_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.GetJobResponse.SerializeToString,
             ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.ListJobsRequest.FromString,
+                    response_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.ListJobsResponse.SerializeToString,
+            ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
                     request_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.WatchJobRequest.FromString,
                     response_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
+                    response_serializer=headrace_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -117,7 +166,8 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Runs work later. A job that was accepted is never lost and is booked once.
+    """Runs requests in the background. An accepted job is never lost, and is billed once. Callers see the jobs of
+    their own tenant only.
     """
 
     @staticmethod
@@ -175,6 +225,33 @@ class JobService:
             _registered_method=True)
 
     @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.jobs.v1.JobService/ListJobs',
+            headrace_dot_jobs_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
+            headrace_dot_jobs_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchJob(request,
             target,
             options=(),
@@ -191,6 +268,33 @@ class JobService:
             '/headrace.jobs.v1.JobService/WatchJob',
             headrace_dot_jobs_dot_v1_dot_jobs__pb2.WatchJobRequest.SerializeToString,
             headrace_dot_jobs_dot_v1_dot_jobs__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.jobs.v1.JobService/CancelJob',
+            headrace_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
+            headrace_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

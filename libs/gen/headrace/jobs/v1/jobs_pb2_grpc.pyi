@@ -27,65 +27,109 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Runs work later. A job that was accepted is never lost and is booked once."""
+    """Runs requests in the background. An accepted job is never lost, and is billed once. Callers see the jobs of
+    their own tenant only.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]
-    """Accepts a job. When it answers, the job is durable.
+    """Accepts a job. It is durable when the response is sent.
 
-    With a `job_id` that was used before: the same payload answers with that job, another is refused.
+    A `job_id` that was used before returns that job where the payload is the same, and is refused otherwise.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the `job_id` has another payload.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
-    """Gets a job of the caller's tenant.
+    """Gets a job.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+    """
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
+    """Lists jobs.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]
-    """Streams a job: as it is now, and again whenever it changes. Ends when the job has ended.
+    """Streams a job: as it is now, and again after each change. Ends when the job has ended.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+    """
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
+    """Cancels a job that is queued or running. Cancelling it again is OK.
+
+    A running job is stopped as soon as its worker is informed; what it has used until then is billed. A
+    result that arrives later is discarded.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+    * `FAILED_PRECONDITION`: `JOB_NOT_CANCELLABLE`; the job has already succeeded or failed.
     """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Runs work later. A job that was accepted is never lost and is booked once."""
+    """Runs requests in the background. An accepted job is never lost, and is billed once. Callers see the jobs of
+    their own tenant only.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]  # type: ignore[assignment]
-    """Accepts a job. When it answers, the job is durable.
+    """Accepts a job. It is durable when the response is sent.
 
-    With a `job_id` that was used before: the same payload answers with that job, another is refused.
+    A `job_id` that was used before returns that job where the payload is the same, and is refused otherwise.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the `job_id` has another payload.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+    * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
-    """Gets a job of the caller's tenant.
+    """Gets a job.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+    """
+    ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
+    """Lists jobs.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """Streams a job: as it is now, and again whenever it changes. Ends when the job has ended.
+    """Streams a job: as it is now, and again after each change. Ends when the job has ended.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+    """
+    CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
+    """Cancels a job that is queued or running. Cancelling it again is OK.
+
+    A running job is stopped as soon as its worker is informed; what it has used until then is billed. A
+    result that arrives later is discarded.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+    * `FAILED_PRECONDITION`: `JOB_NOT_CANCELLABLE`; the job has already succeeded or failed.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs work later. A job that was accepted is never lost and is booked once."""
+    """Runs requests in the background. An accepted job is never lost, and is billed once. Callers see the jobs of
+    their own tenant only.
+    """
 
     @_abc_1.abstractmethod
     def SubmitJob(
@@ -93,13 +137,13 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.SubmitJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.SubmitJobResponse, _abc.Awaitable[_jobs_pb2.SubmitJobResponse]]:
-        """Accepts a job. When it answers, the job is durable.
+        """Accepts a job. It is durable when the response is sent.
 
-        With a `job_id` that was used before: the same payload answers with that job, another is refused.
+        A `job_id` that was used before returns that job where the payload is the same, and is refused otherwise.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the `job_id` has another payload.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+        * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
         """
 
@@ -109,10 +153,23 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.GetJobResponse, _abc.Awaitable[_jobs_pb2.GetJobResponse]]:
-        """Gets a job of the caller's tenant.
+        """Gets a job.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+        """
+
+    @_abc_1.abstractmethod
+    def ListJobs(
+        self,
+        request: _jobs_pb2.ListJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ListJobsResponse, _abc.Awaitable[_jobs_pb2.ListJobsResponse]]:
+        """Lists jobs.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         """
 
     @_abc_1.abstractmethod
@@ -121,10 +178,28 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_jobs_pb2.WatchJobResponse], _abc.AsyncIterator[_jobs_pb2.WatchJobResponse]]:
-        """Streams a job: as it is now, and again whenever it changes. Ends when the job has ended.
+        """Streams a job: as it is now, and again after each change. Ends when the job has ended.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelJob(
+        self,
+        request: _jobs_pb2.CancelJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.CancelJobResponse, _abc.Awaitable[_jobs_pb2.CancelJobResponse]]:
+        """Cancels a job that is queued or running. Cancelling it again is OK.
+
+        A running job is stopped as soon as its worker is informed; what it has used until then is billed. A
+        result that arrives later is discarded.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
+        * `FAILED_PRECONDITION`: `JOB_NOT_CANCELLABLE`; the job has already succeeded or failed.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

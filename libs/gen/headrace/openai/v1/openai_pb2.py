@@ -23,29 +23,32 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from headrace.common.v1 import access_pb2 as headrace_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/openai/v1/openai.proto\x12\x12headrace.openai.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t2]\n\x15\x43hatCompletionService\x12\x44\n\x14\x43reateChatCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody0\x01\x32\xc1\x01\n\x0cModelService\x12N\n\nListModels\x12\x16.google.protobuf.Empty\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x61\n\x08GetModel\x12#.headrace.openai.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}2l\n\x10\x45mbeddingService\x12X\n\x0f\x43reateEmbedding\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/openai/v1/openai.proto\x12\x12headrace.openai.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fheadrace/common/v1/access.proto\"&\n\x0fGetModelRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\xc9\x01\n\x0cModelService\x12R\n\nListModels\x12\x16.google.protobuf.Empty\x1a\x14.google.api.HttpBody\"\x16\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x65\n\x08GetModel\x12#.headrace.openai.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"\x1e\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}2p\n\x10\x45mbeddingService\x12\\\n\x0f\x43reateEmbedding\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x88\xb5\x18\x01\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*Be\n\x12headrace.openai.v1B\x0bOpenaiProtoP\x01Z+headrace/gen/go/headrace/openai/v1;openaiv1\xaa\x02\x12Headrace.OpenAI.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.openai.v1.openai_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\022headrace.openai.v1B\013OpenaiProtoP\001Z+headrace/gen/go/headrace/openai/v1;openaiv1\252\002\022Headrace.OpenAI.V1'
+  _globals['_GETMODELREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_GETMODELREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002'
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\210\265\030\001\202\323\344\223\002\014\022\n/v1/models'
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002\024\022\022/v1/models/{model}'
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\210\265\030\001\202\323\344\223\002\024\022\022/v1/models/{model}'
   _globals['_EMBEDDINGSERVICE'].methods_by_name['CreateEmbedding']._loaded_options = None
-  _globals['_EMBEDDINGSERVICE'].methods_by_name['CreateEmbedding']._serialized_options = b'\202\323\344\223\002\023\"\016/v1/embeddings:\001*'
-  _globals['_GETMODELREQUEST']._serialized_start=141
-  _globals['_GETMODELREQUEST']._serialized_end=173
-  _globals['_CHATCOMPLETIONSERVICE']._serialized_start=175
-  _globals['_CHATCOMPLETIONSERVICE']._serialized_end=268
-  _globals['_MODELSERVICE']._serialized_start=271
-  _globals['_MODELSERVICE']._serialized_end=464
-  _globals['_EMBEDDINGSERVICE']._serialized_start=466
-  _globals['_EMBEDDINGSERVICE']._serialized_end=574
+  _globals['_EMBEDDINGSERVICE'].methods_by_name['CreateEmbedding']._serialized_options = b'\210\265\030\001\202\323\344\223\002\023\"\016/v1/embeddings:\001*'
+  _globals['_GETMODELREQUEST']._serialized_start=207
+  _globals['_GETMODELREQUEST']._serialized_end=245
+  _globals['_MODELSERVICE']._serialized_start=248
+  _globals['_MODELSERVICE']._serialized_end=449
+  _globals['_EMBEDDINGSERVICE']._serialized_start=451
+  _globals['_EMBEDDINGSERVICE']._serialized_end=563
 # @@protoc_insertion_point(module_scope)

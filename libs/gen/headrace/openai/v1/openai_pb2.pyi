@@ -18,13 +18,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """Asks for a model."""
+    """The request of `GetModel`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Its public name."""
+    """The public name of the model."""
     def __init__(
         self,
         *,

@@ -27,101 +27,12 @@ if _version_not_supported:
     )
 
 
-class ChatCompletionServiceStub:
-    """The chat part of OpenAI's HTTP API, for its unmodified clients.
-
-    Bodies are OpenAI's JSON and pass the edge as they are, so that unions such as string-or-list
-    content and server-sent events need no second description. Errors are `google.rpc.Status`; the edge
-    turns them into OpenAI's error object.
-    """
-
-    def __init__(self, channel):
-        """Constructor.
-
-        Args:
-            channel: A grpc.Channel.
-        """
-        self.CreateChatCompletion = channel.unary_stream(
-                '/headrace.openai.v1.ChatCompletionService/CreateChatCompletion',
-                request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
-                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
-                _registered_method=True)
-
-
-class ChatCompletionServiceServicer:
-    """The chat part of OpenAI's HTTP API, for its unmodified clients.
-
-    Bodies are OpenAI's JSON and pass the edge as they are, so that unions such as string-or-list
-    content and server-sent events need no second description. Errors are `google.rpc.Status`; the edge
-    turns them into OpenAI's error object.
-    """
-
-    def CreateChatCompletion(self, request, context):
-        """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
-
-        A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
-        `POST /v1/chat/completions` on to the same service as HTTP, without this method.
-
-        Errors: as `headrace.inference.v1.InferenceService/Generate`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-
-def add_ChatCompletionServiceServicer_to_server(servicer, server):
-    rpc_method_handlers = {
-            'CreateChatCompletion': grpc.unary_stream_rpc_method_handler(
-                    servicer.CreateChatCompletion,
-                    request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
-                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
-            ),
-    }
-    generic_handler = grpc.method_handlers_generic_handler(
-            'headrace.openai.v1.ChatCompletionService', rpc_method_handlers)
-    server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('headrace.openai.v1.ChatCompletionService', rpc_method_handlers)
-
-
- # This class is part of an EXPERIMENTAL API.
-class ChatCompletionService:
-    """The chat part of OpenAI's HTTP API, for its unmodified clients.
-
-    Bodies are OpenAI's JSON and pass the edge as they are, so that unions such as string-or-list
-    content and server-sent events need no second description. Errors are `google.rpc.Status`; the edge
-    turns them into OpenAI's error object.
-    """
-
-    @staticmethod
-    def CreateChatCompletion(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/headrace.openai.v1.ChatCompletionService/CreateChatCompletion',
-            google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
-            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-
 class ModelServiceStub:
     """The model list of OpenAI's HTTP API.
+
+    The bodies of this file's services are OpenAI's JSON, which the edge passes on unchanged, for unmodified
+    clients. Errors are `google.rpc.Status`; the edge turns them into OpenAI's error object.
+    `POST /v1/chat/completions` is plain HTTP, which the edge passes on to `inference`; it requires `infer`, too.
     """
 
     def __init__(self, channel):
@@ -144,10 +55,17 @@ class ModelServiceStub:
 
 class ModelServiceServicer:
     """The model list of OpenAI's HTTP API.
+
+    The bodies of this file's services are OpenAI's JSON, which the edge passes on unchanged, for unmodified
+    clients. Errors are `google.rpc.Status`; the edge turns them into OpenAI's error object.
+    `POST /v1/chat/completions` is plain HTTP, which the edge passes on to `inference`; it requires `infer`, too.
     """
 
     def ListModels(self, request, context):
         """Lists the models that are deployed.
+
+        Errors:
+        * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +75,8 @@ class ModelServiceServicer:
         """Gets one model.
 
         Errors:
-        * `NOT_FOUND`: `MODEL_NOT_FOUND`.
+        * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+        * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,6 +105,10 @@ def add_ModelServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
     """The model list of OpenAI's HTTP API.
+
+    The bodies of this file's services are OpenAI's JSON, which the edge passes on unchanged, for unmodified
+    clients. Errors are `google.rpc.Status`; the edge turns them into OpenAI's error object.
+    `POST /v1/chat/completions` is plain HTTP, which the edge passes on to `inference`; it requires `infer`, too.
     """
 
     @staticmethod
@@ -244,7 +167,7 @@ class ModelService:
 
 
 class EmbeddingServiceStub:
-    """The embeddings part of OpenAI's HTTP API. Served by `embedding_cache`.
+    """The embeddings of OpenAI's HTTP API. `embedding_cache` serves it.
     """
 
     def __init__(self, channel):
@@ -261,13 +184,13 @@ class EmbeddingServiceStub:
 
 
 class EmbeddingServiceServicer:
-    """The embeddings part of OpenAI's HTTP API. Served by `embedding_cache`.
+    """The embeddings of OpenAI's HTTP API. `embedding_cache` serves it.
     """
 
     def CreateEmbedding(self, request, context):
-        """Turns texts into vectors, as floats or as base64 of little-endian float32.
+        """Computes the embeddings of texts, as numbers or as the base64 of little-endian float32.
 
-        Errors: as `headrace.embedding.v1.EmbeddingService/Embed`.
+        Errors: those of `headrace.embedding.v1.EmbeddingService/Embed`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -290,7 +213,7 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EmbeddingService:
-    """The embeddings part of OpenAI's HTTP API. Served by `embedding_cache`.
+    """The embeddings of OpenAI's HTTP API. `embedding_cache` serves it.
     """
 
     @staticmethod

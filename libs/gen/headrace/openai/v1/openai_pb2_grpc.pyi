@@ -28,102 +28,63 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
-class ChatCompletionServiceStub:
-    """The chat part of OpenAI's HTTP API, for its unmodified clients.
-
-    Bodies are OpenAI's JSON and pass the edge as they are, so that unions such as string-or-list
-    content and server-sent events need no second description. Errors are `google.rpc.Status`; the edge
-    turns them into OpenAI's error object.
-    """
-
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ChatCompletionServiceAsyncStub: ...
-    CreateChatCompletion: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
-    """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
-
-    A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
-    `POST /v1/chat/completions` on to the same service as HTTP, without this method.
-
-    Errors: as `headrace.inference.v1.InferenceService/Generate`.
-    """
-
-@_typing.type_check_only
-class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
-    """The chat part of OpenAI's HTTP API, for its unmodified clients.
-
-    Bodies are OpenAI's JSON and pass the edge as they are, so that unions such as string-or-list
-    content and server-sent events need no second description. Errors are `google.rpc.Status`; the edge
-    turns them into OpenAI's error object.
-    """
-
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateChatCompletion: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
-
-    A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
-    `POST /v1/chat/completions` on to the same service as HTTP, without this method.
-
-    Errors: as `headrace.inference.v1.InferenceService/Generate`.
-    """
-
-class ChatCompletionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The chat part of OpenAI's HTTP API, for its unmodified clients.
-
-    Bodies are OpenAI's JSON and pass the edge as they are, so that unions such as string-or-list
-    content and server-sent events need no second description. Errors are `google.rpc.Status`; the edge
-    turns them into OpenAI's error object.
-    """
-
-    @_abc_1.abstractmethod
-    def CreateChatCompletion(
-        self,
-        request: _httpbody_pb2.HttpBody,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
-        """Answers a conversation: one JSON object, or server-sent events where `stream` is true.
-
-        A stream that breaks off ends with an error object and without `[DONE]`. The edge passes
-        `POST /v1/chat/completions` on to the same service as HTTP, without this method.
-
-        Errors: as `headrace.inference.v1.InferenceService/Generate`.
-        """
-
-def add_ChatCompletionServiceServicer_to_server(servicer: ChatCompletionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
-
 class ModelServiceStub:
-    """The model list of OpenAI's HTTP API."""
+    """The model list of OpenAI's HTTP API.
+
+    The bodies of this file's services are OpenAI's JSON, which the edge passes on unchanged, for unmodified
+    clients. Errors are `google.rpc.Status`; the edge turns them into OpenAI's error object.
+    `POST /v1/chat/completions` is plain HTTP, which the edge passes on to `inference`; it requires `infer`, too.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _httpbody_pb2.HttpBody]
-    """Lists the models that are deployed."""
+    """Lists the models that are deployed.
+
+    Errors:
+    * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_openai_pb2.GetModelRequest, _httpbody_pb2.HttpBody]
     """Gets one model.
 
     Errors:
-    * `NOT_FOUND`: `MODEL_NOT_FOUND`.
+    * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+    * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """The model list of OpenAI's HTTP API."""
+    """The model list of OpenAI's HTTP API.
+
+    The bodies of this file's services are OpenAI's JSON, which the edge passes on unchanged, for unmodified
+    clients. Errors are `google.rpc.Status`; the edge turns them into OpenAI's error object.
+    `POST /v1/chat/completions` is plain HTTP, which the edge passes on to `inference`; it requires `infer`, too.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Lists the models that are deployed."""
+    """Lists the models that are deployed.
+
+    Errors:
+    * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_openai_pb2.GetModelRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Gets one model.
 
     Errors:
-    * `NOT_FOUND`: `MODEL_NOT_FOUND`.
+    * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+    * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The model list of OpenAI's HTTP API."""
+    """The model list of OpenAI's HTTP API.
+
+    The bodies of this file's services are OpenAI's JSON, which the edge passes on unchanged, for unmodified
+    clients. Errors are `google.rpc.Status`; the edge turns them into OpenAI's error object.
+    `POST /v1/chat/completions` is plain HTTP, which the edge passes on to `inference`; it requires `infer`, too.
+    """
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -131,7 +92,11 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _empty_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Lists the models that are deployed."""
+        """Lists the models that are deployed.
+
+        Errors:
+        * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -142,37 +107,38 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gets one model.
 
         Errors:
-        * `NOT_FOUND`: `MODEL_NOT_FOUND`.
+        * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
+        * `UNAVAILABLE`: `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class EmbeddingServiceStub:
-    """The embeddings part of OpenAI's HTTP API. Served by `embedding_cache`."""
+    """The embeddings of OpenAI's HTTP API. `embedding_cache` serves it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbeddingServiceAsyncStub: ...
     CreateEmbedding: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
-    """Turns texts into vectors, as floats or as base64 of little-endian float32.
+    """Computes the embeddings of texts, as numbers or as the base64 of little-endian float32.
 
-    Errors: as `headrace.embedding.v1.EmbeddingService/Embed`.
+    Errors: those of `headrace.embedding.v1.EmbeddingService/Embed`.
     """
 
 @_typing.type_check_only
 class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
-    """The embeddings part of OpenAI's HTTP API. Served by `embedding_cache`."""
+    """The embeddings of OpenAI's HTTP API. `embedding_cache` serves it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEmbedding: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Turns texts into vectors, as floats or as base64 of little-endian float32.
+    """Computes the embeddings of texts, as numbers or as the base64 of little-endian float32.
 
-    Errors: as `headrace.embedding.v1.EmbeddingService/Embed`.
+    Errors: those of `headrace.embedding.v1.EmbeddingService/Embed`.
     """
 
 class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The embeddings part of OpenAI's HTTP API. Served by `embedding_cache`."""
+    """The embeddings of OpenAI's HTTP API. `embedding_cache` serves it."""
 
     @_abc_1.abstractmethod
     def CreateEmbedding(
@@ -180,9 +146,9 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _httpbody_pb2.HttpBody,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Turns texts into vectors, as floats or as base64 of little-endian float32.
+        """Computes the embeddings of texts, as numbers or as the base64 of little-endian float32.
 
-        Errors: as `headrace.embedding.v1.EmbeddingService/Embed`.
+        Errors: those of `headrace.embedding.v1.EmbeddingService/Embed`.
         """
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

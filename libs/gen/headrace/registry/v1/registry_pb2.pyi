@@ -5,9 +5,12 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from headrace.common.v1 import backend_pb2 as _backend_pb2
 from headrace.common.v1 import model_pb2 as _model_pb2
 import builtins as _builtins
 import sys
@@ -20,9 +23,61 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ModelVersionView:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelVersionViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelVersionView.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_VERSION_VIEW_UNSPECIFIED: _ModelVersionView.ValueType  # 0
+    """As `MODEL_VERSION_VIEW_BASIC`."""
+    MODEL_VERSION_VIEW_BASIC: _ModelVersionView.ValueType  # 1
+    """All but `provider`."""
+    MODEL_VERSION_VIEW_FULL: _ModelVersionView.ValueType  # 2
+    """All. Requires the scope `admin`."""
+
+class ModelVersionView(_ModelVersionView, metaclass=_ModelVersionViewEnumTypeWrapper):
+    """How much of a version a response has."""
+
+MODEL_VERSION_VIEW_UNSPECIFIED: ModelVersionView.ValueType  # 0
+"""As `MODEL_VERSION_VIEW_BASIC`."""
+MODEL_VERSION_VIEW_BASIC: ModelVersionView.ValueType  # 1
+"""All but `provider`."""
+MODEL_VERSION_VIEW_FULL: ModelVersionView.ValueType  # 2
+"""All. Requires the scope `admin`."""
+Global___ModelVersionView: _TypeAlias = ModelVersionView  # noqa: Y015
+
+class _DeploymentState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeploymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeploymentState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEPLOYMENT_STATE_UNSPECIFIED: _DeploymentState.ValueType  # 0
+    """Unknown."""
+    DEPLOYMENT_STATE_PENDING: _DeploymentState.ValueType  # 1
+    """No backend is ready yet: none has reported, or at least one is loading."""
+    DEPLOYMENT_STATE_READY: _DeploymentState.ValueType  # 2
+    """At least one backend is ready."""
+    DEPLOYMENT_STATE_FAILED: _DeploymentState.ValueType  # 3
+    """All backends that reported have failed."""
+
+class DeploymentState(_DeploymentState, metaclass=_DeploymentStateEnumTypeWrapper):
+    """Whether a deployment serves requests."""
+
+DEPLOYMENT_STATE_UNSPECIFIED: DeploymentState.ValueType  # 0
+"""Unknown."""
+DEPLOYMENT_STATE_PENDING: DeploymentState.ValueType  # 1
+"""No backend is ready yet: none has reported, or at least one is loading."""
+DEPLOYMENT_STATE_READY: DeploymentState.ValueType  # 2
+"""At least one backend is ready."""
+DEPLOYMENT_STATE_FAILED: DeploymentState.ValueType  # 3
+"""All backends that reported have failed."""
+Global___DeploymentState: _TypeAlias = DeploymentState  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
-    """A model, under the name that users call."""
+    """A model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,12 +85,14 @@ class Model(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`models/{model}`; the last part is `[a-z][a-z0-9-]*` and at most 63 characters."""
+    """`models/{model}`, where `{model}` is the public name, see `headrace/common/v1/model.proto`. Chosen by the
+    client.
+    """
     description: _builtins.str
-    """What it is for, for people."""
+    """What the model is for, for people. At most 4,096 characters."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Set by the service."""
+        """When it was created."""
 
     def __init__(
         self,
@@ -54,7 +111,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Lineage(_message.Message):
-    """Where a version comes from."""
+    """Where a version comes from. Each field has at most 1,024 characters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -64,7 +121,7 @@ class Lineage(_message.Message):
     training_run: _builtins.str
     """The training run."""
     dataset: _builtins.str
-    """The data it was trained on."""
+    """The data that it was trained on."""
     source_revision: _builtins.str
     """The revision of the code."""
     def __init__(
@@ -84,7 +141,7 @@ Global___Lineage: _TypeAlias = Lineage  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):
-    """One version of a model; never changes."""
+    """One version of a model. It never changes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -96,14 +153,14 @@ class ModelVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`models/{model}/versions/{semver}`."""
+    """`models/{model}/versions/{semver}`. Chosen by the client."""
     artifact_digest: _builtins.str
     """The artifact: `sha256:` and 64 hex digits."""
     artifact_file_name: _builtins.str
-    """`{model}-{version}-{timestamp}`. Set by the service."""
+    """`{model}-{version}-{timestamp}`."""
     @_builtins.property
     def schema(self) -> _model_pb2.ModelSchema:
-        """What it takes and gives. Set by the service, from the artifact."""
+        """What the version accepts and returns, as the artifact says."""
 
     @_builtins.property
     def lineage(self) -> Global___Lineage:
@@ -111,11 +168,13 @@ class ModelVersion(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Set by the service."""
+        """When it was created."""
 
     @_builtins.property
-    def provider(self) -> _model_pb2.Provider:
-        """Set by the service, from the artifact, where an external provider runs the version."""
+    def provider(self) -> _backend_pb2.ProviderTarget:
+        """The external provider that runs the version, as the artifact says. Not set where a pool runs it. Only in
+        `MODEL_VERSION_VIEW_FULL`.
+        """
 
     def __init__(
         self,
@@ -126,7 +185,7 @@ class ModelVersion(_message.Message):
         schema: _model_pb2.ModelSchema | None = ...,
         lineage: Global___Lineage | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
-        provider: _model_pb2.Provider | None = ...,
+        provider: _backend_pb2.ProviderTarget | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "lineage", b"lineage", "provider", b"provider", "schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -143,62 +202,120 @@ class Deployment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    MODEL_VERSION_FIELD_NUMBER: _builtins.int
-    POOL_FIELD_NUMBER: _builtins.int
-    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
-    SCHEMA_FIELD_NUMBER: _builtins.int
-    BACKENDS_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
-    PROVIDER_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`deployments/{deployment}`; the last part is `[a-z][a-z0-9-]*` and at most 63 characters."""
-    model_version: _builtins.str
-    """`models/{model}/versions/{semver}`."""
-    pool: _builtins.str
-    """The pool. Empty: `default`."""
-    artifact_digest: _builtins.str
-    """The version's artifact. Set by the service."""
+    """`deployments/{deployment}`. The id is `[a-z][a-z0-9-]*` with at most 63 characters. Chosen by the client."""
+    etag: _builtins.str
+    """Changes with `spec`, not with `status`. Where an update or a delete has one, it fails if the deployment
+    has another.
+    """
     @_builtins.property
-    def schema(self) -> _model_pb2.ModelSchema:
-        """The version's schema. Set by the service."""
+    def spec(self) -> Global___DeploymentSpec:
+        """What is wanted."""
 
     @_builtins.property
-    def backends(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Backend]:
-        """The state on each backend of the pool. Set by the pool's agents; where there is a `provider`, by
-        the service: that one, always ready.
-        """
+    def status(self) -> Global___DeploymentStatus:
+        """What is there."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Set by the service."""
+        """When it was created."""
 
     @_builtins.property
-    def provider(self) -> _model_pb2.Provider:
-        """The version's provider. Set by the service. The pool's agents leave such a deployment alone."""
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When `spec` last changed."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        model_version: _builtins.str = ...,
-        pool: _builtins.str = ...,
-        artifact_digest: _builtins.str = ...,
-        schema: _model_pb2.ModelSchema | None = ...,
-        backends: _abc.Iterable[_model_pb2.Backend] | None = ...,
+        spec: Global___DeploymentSpec | None = ...,
+        status: Global___DeploymentStatus | None = ...,
+        etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
-        provider: _model_pb2.Provider | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "provider", b"provider", "schema", b"schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backends", b"backends", "create_time", b"create_time", "model_version", b"model_version", "name", b"name", "pool", b"pool", "provider", b"provider", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "name", b"name", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
 @_typing.final
+class DeploymentSpec(_message.Message):
+    """What is wanted of a deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """`models/{model}/versions/{semver}`. An update may name another version of the same model."""
+    pool: _builtins.str
+    """The pool. Empty: `default`. Ignored where a provider runs the version."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        pool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentSpec: _TypeAlias = DeploymentSpec  # noqa: Y015
+
+@_typing.final
+class DeploymentStatus(_message.Message):
+    """What is there of a deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
+    state: Global___DeploymentState.ValueType
+    """Whether it serves requests."""
+    artifact_digest: _builtins.str
+    """The artifact of the version: `sha256:` and 64 hex digits."""
+    @_builtins.property
+    def schema(self) -> _model_pb2.ModelSchema:
+        """The schema of the version."""
+
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.BackendStatus]:
+        """The backends of the pool, as they reported; the single backend `provider`, always ready, where a
+        provider runs the version.
+        """
+
+    def __init__(
+        self,
+        *,
+        state: Global___DeploymentState.ValueType = ...,
+        artifact_digest: _builtins.str = ...,
+        schema: _model_pb2.ModelSchema | None = ...,
+        backends: _abc.Iterable[_model_pb2.BackendStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backends", b"backends", "schema", b"schema", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentStatus: _TypeAlias = DeploymentStatus  # noqa: Y015
+
+@_typing.final
 class CreateModelRequest(_message.Message):
-    """Asks for a new model."""
+    """The request of `CreateModel`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -222,14 +339,14 @@ Global___CreateModelRequest: _TypeAlias = CreateModelRequest  # noqa: Y015
 
 @_typing.final
 class CreateModelResponse(_message.Message):
-    """The model as created."""
+    """The response of `CreateModel`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___Model:
-        """The model."""
+        """The model as created."""
 
     def __init__(
         self,
@@ -246,7 +363,7 @@ Global___CreateModelResponse: _TypeAlias = CreateModelResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """Asks for a model."""
+    """The request of `GetModel`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -268,7 +385,7 @@ Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
-    """The model."""
+    """The response of `GetModel`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -292,25 +409,29 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """Asks for models."""
+    """The request of `ListModels`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, more than 1,000 means 1,000."""
+    """The maximum number of models. 0 means 50; more than 1,000 means 1,000."""
     page_token: _builtins.str
-    """From the answer before."""
+    """`next_page_token` of the page before."""
+    filter: _builtins.str
+    """A filter as `protos/README.md` describes it. Field: `name`."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -318,17 +439,17 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsResponse(_message.Message):
-    """Models."""
+    """The response of `ListModels`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty: no more."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """By name."""
+        """The models, ordered by name."""
 
     def __init__(
         self,
@@ -346,14 +467,14 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class UploadArtifactRequest(_message.Message):
-    """A part of an artifact."""
+    """A message of `UploadArtifact`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     METADATA_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """The others: the bytes, at most 1 MiB each."""
+    """Each of the others: the next bytes, at most 1 MiB."""
     @_builtins.property
     def metadata(self) -> Global___ArtifactMetadata:
         """The first message."""
@@ -376,7 +497,7 @@ Global___UploadArtifactRequest: _TypeAlias = UploadArtifactRequest  # noqa: Y015
 
 @_typing.final
 class ArtifactMetadata(_message.Message):
-    """What is announced of an artifact."""
+    """What an artifact is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -385,7 +506,7 @@ class ArtifactMetadata(_message.Message):
     digest: _builtins.str
     """`sha256:` and 64 hex digits."""
     size_bytes: _builtins.int
-    """How long it is."""
+    """The length."""
     def __init__(
         self,
         *,
@@ -402,16 +523,16 @@ Global___ArtifactMetadata: _TypeAlias = ArtifactMetadata  # noqa: Y015
 
 @_typing.final
 class UploadArtifactResponse(_message.Message):
-    """The artifact was kept."""
+    """The response of `UploadArtifact`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
-    """Its digest."""
+    """`sha256:` and 64 hex digits."""
     size_bytes: _builtins.int
-    """How long it is."""
+    """The length."""
     def __init__(
         self,
         *,
@@ -427,76 +548,8 @@ class UploadArtifactResponse(_message.Message):
 Global___UploadArtifactResponse: _TypeAlias = UploadArtifactResponse  # noqa: Y015
 
 @_typing.final
-class DownloadArtifactRequest(_message.Message):
-    """Asks for an artifact."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DIGEST_FIELD_NUMBER: _builtins.int
-    digest: _builtins.str
-    """`sha256:` and 64 hex digits."""
-    def __init__(
-        self,
-        *,
-        digest: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DownloadArtifactRequest: _TypeAlias = DownloadArtifactRequest  # noqa: Y015
-
-@_typing.final
-class DownloadArtifactResponse(_message.Message):
-    """Bytes of an artifact, in their order."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CHUNK_FIELD_NUMBER: _builtins.int
-    chunk: _builtins.bytes
-    """At most 1 MiB."""
-    def __init__(
-        self,
-        *,
-        chunk: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DownloadArtifactResponse: _TypeAlias = DownloadArtifactResponse  # noqa: Y015
-
-@_typing.final
 class CreateModelVersionRequest(_message.Message):
-    """Asks for a new version."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MODEL_VERSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def model_version(self) -> Global___ModelVersion:
-        """The version; `name`, `artifact_digest` and `lineage` are read."""
-
-    def __init__(
-        self,
-        *,
-        model_version: Global___ModelVersion | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CreateModelVersionRequest: _TypeAlias = CreateModelVersionRequest  # noqa: Y015
-
-@_typing.final
-class CreateModelVersionResponse(_message.Message):
-    """The version as created."""
+    """The request of `CreateModelVersion`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -516,25 +569,53 @@ class CreateModelVersionResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+Global___CreateModelVersionRequest: _TypeAlias = CreateModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class CreateModelVersionResponse(_message.Message):
+    """The response of `CreateModelVersion`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model_version(self) -> Global___ModelVersion:
+        """The version as created, in full view."""
+
+    def __init__(
+        self,
+        *,
+        model_version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
 Global___CreateModelVersionResponse: _TypeAlias = CreateModelVersionResponse  # noqa: Y015
 
 @_typing.final
 class GetModelVersionRequest(_message.Message):
-    """Asks for a version."""
+    """The request of `GetModelVersion`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/versions/{semver}`."""
+    view: Global___ModelVersionView.ValueType
+    """How much of the version to return."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        view: Global___ModelVersionView.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,7 +623,7 @@ Global___GetModelVersionRequest: _TypeAlias = GetModelVersionRequest  # noqa: Y0
 
 @_typing.final
 class GetModelVersionResponse(_message.Message):
-    """The version."""
+    """The response of `GetModelVersion`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -566,29 +647,37 @@ Global___GetModelVersionResponse: _TypeAlias = GetModelVersionResponse  # noqa: 
 
 @_typing.final
 class ListModelVersionsRequest(_message.Message):
-    """Asks for versions."""
+    """The request of `ListModelVersions`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`models/{model}`."""
     page_size: _builtins.int
-    """At most this many; 0 means 50, more than 1,000 means 1,000."""
+    """The maximum number of versions. 0 means 50; more than 1,000 means 1,000."""
     page_token: _builtins.str
-    """From the answer before."""
+    """`next_page_token` of the page before."""
+    filter: _builtins.str
+    """A filter as `protos/README.md` describes it. Field: `artifact_digest`."""
+    view: Global___ModelVersionView.ValueType
+    """How much of the versions to return."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        view: Global___ModelVersionView.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -596,17 +685,17 @@ Global___ListModelVersionsRequest: _TypeAlias = ListModelVersionsRequest  # noqa
 
 @_typing.final
 class ListModelVersionsResponse(_message.Message):
-    """Versions."""
+    """The response of `ListModelVersions`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_VERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty: no more."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def model_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
-        """The highest first."""
+        """The versions, the highest first."""
 
     def __init__(
         self,
@@ -624,14 +713,14 @@ Global___ListModelVersionsResponse: _TypeAlias = ListModelVersionsResponse  # no
 
 @_typing.final
 class CreateDeploymentRequest(_message.Message):
-    """Asks for a new deployment."""
+    """The request of `CreateDeployment`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deployment(self) -> Global___Deployment:
-        """The deployment; `name`, `model_version` and `pool` are read."""
+        """The deployment; `name` and `spec` are read."""
 
     def __init__(
         self,
@@ -648,14 +737,14 @@ Global___CreateDeploymentRequest: _TypeAlias = CreateDeploymentRequest  # noqa: 
 
 @_typing.final
 class CreateDeploymentResponse(_message.Message):
-    """The deployment as created."""
+    """The response of `CreateDeployment`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deployment(self) -> Global___Deployment:
-        """The deployment."""
+        """The deployment as created."""
 
     def __init__(
         self,
@@ -672,7 +761,7 @@ Global___CreateDeploymentResponse: _TypeAlias = CreateDeploymentResponse  # noqa
 
 @_typing.final
 class GetDeploymentRequest(_message.Message):
-    """Asks for a deployment."""
+    """The request of `GetDeployment`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -694,7 +783,7 @@ Global___GetDeploymentRequest: _TypeAlias = GetDeploymentRequest  # noqa: Y015
 
 @_typing.final
 class GetDeploymentResponse(_message.Message):
-    """The deployment."""
+    """The response of `GetDeployment`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -718,25 +807,29 @@ Global___GetDeploymentResponse: _TypeAlias = GetDeploymentResponse  # noqa: Y015
 
 @_typing.final
 class ListDeploymentsRequest(_message.Message):
-    """Asks for deployments."""
+    """The request of `ListDeployments`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, more than 1,000 means 1,000."""
+    """The maximum number of deployments. 0 means 50; more than 1,000 means 1,000."""
     page_token: _builtins.str
-    """From the answer before."""
+    """`next_page_token` of the page before."""
+    filter: _builtins.str
+    """A filter as `protos/README.md` describes it. Fields: `spec.model_version`, `spec.pool`."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -744,17 +837,17 @@ Global___ListDeploymentsRequest: _TypeAlias = ListDeploymentsRequest  # noqa: Y0
 
 @_typing.final
 class ListDeploymentsResponse(_message.Message):
-    """Deployments."""
+    """The response of `ListDeployments`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty: no more."""
+    """The token of the next page. Empty: this is the last page."""
     @_builtins.property
     def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
-        """By name."""
+        """The deployments, ordered by name."""
 
     def __init__(
         self,
@@ -771,22 +864,80 @@ class ListDeploymentsResponse(_message.Message):
 Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: Y015
 
 @_typing.final
+class UpdateDeploymentRequest(_message.Message):
+    """The request of `UpdateDeployment`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """The deployment; `name`, `etag` and the fields of `update_mask` are read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields to change: `spec`, `spec.model_version`, `spec.pool`. Not set, or `*`: `spec`."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentRequest: _TypeAlias = UpdateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentResponse(_message.Message):
+    """The response of `UpdateDeployment`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """The deployment as changed."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentResponse: _TypeAlias = UpdateDeploymentResponse  # noqa: Y015
+
+@_typing.final
 class DeleteDeploymentRequest(_message.Message):
-    """Asks for the end of a deployment."""
+    """The request of `DeleteDeployment`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`deployments/{deployment}`."""
+    etag: _builtins.str
+    """The etag that the deployment must have. Empty: any."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -794,7 +945,7 @@ Global___DeleteDeploymentRequest: _TypeAlias = DeleteDeploymentRequest  # noqa: 
 
 @_typing.final
 class DeleteDeploymentResponse(_message.Message):
-    """The deployment is gone."""
+    """The response of `DeleteDeployment`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -808,98 +959,3 @@ class DeleteDeploymentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteDeploymentResponse: _TypeAlias = DeleteDeploymentResponse  # noqa: Y015
-
-@_typing.final
-class WatchDeploymentsRequest(_message.Message):
-    """Asks for deployments as they change."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    POOL_FIELD_NUMBER: _builtins.int
-    pool: _builtins.str
-    """Only those of this pool. Empty: all."""
-    def __init__(
-        self,
-        *,
-        pool: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchDeploymentsRequest: _TypeAlias = WatchDeploymentsRequest  # noqa: Y015
-
-@_typing.final
-class WatchDeploymentsResponse(_message.Message):
-    """All deployments; replaces those before."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REVISION_FIELD_NUMBER: _builtins.int
-    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
-    revision: _builtins.int
-    """Grows with every change, also over restarts."""
-    @_builtins.property
-    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
-        """By name."""
-
-    def __init__(
-        self,
-        *,
-        revision: _builtins.int = ...,
-        deployments: _abc.Iterable[Global___Deployment] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "revision", b"revision"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchDeploymentsResponse: _TypeAlias = WatchDeploymentsResponse  # noqa: Y015
-
-@_typing.final
-class ReportBackendRequest(_message.Message):
-    """Tells a state."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DEPLOYMENT_FIELD_NUMBER: _builtins.int
-    BACKEND_FIELD_NUMBER: _builtins.int
-    deployment: _builtins.str
-    """`deployments/{deployment}`."""
-    @_builtins.property
-    def backend(self) -> _model_pb2.Backend:
-        """The backend and its state."""
-
-    def __init__(
-        self,
-        *,
-        deployment: _builtins.str = ...,
-        backend: _model_pb2.Backend | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "deployment", b"deployment"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReportBackendRequest: _TypeAlias = ReportBackendRequest  # noqa: Y015
-
-@_typing.final
-class ReportBackendResponse(_message.Message):
-    """The state was taken."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReportBackendResponse: _TypeAlias = ReportBackendResponse  # noqa: Y015

@@ -26,9 +26,7 @@ if _version_not_supported:
 
 
 class RegistryServiceStub:
-    """Knows every model, version, artifact and deployment. Nothing is served that is not in here.
-
-    Whatever changes something needs the scope `admin`: `PERMISSION_DENIED` with `SCOPE_MISSING` else.
+    """Owns models, versions, artifacts and deployments. The mesh serves nothing else.
     """
 
     def __init__(self, channel):
@@ -56,11 +54,6 @@ class RegistryServiceStub:
                 '/headrace.registry.v1.RegistryService/UploadArtifact',
                 request_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UploadArtifactRequest.SerializeToString,
                 response_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UploadArtifactResponse.FromString,
-                _registered_method=True)
-        self.DownloadArtifact = channel.unary_stream(
-                '/headrace.registry.v1.RegistryService/DownloadArtifact',
-                request_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DownloadArtifactRequest.SerializeToString,
-                response_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DownloadArtifactResponse.FromString,
                 _registered_method=True)
         self.CreateModelVersion = channel.unary_unary(
                 '/headrace.registry.v1.RegistryService/CreateModelVersion',
@@ -92,34 +85,27 @@ class RegistryServiceStub:
                 request_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsRequest.SerializeToString,
                 response_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/headrace.registry.v1.RegistryService/UpdateDeployment',
+                request_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UpdateDeploymentResponse.FromString,
+                _registered_method=True)
         self.DeleteDeployment = channel.unary_unary(
                 '/headrace.registry.v1.RegistryService/DeleteDeployment',
                 request_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentRequest.SerializeToString,
                 response_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentResponse.FromString,
                 _registered_method=True)
-        self.WatchDeployments = channel.unary_stream(
-                '/headrace.registry.v1.RegistryService/WatchDeployments',
-                request_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.WatchDeploymentsRequest.SerializeToString,
-                response_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.WatchDeploymentsResponse.FromString,
-                _registered_method=True)
-        self.ReportBackend = channel.unary_unary(
-                '/headrace.registry.v1.RegistryService/ReportBackend',
-                request_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ReportBackendRequest.SerializeToString,
-                response_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ReportBackendResponse.FromString,
-                _registered_method=True)
 
 
 class RegistryServiceServicer:
-    """Knows every model, version, artifact and deployment. Nothing is served that is not in here.
-
-    Whatever changes something needs the scope `admin`: `PERMISSION_DENIED` with `SCOPE_MISSING` else.
+    """Owns models, versions, artifacts and deployments. The mesh serves nothing else.
     """
 
     def CreateModel(self, request, context):
         """Creates a model.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -130,6 +116,7 @@ class RegistryServiceServicer:
         """Gets a model.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -137,29 +124,22 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models by name.
+        """Lists models.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadArtifact(self, request_iterator, context):
-        """Takes the bytes of an artifact: first one `metadata`, then its `chunk`s.
+        """Stores an artifact. The first message has `metadata`, each of the others a `chunk`.
 
-        An artifact that the registry has already is accepted again. Nothing is kept of one that fails.
-
-        Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def DownloadArtifact(self, request, context):
-        """Streams the bytes of an artifact.
+        An artifact that exists already is accepted again. Nothing of a failed upload is kept.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,8 +149,8 @@ class RegistryServiceServicer:
         """Creates a version. A version never changes.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`; the version is no semantic version, or the digest is missing.
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; there is no such model.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request, or the manifest in the artifact.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the model does not exist.
         * `FAILED_PRECONDITION`: `ARTIFACT_NOT_FOUND`. Upload the artifact first.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
@@ -182,25 +162,31 @@ class RegistryServiceServicer:
         """Gets a version.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModelVersions(self, request, context):
-        """Lists the versions of a model, the highest first.
+        """Lists the versions of a model.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateDeployment(self, request, context):
-        """Asks a pool to serve a version.
+        """Creates a deployment. The backends of its pool then load the version.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; there is no such version.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -211,6 +197,7 @@ class RegistryServiceServicer:
         """Gets a deployment.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -218,35 +205,38 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeployments(self, request, context):
-        """Lists the deployments by name.
+        """Lists deployments.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDeployment(self, request, context):
+        """Changes the spec of a deployment.
+
+        The deployment serves nothing until a backend has the new version ready. To change versions without
+        such a gap, create a second deployment and delete the first one later.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+        * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDeployment(self, request, context):
-        """Deletes a deployment. Its backends unload the version.
+        """Deletes a deployment. Its backends then unload the version.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def WatchDeployments(self, request, context):
-        """Streams the deployments: all of them at once, and again whenever one changes.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReportBackend(self, request, context):
-        """Tells the state of a deployment on one backend. Called by `pool_agent`.
-
-        Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `FAILED_PRECONDITION`: `DIGEST_MISMATCH`; a ready backend has another artifact than the version.
+        * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,11 +264,6 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.UploadArtifact,
                     request_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UploadArtifactRequest.FromString,
                     response_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UploadArtifactResponse.SerializeToString,
-            ),
-            'DownloadArtifact': grpc.unary_stream_rpc_method_handler(
-                    servicer.DownloadArtifact,
-                    request_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DownloadArtifactRequest.FromString,
-                    response_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DownloadArtifactResponse.SerializeToString,
             ),
             'CreateModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateModelVersion,
@@ -310,20 +295,15 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsRequest.FromString,
                     response_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsResponse.SerializeToString,
             ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.UpdateDeploymentResponse.SerializeToString,
+            ),
             'DeleteDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDeployment,
                     request_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentRequest.FromString,
                     response_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentResponse.SerializeToString,
-            ),
-            'WatchDeployments': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchDeployments,
-                    request_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.WatchDeploymentsRequest.FromString,
-                    response_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.WatchDeploymentsResponse.SerializeToString,
-            ),
-            'ReportBackend': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReportBackend,
-                    request_deserializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ReportBackendRequest.FromString,
-                    response_serializer=headrace_dot_registry_dot_v1_dot_registry__pb2.ReportBackendResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -334,9 +314,7 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
-    """Knows every model, version, artifact and deployment. Nothing is served that is not in here.
-
-    Whatever changes something needs the scope `admin`: `PERMISSION_DENIED` with `SCOPE_MISSING` else.
+    """Owns models, versions, artifacts and deployments. The mesh serves nothing else.
     """
 
     @staticmethod
@@ -437,33 +415,6 @@ class RegistryService:
             '/headrace.registry.v1.RegistryService/UploadArtifact',
             headrace_dot_registry_dot_v1_dot_registry__pb2.UploadArtifactRequest.SerializeToString,
             headrace_dot_registry_dot_v1_dot_registry__pb2.UploadArtifactResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def DownloadArtifact(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/headrace.registry.v1.RegistryService/DownloadArtifact',
-            headrace_dot_registry_dot_v1_dot_registry__pb2.DownloadArtifactRequest.SerializeToString,
-            headrace_dot_registry_dot_v1_dot_registry__pb2.DownloadArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -637,6 +588,33 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.registry.v1.RegistryService/UpdateDeployment',
+            headrace_dot_registry_dot_v1_dot_registry__pb2.UpdateDeploymentRequest.SerializeToString,
+            headrace_dot_registry_dot_v1_dot_registry__pb2.UpdateDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteDeployment(request,
             target,
             options=(),
@@ -653,60 +631,6 @@ class RegistryService:
             '/headrace.registry.v1.RegistryService/DeleteDeployment',
             headrace_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentRequest.SerializeToString,
             headrace_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def WatchDeployments(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/headrace.registry.v1.RegistryService/WatchDeployments',
-            headrace_dot_registry_dot_v1_dot_registry__pb2.WatchDeploymentsRequest.SerializeToString,
-            headrace_dot_registry_dot_v1_dot_registry__pb2.WatchDeploymentsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReportBackend(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/headrace.registry.v1.RegistryService/ReportBackend',
-            headrace_dot_registry_dot_v1_dot_registry__pb2.ReportBackendRequest.SerializeToString,
-            headrace_dot_registry_dot_v1_dot_registry__pb2.ReportBackendResponse.FromString,
             options,
             channel_credentials,
             insecure,

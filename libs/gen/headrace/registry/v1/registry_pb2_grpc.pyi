@@ -27,10 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistryServiceStub:
-    """Knows every model, version, artifact and deployment. Nothing is served that is not in here.
-
-    Whatever changes something needs the scope `admin`: `PERMISSION_DENIED` with `SCOPE_MISSING` else.
-    """
+    """Owns models, versions, artifacts and deployments. The mesh serves nothing else."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,37 +37,36 @@ class RegistryServiceStub:
     """Creates a model.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.GetModelResponse]
     """Gets a model.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
-    """Lists the models by name."""
-    UploadArtifact: _grpc.StreamUnaryMultiCallable[_registry_pb2.UploadArtifactRequest, _registry_pb2.UploadArtifactResponse]
-    """Takes the bytes of an artifact: first one `metadata`, then its `chunk`s.
-
-    An artifact that the registry has already is accepted again. Nothing is kept of one that fails.
+    """Lists models.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     """
-    DownloadArtifact: _grpc.UnaryStreamMultiCallable[_registry_pb2.DownloadArtifactRequest, _registry_pb2.DownloadArtifactResponse]
-    """Streams the bytes of an artifact.
+    UploadArtifact: _grpc.StreamUnaryMultiCallable[_registry_pb2.UploadArtifactRequest, _registry_pb2.UploadArtifactResponse]
+    """Stores an artifact. The first message has `metadata`, each of the others a `chunk`.
+
+    An artifact that exists already is accepted again. Nothing of a failed upload is kept.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
     """
     CreateModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.CreateModelVersionResponse]
     """Creates a version. A version never changes.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`; the version is no semantic version, or the digest is missing.
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; there is no such model.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request, or the manifest in the artifact.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the model does not exist.
     * `FAILED_PRECONDITION`: `ARTIFACT_NOT_FOUND`. Upload the artifact first.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
@@ -78,85 +74,98 @@ class RegistryServiceStub:
     """Gets a version.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
     """
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]
-    """Lists the versions of a model, the highest first."""
-    CreateDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]
-    """Asks a pool to serve a version.
+    """Lists the versions of a model.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; there is no such version.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    """
+    CreateDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]
+    """Creates a deployment. The backends of its pool then load the version.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
     GetDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetDeploymentRequest, _registry_pb2.GetDeploymentResponse]
     """Gets a deployment.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
     """
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListDeploymentsRequest, _registry_pb2.ListDeploymentsResponse]
-    """Lists the deployments by name."""
-    DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteDeploymentRequest, _registry_pb2.DeleteDeploymentResponse]
-    """Deletes a deployment. Its backends unload the version.
+    """Lists deployments.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     """
-    WatchDeployments: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchDeploymentsRequest, _registry_pb2.WatchDeploymentsResponse]
-    """Streams the deployments: all of them at once, and again whenever one changes."""
-    ReportBackend: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReportBackendRequest, _registry_pb2.ReportBackendResponse]
-    """Tells the state of a deployment on one backend. Called by `pool_agent`.
+    UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateDeploymentRequest, _registry_pb2.UpdateDeploymentResponse]
+    """Changes the spec of a deployment.
+
+    The deployment serves nothing until a backend has the new version ready. To change versions without
+    such a gap, create a second deployment and delete the first one later.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `FAILED_PRECONDITION`: `DIGEST_MISMATCH`; a ready backend has another artifact than the version.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+    * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
+    """
+    DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteDeploymentRequest, _registry_pb2.DeleteDeploymentResponse]
+    """Deletes a deployment. Its backends then unload the version.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
     """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
-    """Knows every model, version, artifact and deployment. Nothing is served that is not in here.
-
-    Whatever changes something needs the scope `admin`: `PERMISSION_DENIED` with `SCOPE_MISSING` else.
-    """
+    """Owns models, versions, artifacts and deployments. The mesh serves nothing else."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.CreateModelResponse]  # type: ignore[assignment]
     """Creates a model.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.GetModelResponse]  # type: ignore[assignment]
     """Gets a model.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models by name."""
-    UploadArtifact: _aio.StreamUnaryMultiCallable[_registry_pb2.UploadArtifactRequest, _registry_pb2.UploadArtifactResponse]  # type: ignore[assignment]
-    """Takes the bytes of an artifact: first one `metadata`, then its `chunk`s.
-
-    An artifact that the registry has already is accepted again. Nothing is kept of one that fails.
+    """Lists models.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     """
-    DownloadArtifact: _aio.UnaryStreamMultiCallable[_registry_pb2.DownloadArtifactRequest, _registry_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
-    """Streams the bytes of an artifact.
+    UploadArtifact: _aio.StreamUnaryMultiCallable[_registry_pb2.UploadArtifactRequest, _registry_pb2.UploadArtifactResponse]  # type: ignore[assignment]
+    """Stores an artifact. The first message has `metadata`, each of the others a `chunk`.
+
+    An artifact that exists already is accepted again. Nothing of a failed upload is kept.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
     """
     CreateModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.CreateModelVersionResponse]  # type: ignore[assignment]
     """Creates a version. A version never changes.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`; the version is no semantic version, or the digest is missing.
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; there is no such model.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request, or the manifest in the artifact.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the model does not exist.
     * `FAILED_PRECONDITION`: `ARTIFACT_NOT_FOUND`. Upload the artifact first.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
@@ -164,47 +173,61 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Gets a version.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
     """
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
-    """Lists the versions of a model, the highest first."""
-    CreateDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]  # type: ignore[assignment]
-    """Asks a pool to serve a version.
+    """Lists the versions of a model.
 
     Errors:
-    * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; there is no such version.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    """
+    CreateDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]  # type: ignore[assignment]
+    """Creates a deployment. The backends of its pool then load the version.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
     GetDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetDeploymentRequest, _registry_pb2.GetDeploymentResponse]  # type: ignore[assignment]
     """Gets a deployment.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
     """
     ListDeployments: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListDeploymentsRequest, _registry_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
-    """Lists the deployments by name."""
-    DeleteDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteDeploymentRequest, _registry_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
-    """Deletes a deployment. Its backends unload the version.
+    """Lists deployments.
 
     Errors:
-    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     """
-    WatchDeployments: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchDeploymentsRequest, _registry_pb2.WatchDeploymentsResponse]  # type: ignore[assignment]
-    """Streams the deployments: all of them at once, and again whenever one changes."""
-    ReportBackend: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReportBackendRequest, _registry_pb2.ReportBackendResponse]  # type: ignore[assignment]
-    """Tells the state of a deployment on one backend. Called by `pool_agent`.
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateDeploymentRequest, _registry_pb2.UpdateDeploymentResponse]  # type: ignore[assignment]
+    """Changes the spec of a deployment.
+
+    The deployment serves nothing until a backend has the new version ready. To change versions without
+    such a gap, create a second deployment and delete the first one later.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `FAILED_PRECONDITION`: `DIGEST_MISMATCH`; a ready backend has another artifact than the version.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+    * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
+    """
+    DeleteDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteDeploymentRequest, _registry_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
+    """Deletes a deployment. Its backends then unload the version.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+    * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
     """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Knows every model, version, artifact and deployment. Nothing is served that is not in here.
-
-    Whatever changes something needs the scope `admin`: `PERMISSION_DENIED` with `SCOPE_MISSING` else.
-    """
+    """Owns models, versions, artifacts and deployments. The mesh serves nothing else."""
 
     @_abc_1.abstractmethod
     def CreateModel(
@@ -215,7 +238,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a model.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
 
@@ -228,6 +251,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gets a model.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
         """
 
@@ -237,7 +261,11 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListModelsResponse, _abc.Awaitable[_registry_pb2.ListModelsResponse]]:
-        """Lists the models by name."""
+        """Lists models.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        """
 
     @_abc_1.abstractmethod
     def UploadArtifact(
@@ -245,24 +273,12 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_registry_pb2.UploadArtifactRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.UploadArtifactResponse, _abc.Awaitable[_registry_pb2.UploadArtifactResponse]]:
-        """Takes the bytes of an artifact: first one `metadata`, then its `chunk`s.
+        """Stores an artifact. The first message has `metadata`, each of the others a `chunk`.
 
-        An artifact that the registry has already is accepted again. Nothing is kept of one that fails.
-
-        Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`.
-        """
-
-    @_abc_1.abstractmethod
-    def DownloadArtifact(
-        self,
-        request: _registry_pb2.DownloadArtifactRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_registry_pb2.DownloadArtifactResponse], _abc.AsyncIterator[_registry_pb2.DownloadArtifactResponse]]:
-        """Streams the bytes of an artifact.
+        An artifact that exists already is accepted again. Nothing of a failed upload is kept.
 
         Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`, `DIGEST_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
         """
 
     @_abc_1.abstractmethod
@@ -274,8 +290,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a version. A version never changes.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`; the version is no semantic version, or the digest is missing.
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; there is no such model.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request, or the manifest in the artifact.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the model does not exist.
         * `FAILED_PRECONDITION`: `ARTIFACT_NOT_FOUND`. Upload the artifact first.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
@@ -289,7 +305,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gets a version.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
         """
 
     @_abc_1.abstractmethod
@@ -298,7 +316,12 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListModelVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListModelVersionsResponse, _abc.Awaitable[_registry_pb2.ListModelVersionsResponse]]:
-        """Lists the versions of a model, the highest first."""
+        """Lists the versions of a model.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        """
 
     @_abc_1.abstractmethod
     def CreateDeployment(
@@ -306,11 +329,11 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.CreateDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.CreateDeploymentResponse, _abc.Awaitable[_registry_pb2.CreateDeploymentResponse]]:
-        """Asks a pool to serve a version.
+        """Creates a deployment. The backends of its pool then load the version.
 
         Errors:
-        * `INVALID_ARGUMENT`: `INVALID_FIELD`.
-        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; there is no such version.
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
 
@@ -323,6 +346,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gets a deployment.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
         """
 
@@ -332,7 +356,29 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListDeploymentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListDeploymentsResponse, _abc.Awaitable[_registry_pb2.ListDeploymentsResponse]]:
-        """Lists the deployments by name."""
+        """Lists deployments.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _registry_pb2.UpdateDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.UpdateDeploymentResponse, _abc.Awaitable[_registry_pb2.UpdateDeploymentResponse]]:
+        """Changes the spec of a deployment.
+
+        The deployment serves nothing until a backend has the new version ready. To change versions without
+        such a gap, create a second deployment and delete the first one later.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+        * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDeployment(
@@ -340,31 +386,12 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.DeleteDeploymentResponse, _abc.Awaitable[_registry_pb2.DeleteDeploymentResponse]]:
-        """Deletes a deployment. Its backends unload the version.
+        """Deletes a deployment. Its backends then unload the version.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        """
-
-    @_abc_1.abstractmethod
-    def WatchDeployments(
-        self,
-        request: _registry_pb2.WatchDeploymentsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchDeploymentsResponse], _abc.AsyncIterator[_registry_pb2.WatchDeploymentsResponse]]:
-        """Streams the deployments: all of them at once, and again whenever one changes."""
-
-    @_abc_1.abstractmethod
-    def ReportBackend(
-        self,
-        request: _registry_pb2.ReportBackendRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_registry_pb2.ReportBackendResponse, _abc.Awaitable[_registry_pb2.ReportBackendResponse]]:
-        """Tells the state of a deployment on one backend. Called by `pool_agent`.
-
-        Errors:
-        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `FAILED_PRECONDITION`: `DIGEST_MISMATCH`; a ready backend has another artifact than the version.
+        * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
         """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,28 +22,28 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from headrace.common.v1 import access_pb2 as headrace_dot_common_dot_v1_dot_access__pb2
 from headrace.common.v1 import model_pb2 as headrace_dot_common_dot_v1_dot_model__pb2
+from headrace.common.v1 import route_pb2 as headrace_dot_common_dot_v1_dot_route__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/router/v1/router.proto\x12\x12headrace.router.v1\x1a\x1eheadrace/common/v1/model.proto\"\x1d\n\x0cRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\"b\n\rRouteResponse\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x1f.headrace.router.v1.RouteTarget\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x14\n\x12WatchRoutesRequest\"W\n\x13WatchRoutesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12.\n\x06routes\x18\x02 \x03(\x0b\x32\x1e.headrace.router.v1.ModelRoute\"M\n\nModelRoute\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x07targets\x18\x02 \x03(\x0b\x32\x1f.headrace.router.v1.RouteTarget\"\xb1\x01\n\x0bRouteTarget\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x03 \x01(\t\x12/\n\x06schema\x18\x04 \x01(\x0b\x32\x1f.headrace.common.v1.ModelSchema\x12-\n\x08\x62\x61\x63kends\x18\x05 \x03(\x0b\x32\x1b.headrace.common.v1.Backend2\xbf\x01\n\rRouterService\x12L\n\x05Route\x12 .headrace.router.v1.RouteRequest\x1a!.headrace.router.v1.RouteResponse\x12`\n\x0bWatchRoutes\x12&.headrace.router.v1.WatchRoutesRequest\x1a\'.headrace.router.v1.WatchRoutesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/router/v1/router.proto\x12\x12headrace.router.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fheadrace/common/v1/access.proto\x1a\x1eheadrace/common/v1/model.proto\x1a\x1eheadrace/common/v1/route.proto\"#\n\x0cRouteRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xd7\x01\n\rRouteResponse\x12\x30\n\x05route\x18\x01 \x01(\x0b\x32!.headrace.common.v1.RouteDecision\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x03 \x01(\t\x12/\n\x06schema\x18\x04 \x01(\x0b\x32\x1f.headrace.common.v1.ModelSchema\x12\x33\n\x08\x62\x61\x63kends\x18\x05 \x03(\x0b\x32!.headrace.common.v1.BackendStatus2c\n\rRouterService\x12R\n\x05Route\x12 .headrace.router.v1.RouteRequest\x1a!.headrace.router.v1.RouteResponse\"\x04\x88\xb5\x18\x02\x42\x65\n\x12headrace.router.v1B\x0bRouterProtoP\x01Z+headrace/gen/go/headrace/router/v1;routerv1\xaa\x02\x12Headrace.Router.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_ROUTEREQUEST']._serialized_start=87
-  _globals['_ROUTEREQUEST']._serialized_end=116
-  _globals['_ROUTERESPONSE']._serialized_start=118
-  _globals['_ROUTERESPONSE']._serialized_end=216
-  _globals['_WATCHROUTESREQUEST']._serialized_start=218
-  _globals['_WATCHROUTESREQUEST']._serialized_end=238
-  _globals['_WATCHROUTESRESPONSE']._serialized_start=240
-  _globals['_WATCHROUTESRESPONSE']._serialized_end=327
-  _globals['_MODELROUTE']._serialized_start=329
-  _globals['_MODELROUTE']._serialized_end=406
-  _globals['_ROUTETARGET']._serialized_start=409
-  _globals['_ROUTETARGET']._serialized_end=586
-  _globals['_ROUTERSERVICE']._serialized_start=589
-  _globals['_ROUTERSERVICE']._serialized_end=780
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\022headrace.router.v1B\013RouterProtoP\001Z+headrace/gen/go/headrace/router/v1;routerv1\252\002\022Headrace.Router.V1'
+  _globals['_ROUTEREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002'
+  _globals['_ROUTERSERVICE'].methods_by_name['Route']._loaded_options = None
+  _globals['_ROUTERSERVICE'].methods_by_name['Route']._serialized_options = b'\210\265\030\002'
+  _globals['_ROUTEREQUEST']._serialized_start=185
+  _globals['_ROUTEREQUEST']._serialized_end=220
+  _globals['_ROUTERESPONSE']._serialized_start=223
+  _globals['_ROUTERESPONSE']._serialized_end=438
+  _globals['_ROUTERSERVICE']._serialized_start=440
+  _globals['_ROUTERSERVICE']._serialized_end=539
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from headrace.common.v1 import model_pb2 as _model_pb2
+from headrace.common.v1 import route_pb2 as _route_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,13 +22,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RouteRequest(_message.Message):
-    """Asks where a request would go."""
+    """The request of `Route`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The public name of a model, or one version of it as `model@semver`."""
+    """A model reference, see `headrace/common/v1/model.proto`."""
     def __init__(
         self,
         *,
@@ -43,147 +44,44 @@ Global___RouteRequest: _TypeAlias = RouteRequest  # noqa: Y015
 
 @_typing.final
 class RouteResponse(_message.Message):
-    """Where it would go."""
+    """The response of `Route`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TARGET_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    REVISION_FIELD_NUMBER: _builtins.int
-    reason: _builtins.str
-    """Why that one, for people."""
-    revision: _builtins.int
-    """The snapshot that decided."""
-    @_builtins.property
-    def target(self) -> Global___RouteTarget:
-        """The target."""
-
-    def __init__(
-        self,
-        *,
-        target: Global___RouteTarget | None = ...,
-        reason: _builtins.str = ...,
-        revision: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "revision", b"revision", "target", b"target"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RouteResponse: _TypeAlias = RouteResponse  # noqa: Y015
-
-@_typing.final
-class WatchRoutesRequest(_message.Message):
-    """Asks for snapshots."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchRoutesRequest: _TypeAlias = WatchRoutesRequest  # noqa: Y015
-
-@_typing.final
-class WatchRoutesResponse(_message.Message):
-    """One snapshot; replaces the one before."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REVISION_FIELD_NUMBER: _builtins.int
-    ROUTES_FIELD_NUMBER: _builtins.int
-    revision: _builtins.int
-    """Grows with every snapshot of one router process."""
-    @_builtins.property
-    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRoute]:
-        """Every model that has a deployment, ready or not, by name."""
-
-    def __init__(
-        self,
-        *,
-        revision: _builtins.int = ...,
-        routes: _abc.Iterable[Global___ModelRoute] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "routes", b"routes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchRoutesResponse: _TypeAlias = WatchRoutesResponse  # noqa: Y015
-
-@_typing.final
-class ModelRoute(_message.Message):
-    """The route of one public model name."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: _builtins.int
-    TARGETS_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    """The public name."""
-    @_builtins.property
-    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteTarget]:
-        """The targets, best first. Those without a ready backend have no entry in `backends`."""
-
-    def __init__(
-        self,
-        *,
-        model: _builtins.str = ...,
-        targets: _abc.Iterable[Global___RouteTarget] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "targets", b"targets"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ModelRoute: _TypeAlias = ModelRoute  # noqa: Y015
-
-@_typing.final
-class RouteTarget(_message.Message):
-    """One deployment that can answer."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     SCHEMA_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
-    deployment: _builtins.str
-    """`deployments/{deployment}`."""
     model_version: _builtins.str
     """`models/{model}/versions/{semver}`."""
     artifact_digest: _builtins.str
     """`sha256:` and 64 hex digits."""
     @_builtins.property
-    def schema(self) -> _model_pb2.ModelSchema:
-        """What the version takes and gives."""
+    def route(self) -> _route_pb2.RouteDecision:
+        """Where the request would be sent, and why."""
 
     @_builtins.property
-    def backends(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Backend]:
-        """The backends that have it ready."""
+    def schema(self) -> _model_pb2.ModelSchema:
+        """What the version accepts and returns."""
+
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.BackendStatus]:
+        """The backends that are ready to serve it."""
 
     def __init__(
         self,
         *,
-        deployment: _builtins.str = ...,
+        route: _route_pb2.RouteDecision | None = ...,
         model_version: _builtins.str = ...,
         artifact_digest: _builtins.str = ...,
         schema: _model_pb2.ModelSchema | None = ...,
-        backends: _abc.Iterable[_model_pb2.Backend] | None = ...,
+        backends: _abc.Iterable[_model_pb2.BackendStatus] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["route", b"route", "schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backends", b"backends", "deployment", b"deployment", "model_version", b"model_version", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backends", b"backends", "model_version", b"model_version", "route", b"route", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RouteTarget: _TypeAlias = RouteTarget  # noqa: Y015
+Global___RouteResponse: _TypeAlias = RouteResponse  # noqa: Y015

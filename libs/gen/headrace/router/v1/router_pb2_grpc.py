@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RouterServiceStub:
-    """Decides which deployment answers.
+    """Decides which deployment answers a request.
     """
 
     def __init__(self, channel):
@@ -40,32 +40,19 @@ class RouterServiceStub:
                 request_serializer=headrace_dot_router_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
                 response_deserializer=headrace_dot_router_dot_v1_dot_router__pb2.RouteResponse.FromString,
                 _registered_method=True)
-        self.WatchRoutes = channel.unary_stream(
-                '/headrace.router.v1.RouterService/WatchRoutes',
-                request_serializer=headrace_dot_router_dot_v1_dot_router__pb2.WatchRoutesRequest.SerializeToString,
-                response_deserializer=headrace_dot_router_dot_v1_dot_router__pb2.WatchRoutesResponse.FromString,
-                _registered_method=True)
 
 
 class RouterServiceServicer:
-    """Decides which deployment answers.
+    """Decides which deployment answers a request.
     """
 
     def Route(self, request, context):
-        """Decides for one request and explains, without running it.
+        """Decides for one request and explains the decision, without running the request.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-        * `UNAVAILABLE`: `MODEL_NOT_READY`. Retry after `RetryInfo`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def WatchRoutes(self, request, context):
-        """Streams the routes: the whole snapshot at once, and again whenever it changes.
-
-        A reader keeps the newest snapshot and may work on with it while the stream is down.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,11 +66,6 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     request_deserializer=headrace_dot_router_dot_v1_dot_router__pb2.RouteRequest.FromString,
                     response_serializer=headrace_dot_router_dot_v1_dot_router__pb2.RouteResponse.SerializeToString,
             ),
-            'WatchRoutes': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchRoutes,
-                    request_deserializer=headrace_dot_router_dot_v1_dot_router__pb2.WatchRoutesRequest.FromString,
-                    response_serializer=headrace_dot_router_dot_v1_dot_router__pb2.WatchRoutesResponse.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'headrace.router.v1.RouterService', rpc_method_handlers)
@@ -93,7 +75,7 @@ def add_RouterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RouterService:
-    """Decides which deployment answers.
+    """Decides which deployment answers a request.
     """
 
     @staticmethod
@@ -113,33 +95,6 @@ class RouterService:
             '/headrace.router.v1.RouterService/Route',
             headrace_dot_router_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
             headrace_dot_router_dot_v1_dot_router__pb2.RouteResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def WatchRoutes(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/headrace.router.v1.RouterService/WatchRoutes',
-            headrace_dot_router_dot_v1_dot_router__pb2.WatchRoutesRequest.SerializeToString,
-            headrace_dot_router_dot_v1_dot_router__pb2.WatchRoutesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,45 +27,37 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RouterServiceStub:
-    """Decides which deployment answers."""
+    """Decides which deployment answers a request."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
     Route: _grpc.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]
-    """Decides for one request and explains, without running it.
+    """Decides for one request and explains the decision, without running the request.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-    * `UNAVAILABLE`: `MODEL_NOT_READY`. Retry after `RetryInfo`.
-    """
-    WatchRoutes: _grpc.UnaryStreamMultiCallable[_router_pb2.WatchRoutesRequest, _router_pb2.WatchRoutesResponse]
-    """Streams the routes: the whole snapshot at once, and again whenever it changes.
-
-    A reader keeps the newest snapshot and may work on with it while the stream is down.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     """
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
-    """Decides which deployment answers."""
+    """Decides which deployment answers a request."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Route: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]  # type: ignore[assignment]
-    """Decides for one request and explains, without running it.
+    """Decides for one request and explains the decision, without running the request.
 
     Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-    * `UNAVAILABLE`: `MODEL_NOT_READY`. Retry after `RetryInfo`.
-    """
-    WatchRoutes: _aio.UnaryStreamMultiCallable[_router_pb2.WatchRoutesRequest, _router_pb2.WatchRoutesResponse]  # type: ignore[assignment]
-    """Streams the routes: the whole snapshot at once, and again whenever it changes.
-
-    A reader keeps the newest snapshot and may work on with it while the stream is down.
+    * `UNAVAILABLE`: `MODEL_NOT_READY`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     """
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Decides which deployment answers."""
+    """Decides which deployment answers a request."""
 
     @_abc_1.abstractmethod
     def Route(
@@ -73,22 +65,12 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.RouteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.RouteResponse, _abc.Awaitable[_router_pb2.RouteResponse]]:
-        """Decides for one request and explains, without running it.
+        """Decides for one request and explains the decision, without running the request.
 
         Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
-        * `UNAVAILABLE`: `MODEL_NOT_READY`. Retry after `RetryInfo`.
-        """
-
-    @_abc_1.abstractmethod
-    def WatchRoutes(
-        self,
-        request: _router_pb2.WatchRoutesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_pb2.WatchRoutesResponse], _abc.AsyncIterator[_router_pb2.WatchRoutesResponse]]:
-        """Streams the routes: the whole snapshot at once, and again whenever it changes.
-
-        A reader keeps the newest snapshot and may work on with it while the stream is down.
+        * `UNAVAILABLE`: `MODEL_NOT_READY`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         """
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
