@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help install demo up down test check fmt protos bench clean install-dev
 
-# Whichever Python 3 is at hand starts the installation, which then looks for one that fits.
+# Any Python 3 can run the installer, which then finds one that fits.
 ANY_PYTHON := $(shell command -v python3 || command -v python3.12 || command -v python3.11)
 INSTALL := $(or $(ANY_PYTHON),echo "headrace needs python3 on the PATH";false) deploy/local/install.py
 BIN := .venv/bin
@@ -22,13 +22,13 @@ up: ## Install and start the mesh
 	@$(INSTALL) --edge-port services triton models
 	@$(BIN)/headrace up
 
-down: ## Stop the mesh and every process of it
+down: ## Stop the mesh and all its processes
 	@if [ -x $(BIN)/headrace ]; then $(BIN)/headrace down; else echo "nothing is installed"; fi
 
 test: install-dev ## Install and run all tests (ARGS="-k name" picks some)
 	@$(BIN)/pytest $(ARGS)
 
-check: install-dev ## Check format, lint, types, layers and protos; never writes
+check: install-dev ## Check format, lint, types, layers and protos without writing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -37,7 +37,7 @@ check: install-dev ## Check format, lint, types, layers and protos; never writes
 	$(BIN)/buf format --diff --exit-code --exclude-path protos/google
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py "$$scratch/gen" \
-	  && diff -r -x __pycache__ libs/gen "$$scratch/gen" && echo "libs/gen is what the protos say"
+	  && diff -r -x __pycache__ libs/gen "$$scratch/gen" && echo "libs/gen is up to date"
 
 fmt: install-dev ## Format the code and the protos
 	$(BIN)/ruff check --fix
@@ -50,7 +50,7 @@ protos: install-dev ## Generate libs/gen from the protos
 bench: install-dev ## Measure into build/bench.json (ONLY=area measures one area)
 	@$(BIN)/python -m tests.bench $(ONLY)
 
-clean: down ## Stop the mesh and remove its state, caches and build output; the environments stay
+clean: down ## Stop the mesh and remove its state, caches and build output, but not the environments
 	rm -rf .headrace $(BUILD) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 install-dev:

@@ -1,68 +1,112 @@
-"""A conversation with a model on the terminal."""
+"""`headrace chat` and `headrace demo`: answers of a model on the terminal."""
 
 from __future__ import annotations
 
 import contextlib
-import readline  # noqa: F401 - gives `input` line editing and a history
+import os
+import shlex
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import grpc
-from headrace.inference.v1 import inference_pb2
-from rich.console import Console
+import typer
 
-from cli.answer import Answer, dollars, stream_answer
-from deploy.local.edge_client import EdgeClient, describe
-from deploy.local.layout import Layout
+from cli.options import DEFAULT_TENANT, DEFAULT_USER, Tenant, User, layout
+from deploy.errors import CliError
+from deploy.host import REPOSITORY
 
-# Older turns are left out of the prompt, so that it does not outgrow a small model's context.
-HISTORY_MESSAGES = 12
+if TYPE_CHECKING:  # `headrace token` must not import them
+    from headrace.cost.v1 import cost_pb2
+    from rich.console import Console
+
+    from deploy.client.answers import Answer
+
+MODEL = "smollm2"
+PROMPT = "Why is the sky blue? Answer in three sentences."
+DEMO_MAX_TOKENS = 160
+NANO_USD_PER_USD = 1_000_000_000
 
 
-class Conversation:
-    """Keeps what was said and sends it along with each new question."""
+def chat(
+    model: Annotated[
+        str, typer.Option(help="A model's name, or one version of it: smollm2@1.0.0.")
+    ] = MODEL,
+    tenant: Tenant = DEFAULT_TENANT,
+    user: User = DEFAULT_USER,
+    max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy, up to 2.")] = 0.7,
+) -> None:
+    """Talk to a model."""
+    import readline  # noqa: F401 - gives `input` line editing and a history
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        model: str,
-        tenant: str,
-        user: str,
-        max_tokens: int,
-        temperature: float,
-    ) -> None:
-        self._edge = EdgeClient(layout, tenant=tenant, user=user)
-        self._console = Console(soft_wrap=True)
-        self._model = model
-        self._max_tokens = max_tokens
-        self._temperature = temperature
-        self._messages: list[inference_pb2.Message] = []
+    import grpc
+    from rich.console import Console
 
-    def run(self) -> None:
-        """Answers line after line until the input ends, or `/exit`."""
-        if sys.stdin.isatty():
-            self._console.print(f"[dim]{self._model}; /exit or Ctrl-D ends[/]", highlight=False)
-        with self._edge, contextlib.suppress(EOFError):
-            while (question := input("> ").strip()) != "/exit":
-                if question:
-                    self._ask(question)
+    from deploy.client.conversation import Conversation
+    from deploy.client.edge import describe
+    from deploy.local.edge import connect
 
-    def _ask(self, question: str) -> None:
-        asked = [*self._messages, inference_pb2.Message(role="user", content=question)]
-        request = inference_pb2.GenerateRequest(
-            model=self._model,
-            messages=asked[-HISTORY_MESSAGES:],
-            max_tokens=self._max_tokens,
-            temperature=self._temperature,
-        )
+    console = Console(soft_wrap=True)
+    edge = connect(layout(), tenant=tenant, user=user, scopes="infer")
+    conversation = Conversation(edge, model=model, max_tokens=max_tokens, temperature=temperature)
+    if sys.stdin.isatty():
+        console.print(f"[dim]{model}; /exit or Ctrl-D ends[/]", highlight=False)
+    with edge, contextlib.suppress(EOFError):
+        while (question := input("> ").strip()) != "/exit":
+            if not question:
+                continue
+            try:
+                answer = conversation.ask(question, lambda text: _show(console, text, end=""))
+            except grpc.RpcError as error:
+                _show(console, describe(error), style="red")
+            else:
+                console.print(f"\n[dim]{_footer(answer)}[/]", highlight=False)
+
+
+def demo(
+    prompt: Annotated[str, typer.Option(help="The question.", show_default=PROMPT)] = "",
+) -> None:
+    """Stream a real model's answer through the edge and show its version, tokens and cost."""
+    import grpc
+    from headrace.inference.v1 import inference_pb2
+    from rich.console import Console
+
+    from deploy.client.answers import booked_cost, stream_answer
+    from deploy.client.edge import describe
+    from deploy.local.edge import connect
+
+    console = Console()
+    question = prompt or PROMPT
+    request = inference_pb2.GenerateRequest(
+        model=MODEL,
+        messages=[inference_pb2.Message(role="user", content=question)],
+        max_tokens=DEMO_MAX_TOKENS,
+    )
+    with connect(layout(), tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes="infer read") as edge:
+        _show(console, f"\n{question}\n", style="bold")
         try:
-            answer = stream_answer(self._edge, request, self._console)
+            answer = stream_answer(edge, request, lambda text: _show(console, text, end=""))
+            booked = booked_cost(edge, answer.final.request_id)
         except grpc.RpcError as error:
-            self._console.print(describe(error), style="red", markup=False, highlight=False)
-            return
-        said = inference_pb2.Message(role="assistant", content=answer.text)
-        self._messages = [*asked, said]
-        self._console.print(f"[dim]{_footer(answer)}[/]", highlight=False)
+            raise CliError(describe(error)) from error
+    _show(console, "\n")
+    for name, value in _facts(answer, booked):
+        _show(console, f"{name:<12} {value}")
+    _show(console, "\nTry next", style="bold")
+    for title, text in _next_steps(edge.address):
+        _show(console, f"\n# {title}", style="dim")
+        _show(console, text)
+
+
+def dollars(nano_usd: int) -> str:
+    """Returns an amount in dollars, exact to the nano-dollar."""
+    units, nanos = divmod(nano_usd, NANO_USD_PER_USD)
+    return f"${units}.{nanos:09}"
+
+
+def _show(console: Console, text: str, *, style: str = "", end: str = "\n") -> None:
+    """Prints text unchanged: without markup and added line breaks, so that it can be copied."""
+    console.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
 
 
 def _footer(answer: Answer) -> str:
@@ -71,3 +115,64 @@ def _footer(answer: Answer) -> str:
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.cached_tokens} cached, "
         f"{dollars(answer.final.cost_nano_usd)}, {answer.tokens_per_second:.0f} tokens/s"
     )
+
+
+def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> list[tuple[str, str]]:
+    final = answer.final
+    usage = final.usage
+    matches = booked.cost_nano_usd == final.cost_nano_usd
+    ledger = "the ledger says the same" if matches else f"LEDGER: {dollars(booked.cost_nano_usd)}"
+    tokens = (
+        f"{usage.prompt_tokens} prompt, {usage.completion_tokens} completion, "
+        f"{usage.cached_tokens} cached"
+    )
+    return [
+        ("version", final.model_version),
+        ("artifact", final.artifact_digest),
+        ("tokens", tokens),
+        ("cost", f"{dollars(final.cost_nano_usd)} ({ledger})"),
+        ("first token", f"{answer.first_token_seconds * 1000:.0f} ms"),
+        ("speed", f"{answer.tokens_per_second:.1f} tokens/s"),
+        ("route", f"{final.route.deployment}: {final.route.reason}"),
+        ("request id", final.request_id),
+        ("trace id", final.trace_id),
+    ]
+
+
+def _next_steps(edge_address: str) -> list[tuple[str, str]]:
+    headrace, grpcurl, python = (_command(name) for name in ("headrace", "grpcurl", "python"))
+    token = f"$({headrace} token --tenant {DEFAULT_TENANT} --user {DEFAULT_USER})"
+    messages = '[{"role": "user", "content": "Name three rivers."}]'
+    grpc_line = (
+        f'{grpcurl} -plaintext -H "authorization: Bearer {token}" '
+        f'-d \'{{"model": "{MODEL}", "messages": {messages}}}\' '
+        f"{edge_address} headrace.inference.v1.InferenceService/Generate"
+    )
+    http_line = (
+        f'curl -N http://{edge_address}/v1/chat/completions -H "authorization: Bearer {token}" '
+        "-H 'content-type: application/json' "
+        f'-d \'{{"model": "{MODEL}", "stream": true, "messages": {messages}}}\''
+    )
+    openai_lines = (
+        f"{python} - <<EOF\n"
+        "from openai import OpenAI\n"
+        f'client = OpenAI(base_url="http://{edge_address}/v1", api_key="{token}")\n'
+        f"messages = {messages}\n"
+        f'for chunk in client.chat.completions.create(model="{MODEL}", stream=True, '
+        "messages=messages):\n"
+        '    print(chunk.choices[0].delta.content or "", end="", flush=True)\n'
+        "EOF"
+    )
+    return [
+        ("gRPC, by reflection", grpc_line),
+        ("OpenAI's HTTP API, as server-sent events", http_line),
+        ("the unmodified openai client", openai_lines),
+    ]
+
+
+def _command(name: str) -> str:
+    """Returns how a shell in the current folder runs a program of the environment."""
+    path = REPOSITORY / ".venv" / "bin" / name
+    shown = shlex.quote(str(path.relative_to(REPOSITORY) if Path.cwd() == REPOSITORY else path))
+    home = os.environ.get("HEADRACE_HOME")
+    return f"HEADRACE_HOME={shlex.quote(home)} {shown}" if home and name == "headrace" else shown

@@ -1,4 +1,4 @@
-"""Shows a start on the terminal: a line for what is ready, and what is still being waited for."""
+"""Shows a start on the terminal: a line for each that is ready, and what is waited for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.status import Status
 
 
-class StartProgress:
-    """Prints each process and model once it is ready. Use it in a `with`."""
+class ConsoleProgress:
+    """Prints each process and model when it is ready. Use it in a `with`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began = time.monotonic()
+        self._start = time.monotonic()
         self._waiting: dict[str, str] = {}
         self._status = Status("starting", console=console)
 
@@ -32,24 +32,24 @@ class StartProgress:
         self._status.stop()
 
     def starting(self, names: list[str]) -> None:
-        """These processes are being waited for."""
+        """Shows the processes that are waited for."""
         self._waiting = dict.fromkeys(names, "")
         self._show()
 
     def step(self, model: str, text: str) -> None:
-        """The model is being brought to this step."""
+        """Shows the current step of a model's deployment."""
         self._waiting[model] = f" ({text})"
         self._show()
 
     def ready(self, name: str) -> None:
-        """This one is ready."""
+        """Prints that a process or a model is ready."""
         self._waiting.pop(name, None)
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._start
         self._console.print(f"[green]✓[/] {name:<16} [dim]{seconds:5.1f} s[/]", highlight=False)
         self._show()
 
     def note(self, text: str) -> None:
-        """The user should know this."""
+        """Prints what the user should know."""
         self._console.print(f"! {text}", style="yellow", markup=False, soft_wrap=True)
 
     def _show(self) -> None:

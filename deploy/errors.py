@@ -1,7 +1,7 @@
-"""The error that a user of the command line sees."""
+"""The error whose message the command line prints without a traceback."""
 
 from __future__ import annotations
 
 
 class CliError(Exception):
-    """A command cannot do what it was asked for; the message says why and what to do."""
+    """A command cannot do what the user asked. The message says why and what to do."""

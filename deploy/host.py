@@ -1,16 +1,19 @@
-"""The machine: where the checkout is, the loopback address, free ports."""
+"""The machine: the repository's folder, installed programs, the loopback address, free ports."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import socket
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.errors import CliError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# The programs of the environment that this Python belongs to: envoy, nats-server, headrace.
+PROGRAMS = Path(sys.executable).parent
 LOOPBACK = "127.0.0.1"
 # Below the kernel's ephemeral ports, which any outgoing connection may take at any moment.
 LOWEST_PORT = 20_000
@@ -19,7 +22,7 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def is_free(port: int) -> bool:
-    """Tells whether a server could listen there now."""
+    """Returns whether a server can listen on this port of the loopback address now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -30,13 +33,13 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int, *, taken: Iterable[int] = ()) -> list[int]:
-    """Returns ports that nothing listens on now and that are none of those taken.
+    """Returns ports that nothing listens on now, without those in `taken`.
 
-    Neighbours, as far as they are free, from a random place: two meshes that start at the same time
-    meet only if both draw the same place, not whenever one port of each is the same.
+    The ports are adjacent as far as possible and start at a random block: two meshes that start at
+    the same time collide only if both draw the same block, not whenever a single port is the same.
 
     Raises:
-        CannotRun: there are not so many.
+        CliError: there are not enough free ports.
     """
     ephemeral = int(_EPHEMERAL.read_text().split()[0]) if _EPHEMERAL.exists() else 2**15
     blocks = list(range(LOWEST_PORT, max(ephemeral, LOWEST_PORT + 1000), _BLOCK_PORTS))
@@ -46,5 +49,8 @@ def free_ports(count: int, *, taken: Iterable[int] = ()) -> list[int]:
     free = (port for port in candidates if port not in refused and is_free(port))
     found = list(itertools.islice(free, count))
     if len(found) < count:
-        raise CliError(f"{count} ports above {LOWEST_PORT} are needed, and {len(found)} are free")
+        raise CliError(
+            f"{count} free ports from {LOWEST_PORT} on are needed, and only {len(found)} are free; "
+            "stop programs that listen there"
+        )
     return found

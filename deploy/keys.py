@@ -1,8 +1,9 @@
-"""The keys of one mesh: who may call it, and the key of the hashes that stand for inputs.
+"""The keys of one mesh, and the tokens that they sign.
 
 `HEADRACE_HOME/keys` (mode 0700) holds `edge.pem`, the ES256 key that signs tokens; `jwks.json`, its
-public half, which the edge checks tokens with; and `input-hash.key`. They are made at the first
-start and never replaced, so that tokens and hashes stay valid over restarts.
+public half, which the edge verifies tokens with; and `input-hash.key`, the key of the hashes that
+replace inputs in logs. They are created at the first start and never replaced, so that tokens and
+hashes stay valid over restarts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,17 +28,24 @@ from libs.clock import Clock, SystemClock
 ISSUER = "headrace"
 AUDIENCE = "headrace"
 ALGORITHM = "ES256"
-DEFAULT_SCOPES = "infer admin"
+# What a token can allow. No scope includes another one. The scope `internal`, which the mesh's own
+# calls carry, is not among them: a token never has it.
+SCOPES: Mapping[str, str] = {
+    "infer": "call models and submit jobs",
+    "read": "see models, deployments, routes, prices and costs",
+    "admin": "change models, deployments and prices",
+}
+DEFAULT_SCOPES = "infer read"
 DEFAULT_TTL_SECONDS = 12 * 60 * 60
 MAX_TTL_SECONDS = 366 * 24 * 60 * 60
 
 _INPUT_HASH_KEY_BYTES = 32
-# The edge copies these claims into headers as they are: nothing that a header could not carry.
+# The edge copies these claims into headers unchanged, so they must be valid in a header.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 
 
 class KeyFileError(CliError):
-    """A key cannot be made, read or trusted. The message says which file and what to do."""
+    """A key cannot be created, read or trusted. The message names the file and says what to do."""
 
 
 def keys_dir(home: Path) -> Path:
@@ -45,20 +54,20 @@ def keys_dir(home: Path) -> Path:
 
 
 def jwks_path(home: Path) -> Path:
-    """Returns the file with the public keys that the edge checks tokens with."""
+    """Returns the file with the public keys that the edge verifies tokens with."""
     return keys_dir(home) / "jwks.json"
 
 
 def input_hash_key_path(home: Path) -> Path:
-    """Returns the file with the key of the hashes that stand for inputs in logs."""
+    """Returns the file with the key of the hashes that replace inputs in logs."""
     return keys_dir(home) / "input-hash.key"
 
 
 def ensure_keys(home: Path) -> None:
-    """Makes the keys that do not exist yet. Any number of processes may do so at once.
+    """Creates the keys that do not exist yet. Safe to call from several processes at once.
 
     Raises:
-        KeyFileError: a file cannot be written, is no key, or is readable by other users.
+        KeyFileError: a file cannot be written, has no valid key, or is readable by other users.
     """
     folder = keys_dir(home)
     try:
@@ -66,10 +75,10 @@ def ensure_keys(home: Path) -> None:
         folder.chmod(0o700)
         _create_once(folder / "edge.pem", _new_signing_key())
         _create_once(input_hash_key_path(home), secrets.token_hex(_INPUT_HASH_KEY_BYTES).encode())
-        # Derived from whichever key won, so that every process writes the same bytes.
+        # Derived from the key that is on disk now, so that every process writes the same bytes.
         _replace(jwks_path(home), _jwks(_signing_key(home)))
     except OSError as error:
-        raise KeyFileError(f"{error.filename}: cannot make the keys: {error.strerror}") from error
+        raise KeyFileError(f"{error.filename}: cannot create the keys: {error.strerror}") from error
 
 
 def mint_token(
@@ -81,32 +90,31 @@ def mint_token(
     ttl_seconds: int = DEFAULT_TTL_SECONDS,
     clock: Clock | None = None,
 ) -> str:
-    """Signs a token that the edge of the mesh at `home` accepts. Makes the keys if need be.
+    """Signs a token that the edge of the mesh at `home` accepts. Creates the keys if needed.
 
     Args:
         home: the mesh's `HEADRACE_HOME`.
         tenant: who pays.
         user: who calls.
-        scopes: names separated by spaces, as in OAuth; may be empty.
-        ttl_seconds: how long the token is valid, from now on.
-        clock: tells now.
+        scopes: names of `SCOPES` separated by spaces, as in OAuth; may be empty.
+        ttl_seconds: how long the token is valid from now on.
+        clock: gives the current time.
 
     Raises:
-        ValueError: an argument is not what a token can carry.
+        ValueError: an argument cannot be in a token; the message says what is allowed.
         KeyFileError: see `ensure_keys`.
     """
-    for name, value in [
-        ("tenant", tenant),
-        ("user", user),
-        *(("scope", s) for s in scopes.split()),
-    ]:
+    for name, value in [("tenant", tenant), ("user", user)]:
         if not _NAME.fullmatch(value):
             raise ValueError(
-                f"{name} {value!r}: must be 1 to 128 characters of A-Z a-z 0-9 . _ @ + -"
+                f"{name} {value!r} must be 1 to 128 characters of A-Z a-z 0-9 . _ @ + -"
                 " and begin with a letter or digit"
             )
+    for scope in scopes.split():
+        if scope not in SCOPES:
+            raise ValueError(f"unknown scope {scope!r}; a scope must be one of {', '.join(SCOPES)}")
     if not 0 < ttl_seconds <= MAX_TTL_SECONDS:
-        raise ValueError(f"the time to live must be from 1 to {MAX_TTL_SECONDS} seconds")
+        raise ValueError(f"the time to live must be 1 to {MAX_TTL_SECONDS} seconds")
     ensure_keys(home)
     key = _signing_key(home)
     now = (clock or SystemClock()).now()
@@ -133,13 +141,15 @@ def _new_signing_key() -> bytes:
 def _signing_key(home: Path) -> ec.EllipticCurvePrivateKey:
     path = keys_dir(home) / "edge.pem"
     if path.stat().st_mode & 0o077:
-        raise KeyFileError(f"{path}: other users can read it: chmod 600 it, or delete it")
+        raise KeyFileError(f"{path}: other users can read it; run chmod 600, or delete it")
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except ValueError as error:
-        raise KeyFileError(f"{path}: is no PEM private key: delete it to get a new one") from error
+        raise KeyFileError(
+            f"{path}: invalid PEM private key; delete it to get a new one"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise KeyFileError(f"{path}: is no P-256 key: delete it to get a new one")
+        raise KeyFileError(f"{path}: not a P-256 key; delete it to get a new one")
     return key
 
 
@@ -165,12 +175,12 @@ def _base64url(value: bytes) -> str:
 
 
 def _create_once(path: Path, content: bytes) -> None:
-    """Creates a file whole or not at all; one that exists stays as it is."""
+    """Creates a file atomically. A file that exists is left unchanged."""
     if path.exists():
         return
     draft = _draft(path, content, mode=0o600)
     try:
-        # Unlike rename, link never replaces: of two processes one wins and both read its key.
+        # Unlike rename, link never replaces a file: if two processes create it, both read one key.
         path.hardlink_to(draft)
     except FileExistsError:
         pass
@@ -179,7 +189,7 @@ def _create_once(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old content or the new, whole."""
+    """Replaces a file atomically: readers see either the old content or the new one."""
     if not path.exists() or path.read_bytes() != content:
         _draft(path, content, mode=0o644).replace(path)
 

@@ -14,6 +14,7 @@ import structlog
 import uvloop
 from prometheus_client import Gauge
 
+from libs.background import start_task
 from libs.clock import Clock, SystemClock
 from libs.config import ServiceSettings
 from libs.rpc.server import RpcServer
@@ -24,7 +25,7 @@ from libs.telemetry.tracing import setup_tracing
 if TYPE_CHECKING:  # most processes have no HTTP, and do without what it takes
     from libs.http1.server import HttpServer
 
-_TASKS = Gauge("headrace_process_tasks_count", "Tasks of asyncio that are not done.")
+_TASKS = Gauge("headrace_process_tasks", "Tasks of asyncio that are not done.")
 
 _log = structlog.get_logger()
 
@@ -39,13 +40,17 @@ class Process:
         self._drain_seconds = settings.drain_seconds
         self._main = asyncio.current_task()
         self._serving = False
+        self._closing = False
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._on_drain: list[Callable[[], None]] = []
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs work beside the server. If it fails, the process ends, to be restarted."""
-        task = asyncio.create_task(work)
+        """Runs work beside the server. If it fails, the process ends, to be restarted.
+
+        So it does if something else than the end of the process cancels the work.
+        """
+        task = start_task(work, name=getattr(work, "__qualname__", "background"))
         self._background.add(task)
         task.add_done_callback(self._on_done)
         return task
@@ -80,15 +85,20 @@ class Process:
 
     async def close(self) -> None:
         """Ends the background work."""
+        self._closing = True
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("background work failed", exc_info=task.exception())
-            self.stop()
+        if task.cancelled():
+            if self._closing:
+                return
+            _log.error("background task was cancelled", task=task.get_name())
+        elif task.exception() is None:
+            return
+        self.stop()
 
 
 @asynccontextmanager

@@ -5,13 +5,14 @@ The router and whoever holds its snapshots decide with this one class, so they d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from headrace.common.v1.model_pb2 import Backend, ModelKind, ModelSchema
 from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget, WatchRoutesResponse
 
 from libs.errors import InvalidArgument, NotFound, Unavailable
+from libs.model_reference import at_version, version_of
 
 Kind: TypeAlias = "ModelKind.ValueType"
 
@@ -55,6 +56,7 @@ class RouteTable:
 
     def __init__(self, *, revision: int, routes: Sequence[ModelRoute]) -> None:
         self.revision = revision
+        self._routes = tuple(routes)
         self._models = sorted(route.model for route in routes)
         self._targets = dict(entry for route in routes for entry in _targets_by_name(route))
         self._choices = dict(
@@ -69,15 +71,32 @@ class RouteTable:
         """Makes the table of a snapshot."""
         return cls(revision=snapshot.revision, routes=snapshot.routes)
 
+    def with_backends(self, keep: Callable[[Backend], bool]) -> RouteTable:
+        """Returns these routes with only those backends for which `keep` returns True."""
+        routes = []
+        for route in self._routes:
+            copy = ModelRoute()
+            copy.CopyFrom(route)
+            for target in copy.targets:
+                kept = [backend for backend in target.backends if keep(backend)]
+                del target.backends[:]
+                target.backends.extend(kept)
+            routes.append(copy)
+        return RouteTable(revision=self.revision, routes=routes)
+
     def models(self) -> list[str]:
         """Returns the public names of all models that have a deployment, ready or not, sorted."""
         return list(self._models)
 
+    def targets(self) -> Iterator[RouteTarget]:
+        """Yields all deployments, ready or not; each once for every name that can mean it."""
+        for targets in self._targets.values():
+            yield from targets
+
     def backends(self) -> Iterator[Backend]:
         """Yields all ready backends, one that several models share several times."""
-        for targets in self._targets.values():
-            for target in targets:
-                yield from target.backends
+        for target in self.targets():
+            yield from target.backends
 
     def choose(self, model: str, *, kind: Kind | None) -> Choice:
         """Returns where a request for this model goes.
@@ -136,7 +155,7 @@ def kind_name(schema: ModelSchema) -> str:
 
 
 def _version(target: RouteTarget) -> str:
-    return target.model_version.rpartition("/")[2]
+    return version_of(target.model_version)
 
 
 def _targets_by_name(route: ModelRoute) -> Iterator[tuple[str, Sequence[RouteTarget]]]:
@@ -147,7 +166,7 @@ def _targets_by_name(route: ModelRoute) -> Iterator[tuple[str, Sequence[RouteTar
     yield route.model, route.targets
     for name, targets in by_version.items():
         yield name, targets
-        yield f"{route.model}@{_version(targets[0])}", targets
+        yield at_version(route.model, _version(targets[0])), targets
 
 
 def _choices(

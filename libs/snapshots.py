@@ -1,4 +1,4 @@
-"""What the hot path holds in hand: routes and prices, pushed by `router` and `cost`."""
+"""The routes and prices in force: pushed by `router` and `cost`, looked up in memory."""
 
 from __future__ import annotations
 
@@ -7,64 +7,76 @@ from collections.abc import Callable
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 
+from libs.current import Current
 from libs.metering.prices import PriceBook
 from libs.process import Process
-from libs.routes import RouteTable
+from libs.routes import EMPTY, RouteTable
 from libs.rpc.channel import open_channel
 from libs.rpc.watch import SnapshotWatch
 
 
 class Snapshots:
-    """Keeps routes and prices current. The process is ready when it has heard of both."""
+    """Watches routes and prices. The process becomes ready when both are in force.
 
-    def __init__(
-        self,
-        *,
-        router_address: str,
-        cost_address: str,
-        on_routes: Callable[[RouteTable], None],
-        on_prices: Callable[[PriceBook], None],
-        running: Process,
-    ) -> None:
+    Attributes:
+        routes: returns the routes in force; `EMPTY` until prices are known, too, since the cost of
+            a request would be wrong without them.
+        prices: returns the prices in force.
+    """
+
+    def __init__(self, *, router_address: str, cost_address: str, running: Process) -> None:
         router = router_pb2_grpc.RouterServiceStub(open_channel(router_address, traced=False))
         cost = cost_pb2_grpc.CostServiceStub(open_channel(cost_address, traced=False))
+        self.routes = Current(EMPTY)
+        self.prices = Current(PriceBook())
         self._running = running
-        self._on_routes = on_routes
-        self._on_prices = on_prices
-        self._routes_in_hand: RouteTable | None = None
+        self._newest_routes: RouteTable | None = None
         self._prices_known = False
-        self._routes = SnapshotWatch(
+        self._prepare_routes: Callable[[RouteTable], RouteTable] | None = None
+        self._route_watch = SnapshotWatch(
             "router",
             open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
             on_snapshot=self._take_routes,
             clock=running.clock,
         )
-        self._prices = SnapshotWatch(
+        self._price_watch = SnapshotWatch(
             "cost",
             open_stream=lambda: cost.WatchPrices(cost_pb2.WatchPricesRequest()),
             on_snapshot=self._take_prices,
             clock=running.clock,
         )
 
-    def start(self) -> None:
-        """Begins to watch, beside the server."""
-        self._running.spawn(self._routes.run())
-        self._running.spawn(self._prices.run())
+    def start(self, *, prepare_routes: Callable[[RouteTable], RouteTable] | None = None) -> None:
+        """Starts to watch, beside the server.
+
+        Args:
+            prepare_routes: called with each table that arrives; returns the one to put into force.
+                An error rejects the table.
+        """
+        self._prepare_routes = prepare_routes
+        self._running.spawn(self._route_watch.run())
+        self._running.spawn(self._price_watch.run())
         self._running.spawn(self._become_ready())
 
     def _take_routes(self, snapshot: router_pb2.WatchRoutesResponse) -> None:
-        self._routes_in_hand = RouteTable.of(snapshot)
-        # Without prices no request may go anywhere: its cost would be wrong.
+        self._newest_routes = RouteTable.of(snapshot)
         if self._prices_known:
-            self._on_routes(self._routes_in_hand)
+            self._put_into_force(self._newest_routes)
 
     def _take_prices(self, snapshot: cost_pb2.WatchPricesResponse) -> None:
-        self._on_prices(PriceBook(snapshot.prices))
-        if not self._prices_known and self._routes_in_hand is not None:
-            self._on_routes(self._routes_in_hand)
+        self.prices.replace(PriceBook(snapshot.prices))
+        if self._prices_known:
+            return
         self._prices_known = True
+        if self._newest_routes is not None:
+            self._put_into_force(self._newest_routes)
+
+    def _put_into_force(self, routes: RouteTable) -> None:
+        if self._prepare_routes is not None:
+            routes = self._prepare_routes(routes)
+        self.routes.replace(routes)
 
     async def _become_ready(self) -> None:
-        await self._routes.wait_first()
-        await self._prices.wait_first()
+        await self._route_watch.wait_first()
+        await self._price_watch.wait_first()
         await self._running.server.set_ready(True)

@@ -1,87 +1,129 @@
-"""Renders the edge's configuration and says how to run it."""
+"""Renders the edge's configuration and returns the command that runs it."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import string
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy import keys
 from deploy.envoy import replies, routes
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "envoy"
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
 CLUSTERS = (*GRPC_CLUSTERS, routes.HTTP_CLUSTER)
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1)(:[0-9]+)?"
+CONFIG_FILE = "envoy.yaml"
+DESCRIPTORS_FILE = "headrace.pb"
 
+_TEMPLATES = Path(__file__).resolve().parent
 _REFLECTING = ("registry", "router", "cost", "jobs")
 _OTLP_PORT = 4317
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """What differs from one mesh's edge to another's.
+    """The settings that differ between the edges of two meshes.
 
     Attributes:
-        home: the mesh's `HEADRACE_HOME`.
-        listen_address: where callers come in, as `host:port`.
-        admin_address: Envoy's own interface, with Prometheus metrics at `/stats/prometheus`.
+        folder: the absolute folder that Envoy reads the rendered files from.
+        listen_address: the `host:port` for callers.
+        admin_address: the `host:port` of Envoy's admin interface; Prometheus metrics are at
+            `/stats/prometheus`.
         services: the `host:port` of each replica, by cluster; see `CLUSTERS`.
-        otlp_endpoint: where traces go, such as `http://127.0.0.1:4317`. None: nowhere.
-        trace_sample_percent: how many of the traces that begin here are exported.
+        jwt_issuer: the issuer of valid tokens.
+        jwt_audience: the audience of valid tokens.
+        jwks_file: the absolute path of the public keys that tokens are verified with. A change in
+            its folder makes Envoy read it again.
+        otlp_endpoint: where traces are sent, such as `http://127.0.0.1:4317`; None: nowhere.
+        trace_sample_percent: the share of the traces begun by the edge that is exported.
         cors_origin_regex: the origins whose pages may call.
-        worker_threads: how many threads carry bytes.
+        worker_threads: the number of Envoy's worker threads.
     """
 
-    home: Path
+    folder: Path
     listen_address: str
     admin_address: str
     services: Mapping[str, Sequence[str]]
+    jwt_issuer: str
+    jwt_audience: str
+    jwks_file: Path
     otlp_endpoint: str | None = None
     trace_sample_percent: float = 100.0
     cors_origin_regex: str = LOCAL_ORIGINS
     worker_threads: int = 2
 
+    @property
+    def config_file(self) -> Path:
+        """The path of the rendered configuration."""
+        return self.folder / CONFIG_FILE
 
-def config_path(home: Path) -> Path:
-    """Returns where the rendered configuration is."""
-    return home / "run" / "envoy.yaml"
 
-
-def render(edge: Edge) -> Path:
-    """Writes the edge's configuration and what it refers to; makes the keys if need be.
+def files(edge: Edge) -> Mapping[str, bytes]:
+    """Returns the files that Envoy reads from `edge.folder`, by name.
 
     Raises:
-        ValueError: an address or a setting cannot be used, or a service has no address.
-        KeyFileError: see `keys.ensure_keys`.
+        ValueError: a setting is invalid, or a service has no address.
     """
     missing = [name for name in CLUSTERS if not edge.services.get(name)]
     if missing:
         raise ValueError(f"the edge needs an address of {', '.join(missing)}")
-    keys.ensure_keys(edge.home)
-    path = config_path(edge.home)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptors_file = path.with_name("headrace.pb")
-    _write(descriptors_file, routes.descriptors())
-    values: dict[str, Any] = {
+    template = string.Template((_TEMPLATES / CONFIG_FILE).read_text())
+    values = {name: _yaml(value) for name, value in _values(edge).items()}
+    return {
+        DESCRIPTORS_FILE: routes.descriptors(),
+        CONFIG_FILE: template.substitute(values).encode(),
+    }
+
+
+def write(edge: Edge) -> Path:
+    """Writes the files into `edge.folder` and returns the path of the configuration.
+
+    Raises:
+        ValueError: see `files`.
+    """
+    rendered = files(edge)
+    edge.folder.mkdir(parents=True, exist_ok=True)
+    for name, content in rendered.items():
+        _replace(edge.folder / name, content)
+    return edge.config_file
+
+
+def argv(edge: Edge, *, program: str = "envoy", log_level: str = "warning") -> list[str]:
+    """Returns the command that runs the edge in the foreground once its files are written."""
+    return [
+        program,
+        "--config-path",
+        str(edge.config_file),
+        "--log-level",
+        log_level,
+        "--concurrency",
+        str(edge.worker_threads),
+        # Hot restart would share memory between the edges of several meshes on one machine.
+        "--disable-hot-restart",
+        "--file-flush-interval-msec",
+        "1000",
+    ]
+
+
+def _values(edge: Edge) -> dict[str, Any]:
+    """Returns the values of the template's placeholders."""
+    return {
         "listen_address": _address(edge.listen_address),
         "admin_address": _address(edge.admin_address),
         "tracing": _tracing(edge),
         "chat_completions_path": CHAT_COMPLETIONS_PATH,
         "local_replies": replies.local_replies(),
-        "jwt_issuer": keys.ISSUER,
-        "jwt_audience": keys.AUDIENCE,
-        "jwks_file": str(keys.jwks_path(edge.home).absolute()),
-        "keys_dir": str(keys.keys_dir(edge.home).absolute()),
-        "openai_errors_lua": (DEPLOY / "openai_errors.lua").read_text(),
-        "descriptors_file": str(descriptors_file.absolute()),
+        "jwt_issuer": edge.jwt_issuer,
+        "jwt_audience": edge.jwt_audience,
+        "jwks_file": str(edge.jwks_file),
+        "keys_dir": str(edge.jwks_file.parent),
+        "openai_errors_lua": (_TEMPLATES / "openai_errors.lua").read_text(),
+        "descriptors_file": str(edge.folder / DESCRIPTORS_FILE),
         "transcoded_services": routes.service_names(),
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,
         "cors_origin_regex": edge.cors_origin_regex,
@@ -94,38 +136,18 @@ def render(edge: Edge) -> Path:
         ),
         **{name: _endpoints(name, edge.services[name]) for name in CLUSTERS},
     }
-    template = string.Template((DEPLOY / "envoy.yaml").read_text())
-    _write(path, template.substitute({k: _yaml(v) for k, v in values.items()}).encode())
-    return path
-
-
-def argv(edge: Edge, *, log_level: str = "warning") -> list[str]:
-    """Returns the command that runs the edge in the foreground, once it is rendered."""
-    return [
-        str(Path(sys.executable).with_name("envoy")),
-        "--config-path",
-        str(config_path(edge.home).absolute()),
-        "--log-level",
-        log_level,
-        "--concurrency",
-        str(edge.worker_threads),
-        # Shares no memory by number, so that meshes stand side by side.
-        "--disable-hot-restart",
-        "--file-flush-interval-msec",
-        "1000",
-    ]
 
 
 def _yaml(value: Any) -> str:
-    """Returns a value in JSON, which is YAML; the elements of a list each on a line of its own."""
+    """Returns a value as JSON, which is valid YAML, with each element of a list on its own line."""
     if isinstance(value, list) and value:
         indent = "\n" + 16 * " "
         return "[" + ",".join(indent + json.dumps(element) for element in value) + "]"
     return json.dumps(value)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replaces a file at one go: an edge that is starting reads the old one or the new."""
+def _replace(path: Path, content: bytes) -> None:
+    """Replaces a file atomically: an edge that is starting reads the old one or the new one."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     draft.write_bytes(content)
     draft.replace(path)
@@ -134,7 +156,7 @@ def _write(path: Path, content: bytes) -> None:
 def _address(address: str) -> dict[str, Any]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise ValueError(f"{address!r} is no address: host:port is needed")
+        raise ValueError(f"invalid address {address!r}; use host:port")
     return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
 
 
@@ -146,7 +168,9 @@ def _endpoints(cluster: str, addresses: Sequence[str]) -> dict[str, Any]:
 def _otlp_address(endpoint: str) -> str:
     url = urlsplit(endpoint)
     if url.scheme != "http" or not url.hostname:
-        raise ValueError(f"OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint!r}: http://host:port is needed")
+        raise ValueError(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint!r}, but it must be http://host:port"
+        )
     return f"{url.hostname}:{url.port or _OTLP_PORT}"
 
 

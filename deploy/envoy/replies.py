@@ -1,8 +1,8 @@
-"""What the edge answers by itself, in the shape of the services' own errors.
+"""The errors that the edge itself returns, in the same form as the services' errors.
 
-gRPC calls get `grpc-status-details-bin`, all others the same `google.rpc.Status` in JSON. Messages
-are fixed: gRPC's clients refuse details whose message is not the call's, and Envoy's own texts
-name addresses behind the edge; the access log has those.
+gRPC callers get `grpc-status-details-bin`, others the same `google.rpc.Status` as JSON. Messages
+are fixed: gRPC clients reject details whose message differs from the call's, and Envoy's own
+messages contain addresses behind the edge. Those are in the access log only.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ RETRY_AFTER_SECONDS = 1.0
 
 _Filter = dict[str, Any]
 
-# The transcoder makes the headers of its requests look like gRPC; only the mark that it leaves
-# tells that the caller does not speak it.
+# The transcoder gives its requests the headers of gRPC. The header x-envoy-original-method, which
+# it adds, shows that the caller itself does not use gRPC.
 _GRPC_CALLER: list[_Filter] = [
     {
         "header_filter": {
@@ -46,38 +46,39 @@ _GRPC_CALLER: list[_Filter] = [
 ]
 
 
-_BODY_AS_IT_IS = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
+_UNCHANGED_BODY = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
 
 
 @dataclass(frozen=True)
 class _Reply:
-    """One answer of the edge.
+    """One error that the edge returns.
 
     Attributes:
-        when: the access log filter that finds the case.
-        error: what is told.
-        http_status: the status for callers that do not speak gRPC. 0: Envoy's.
-        says_why: whether JSON callers get Envoy's own text, which says what is wrong with theirs.
+        when: the access log filter that matches the case.
+        error: what the caller gets.
+        http_status: the status for callers that do not use gRPC; 0: the one Envoy has chosen.
+        has_envoy_text: whether JSON callers get Envoy's message, which says what is wrong with
+            their request, in place of the fixed one.
     """
 
     when: _Filter
     error: HeadraceError
     http_status: int = 0
-    says_why: bool = False
+    has_envoy_text: bool = False
 
 
 def local_replies() -> list[dict[str, Any]]:
-    """Returns the mappers of Envoy's local replies; of those that match, the first holds."""
+    """Returns the mappers of Envoy's local replies. Envoy applies the first that matches."""
     mappers = []
     for reply in _replies():
         status = to_status(reply.error)
         mappers.append(
             {
                 "filter": {"and_filter": {"filters": [*_GRPC_CALLER, reply.when]}},
-                # All is in the headers, so that gRPC-Web has nothing to translate.
+                # Everything is in the headers, so gRPC-Web need not translate trailers.
                 "status_code": 200,
                 "body": {"inline_string": ""},
-                "body_format_override": {**_BODY_AS_IT_IS, "content_type": "application/grpc"},
+                "body_format_override": {**_UNCHANGED_BODY, "content_type": "application/grpc"},
                 "headers_to_add": [
                     _header("grpc-status", str(status.code)),
                     _header("grpc-message", status.message),
@@ -122,7 +123,7 @@ def _replies() -> Iterator[_Reply]:
     yield _Reply(
         _statuses(400, 499),
         InvalidArgument("the request cannot be read", reason="INVALID_FIELD"),
-        says_why=True,
+        has_envoy_text=True,
     )
     yield _Reply(
         _statuses(500, 501), Internal("the edge failed", reason="INTERNAL"), http_status=500
@@ -149,13 +150,13 @@ def _json_reply(reply: _Reply, status: status_pb2.Status) -> dict[str, Any]:
     mapper: dict[str, Any] = {}
     if reply.http_status:
         mapper["status_code"] = reply.http_status
-    if reply.says_why:
-        # `json_format` escapes what it fills in; the other texts are known and need none.
+    if reply.has_envoy_text:
+        # `json_format` escapes the value. The fixed messages need no escaping.
         body["message"] = "%LOCAL_REPLY_BODY%"
         mapper["body_format_override"] = {"json_format": body}
     else:
         mapper["body"] = {"inline_string": json.dumps(body)}
-        mapper["body_format_override"] = {**_BODY_AS_IT_IS, "content_type": "application/json"}
+        mapper["body_format_override"] = {**_UNCHANGED_BODY, "content_type": "application/json"}
     if reply.error.retry_after_seconds is not None:
         mapper["headers_to_add"] = [_header("retry-after", f"{reply.error.retry_after_seconds:g}")]
     return mapper
@@ -179,7 +180,7 @@ def _statuses(lowest: int, highest: int) -> _Filter:
 
 
 def _code_details(condition: str) -> _Filter:
-    """Returns the filter of a condition on Envoy's own word for what happened, in CEL."""
+    """Returns the filter for a CEL condition on Envoy's response code details."""
     return {
         "extension_filter": {
             "name": "envoy.access_loggers.extension_filters.cel",

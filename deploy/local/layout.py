@@ -1,4 +1,4 @@
-"""Where a mesh keeps its state, and which one is meant."""
+"""The folder of a mesh, and the settings that select a mesh."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from deploy.errors import CliError
 from deploy.host import REPOSITORY
 
 DEFAULT_EDGE_PORT = 8080
-# A Unix socket's path has at most 107 bytes on Linux.
+# The longest path of a Unix socket on Linux.
 SOCKET_PATH_LIMIT_BYTES = 107
 REPLICA_LIMIT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One mesh: its folder, from which everything else follows.
+    """The folder and the shape of one mesh.
 
     Attributes:
-        edge_port: the port that the user wants for the edge; None: the one it has, or the default.
-        inference_replicas: how many processes relay tokens; about one a core pays.
-        triton_backends: how many Tritons, each with an agent, all with the same versions.
+        home: the folder of all its state.
+        edge_port: the port that the user set for the edge; None: the one it has, or the default.
+        inference_replicas: the number of processes that relay tokens; up to one per core is useful.
+        triton_backends: the number of Tritons, each with a pool agent, all with the same versions.
     """
 
     home: Path
@@ -33,58 +34,60 @@ class Layout:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Layout:
-        """Reads `HEADRACE_HOME` and `HEADRACE_EDGE_PORT`.
+        """Reads `HEADRACE_HOME`, `HEADRACE_EDGE_PORT` and the numbers of replicas.
 
         Raises:
-            CannotRun: one of them cannot be used.
+            CliError: one of them is invalid.
         """
         home = Path(environment.get("HEADRACE_HOME") or REPOSITORY / ".headrace").resolve()
         port = environment.get("HEADRACE_EDGE_PORT")
         if port and (not port.isdecimal() or not 0 < int(port) < 2**16):
-            raise CliError(f"HEADRACE_EDGE_PORT must be a port number, and it is {port!r}")
+            raise CliError(f"HEADRACE_EDGE_PORT must be a port number, but it is {port!r}")
         layout = cls(
             home=home,
             edge_port=int(port) if port else None,
-            inference_replicas=_count(environment, "HEADRACE_INFERENCE_REPLICAS"),
-            triton_backends=_count(environment, "HEADRACE_TRITON_BACKENDS"),
+            inference_replicas=_replica_count(environment, "HEADRACE_INFERENCE_REPLICAS"),
+            triton_backends=_replica_count(environment, "HEADRACE_TRITON_BACKENDS"),
         )
         if len(os.fsencode(layout.socket)) > SOCKET_PATH_LIMIT_BYTES:
-            raise CliError(f"HEADRACE_HOME is too long for a socket in it: {home}")
+            raise CliError(
+                f"HEADRACE_HOME is too long for a Unix socket in it, choose a shorter path: {home}"
+            )
         return layout
 
     @property
     def run(self) -> Path:
-        """What belongs to the running mesh: socket, ports, rendered configurations."""
+        """The folder of socket, ports and rendered configurations."""
         return self.home / "run"
 
     @property
     def logs(self) -> Path:
-        """One file a process."""
+        """The folder of the logs, one file for each process."""
         return self.home / "logs"
 
     @property
     def socket(self) -> Path:
-        """Where the supervisor listens."""
+        """The socket that the supervisor listens on."""
         return self.run / "supervisor.sock"
 
     @property
     def ports_file(self) -> Path:
-        """The ports of the mesh."""
+        """The file of the ports of the mesh."""
         return self.run / "ports.json"
 
     @property
     def session_file(self) -> Path:
-        """The session that all processes of the mesh belong to."""
+        """The file that names the session of all processes of the mesh."""
         return self.run / "session.json"
 
     def make_folders(self) -> None:
-        """Makes the folders that do not exist yet; other users cannot look into them."""
+        """Creates the folders that do not exist yet, readable by their owner only."""
         for folder in (self.home, self.run, self.logs, self.home / "data", self.home / "nats"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _count(environment: Mapping[str, str], name: str) -> int:
+def _replica_count(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name) or "1"
     if not text.isdecimal() or not 0 < int(text) <= REPLICA_LIMIT:
-        raise CliError(f"{name} must be from 1 to {REPLICA_LIMIT}, and it is {text!r}")
+        raise CliError(f"{name} must be a number from 1 to {REPLICA_LIMIT}, but it is {text!r}")
     return int(text)

@@ -1,4 +1,4 @@
-"""Starts and stops a whole mesh."""
+"""Starts and stops all processes of a mesh, and deploys the bundled models on it."""
 
 from __future__ import annotations
 
@@ -10,86 +10,93 @@ from typing import Protocol
 
 import psutil
 
-from deploy.errors import CliError
+from deploy.client.bundled import deploy_bundled_models
+from deploy.client.deployer import OPERATOR_SCOPES, DeployProgress
 from deploy.local import supervisor
+from deploy.local.configuration import write_configurations
+from deploy.local.edge import connect
 from deploy.local.layout import Layout
-from deploy.local.ports import EDGE, keep_ports, port_names, read_ports, replicas
-from deploy.local.processes import ProcessSpec, mesh_processes, write_configurations
+from deploy.local.ports import EDGE, choose_ports, port_names, read_ports, replicas
+from deploy.local.processes import ProcessSpec, mesh_processes
 from deploy.local.readiness import wait_until_ready
-from deploy.local.session import end_members, mesh_members
-from deploy.triton import run
+from deploy.local.session import kill_members, mesh_members
+from deploy.triton.command import remove_shared_memory
 
-# Edge, services, backends, each with its `STOP_WAIT_SECONDS`, one after the other.
+# Edge, services, backends: the groups are stopped one after the other, each with its own limit.
 SHUTDOWN_SECONDS = 3 * supervisor.STOP_WAIT_SECONDS + 5
-# What the ended processes started and left behind ends by itself soon, or is killed.
-LINGER_SECONDS = 1.0
+# For the descendants of stopped processes, which usually end by themselves, before they are killed.
+DESCENDANTS_SECONDS = 1.0
 
 
-class Progress(Protocol):
-    """Hears how the start goes."""
+class StartProgress(Protocol):
+    """Callbacks for the progress of a start."""
 
     def starting(self, names: list[str]) -> None:
-        """These processes are being waited for."""
+        """Called with the processes that are waited for."""
 
     def ready(self, name: str) -> None:
-        """This one is ready."""
+        """Called when a process is ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """What `stop` did."""
+class StopResult:
+    """What `stop` did: how many processes ended, and how many of these it had to kill."""
 
     process_count: int
     killed_count: int
 
 
-def start(layout: Layout, progress: Progress) -> list[ProcessSpec]:
-    """Starts the mesh, or what is missing of it, and returns its processes when all are ready.
+def start(layout: Layout, progress: StartProgress) -> list[ProcessSpec]:
+    """Starts the mesh, or its missing processes, and returns all of them when they are ready.
 
-    A mesh that runs with other settings is started anew.
+    A mesh that runs with other settings is restarted.
 
     Raises:
-        CannotRun: it cannot start; the message says why.
+        CliError: it cannot start; the message says why.
     """
     layout.make_folders()
-    with _alone(layout):
-        processes = _running_as_wanted(layout)
+    with _start_lock(layout):
+        processes = _running_with_current_settings(layout)
         if processes is not None:
             supervisor.start_stopped(layout)
         else:
             stop(layout)
-            processes = _configured(layout)
+            ports = choose_ports(layout)
+            write_configurations(layout, ports)
+            processes = mesh_processes(layout, ports)
             supervisor.start(layout, supervisor.render(layout, processes))
     progress.starting([process.name for process in processes])
     wait_until_ready(layout, processes, on_ready=progress.ready)
     return processes
 
 
-def stop(layout: Layout) -> Ended:
-    """Ends every process of the mesh, also those whose supervisor was killed."""
+def deploy_models(layout: Layout, progress: DeployProgress) -> None:
+    """Deploys the bundled models on a mesh that runs, and returns when they answer.
+
+    Raises:
+        CliError: see `deploy_bundled_models`.
+    """
+    with connect(layout, tenant="headrace", user="operator", scopes=OPERATOR_SCOPES) as edge:
+        deploy_bundled_models(edge, home=layout.home, progress=progress)
+
+
+def stop(layout: Layout) -> StopResult:
+    """Stops every process of the mesh, also those that a killed supervisor left running."""
     supervisor_pid = supervisor.record(layout) if supervisor.is_running(layout) else None
     members = mesh_members(layout)
     if supervisor_pid is not None:
         supervisor.request_shutdown(layout)
         leaders = [process for process in members if process.pid == supervisor_pid]
         psutil.wait_procs(leaders, timeout=SHUTDOWN_SECONDS)
-        psutil.wait_procs(members, timeout=LINGER_SECONDS)
-    killed_count = end_members(layout)
+        psutil.wait_procs(members, timeout=DESCENDANTS_SECONDS)
+    killed_count = kill_members(layout)
     for backend in replicas(read_ports(layout), "triton"):
-        run.remove_shared_memory(home=layout.home, backend_id=backend)
-    return Ended(process_count=len(members), killed_count=killed_count)
+        remove_shared_memory(home=layout.home, backend_id=backend)
+    return StopResult(process_count=len(members), killed_count=killed_count)
 
 
-def _configured(layout: Layout) -> list[ProcessSpec]:
-    ports = keep_ports(layout)
-    try:
-        write_configurations(layout, ports)
-    except ValueError as error:
-        raise CliError(str(error)) from error
-    return mesh_processes(layout, ports)
-
-
-def _running_as_wanted(layout: Layout) -> list[ProcessSpec] | None:
+def _running_with_current_settings(layout: Layout) -> list[ProcessSpec] | None:
+    """Returns the processes of the mesh, or None if it must be (re)started."""
     ports = read_ports(layout)
     if not ports or not supervisor.is_running(layout):
         return None
@@ -103,8 +110,8 @@ def _running_as_wanted(layout: Layout) -> list[ProcessSpec] | None:
 
 
 @contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    """Lets one `up` at a time change the mesh of a folder."""
+def _start_lock(layout: Layout) -> Iterator[None]:
+    """Lets only one `headrace up` at a time change the mesh of a folder."""
     with (layout.run / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The ports of a mesh: picked once, kept as long as nobody else takes them."""
+"""The ports of a mesh: chosen once, and kept until another program takes one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from deploy.host import LOOPBACK, free_ports, is_free
 from deploy.local.layout import DEFAULT_EDGE_PORT, Layout
 
 EDGE = "envoy.edge"
-# Those of which there is one.
+# The services that always have one process.
 _SERVICES = ("registry", "router", "embedding_cache", "cost", "jobs", "worker")
 
 
 def replicas(ports: Mapping[str, int], name: str) -> list[str]:
-    """Returns the processes of a service that a mesh has: `inference`, `inference-1`, ..."""
+    """Returns the names of a service's processes: `inference`, `inference-1`, ..."""
     found = [key.removesuffix(".grpc") for key in ports if key.endswith(".grpc")]
     return sorted(
-        (key for key in found if key.rpartition("-")[0] == name or key == name), key=_rank
+        (key for key in found if key.rpartition("-")[0] == name or key == name), key=_replica_number
     )
 
 
 def port_names(layout: Layout) -> list[str]:
-    """Returns the names of all ports of a mesh."""
+    """Returns the names of all ports of a mesh, such as `registry.grpc`."""
     services = [
         *_SERVICES,
         *_numbered("inference", layout.inference_replicas),
@@ -45,13 +45,13 @@ def _numbered(name: str, count: int) -> list[str]:
     return [name, *(f"{name}-{number}" for number in range(1, count))]
 
 
-def _rank(name: str) -> int:
+def _replica_number(name: str) -> int:
     number = name.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0
 
 
 def read_ports(layout: Layout) -> dict[str, int]:
-    """Returns the ports by name, such as `registry.grpc`; empty where there was no mesh yet."""
+    """Returns the ports by name; empty if no mesh was started in this folder."""
     try:
         kept = json.loads(layout.ports_file.read_text())
     except (FileNotFoundError, ValueError):
@@ -59,15 +59,19 @@ def read_ports(layout: Layout) -> dict[str, int]:
     return {str(name): int(port) for name, port in kept.items()} if isinstance(kept, dict) else {}
 
 
-def keep_ports(layout: Layout) -> Mapping[str, int]:
-    """Returns the ports of a mesh that does not run: those it had, new ones for what is taken.
+def choose_ports(layout: Layout) -> Mapping[str, int]:
+    """Chooses and saves the ports of a mesh that does not run.
+
+    A port stays the same as long as it is free; otherwise another one replaces it.
 
     Raises:
-        CannotRun: the edge's port is taken.
+        CliError: the edge's port is taken.
     """
     edge_port = layout.edge_port or DEFAULT_EDGE_PORT
     if not is_free(edge_port):
-        raise CliError(f"port {edge_port} is taken by another program; set HEADRACE_EDGE_PORT")
+        raise CliError(
+            f"port {edge_port} is taken by another program; set HEADRACE_EDGE_PORT to a free one"
+        )
     kept = read_ports(layout) | {EDGE: edge_port}
     names = port_names(layout)
     ports = {name: kept[name] for name in names if name in kept and is_free(kept[name])}

@@ -1,6 +1,6 @@
-"""Says, one clear line each, what keeps this machine from running the mesh.
+"""Checks whether this machine can run a mesh, and describes each problem in one line.
 
-Runs before anything is downloaded, on whatever Python is at hand: no packages, no syntax above 3.6.
+Runs before anything is downloaded, on any Python 3: without packages and syntax newer than 3.6.
 """
 # ruff: noqa: I002 - `from __future__ import annotations` is a syntax error in Python 3.6
 
@@ -17,8 +17,8 @@ GLIBC = (2, 35)
 INSTALL_DISK_BYTES = 3 * 1024**3
 DEFAULT_EDGE_PORT = 8080
 PROBE_SECONDS = 20
-# A Python built without optimisation takes half as long again. Less may be chance.
-WORTH_A_CHANGE = 1.2
+# A Python built without optimisation takes half as long again. A smaller difference may be noise.
+MIN_SPEEDUP = 1.2
 TIMED_ROUNDS = 2
 
 _PROBE = """
@@ -38,9 +38,9 @@ def work():
         counts[key] = counts.get(key, 0) + len(key)
 
 def timed():
-    begin = time.process_time()
+    start = time.process_time()
     work()
-    return time.process_time() - begin
+    return time.process_time() - start
 
 seconds = min(timed() for _ in range(5))
 version = "%d.%d" % sys.version_info[:2]
@@ -49,32 +49,32 @@ print(json.dumps([sys.executable, version, has_venv, has_library, seconds]))
 
 
 def platform_problems() -> list:
-    """Returns what is wrong with the operating system."""
+    """Returns the problems of the operating system."""
     system, machine = platform.system(), platform.machine()
     if (system, machine) != ("Linux", "x86_64"):
-        return [f"it needs Linux on x86-64, and this is {system} on {machine}."]
+        return [f"it needs Linux on x86-64, but this is {system} on {machine}."]
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (ValueError, OSError):
         name, version = "", ""
-    wanted = ".".join(str(part) for part in GLIBC)
+    required = ".".join(str(part) for part in GLIBC)
     if name != "glibc":
-        return [f"it needs glibc {wanted} or newer, and this system has another C library."]
+        return [f"it needs glibc {required} or newer, but this system has another C library."]
     if tuple(int(part) for part in version.split(".")[:2]) < GLIBC:
-        return [f"it needs glibc {wanted} or newer, and this system has {version}."]
+        return [f"it needs glibc {required} or newer, but this system has {version}."]
     return []
 
 
 def find_python() -> tuple:
-    """Returns the path of a Python that can run the mesh, or None, and what is wrong.
+    """Returns the path of a Python that can run the mesh, or None, and the problems.
 
-    It is the first on the PATH, but for one that is clearly faster: what a request costs is mostly
-    what the interpreter costs.
+    It is the first one on the PATH, unless another one is clearly faster: most of the cost of a
+    request is the interpreter's.
     """
     chosen = os.environ.get("PYTHON")
     candidates = [chosen] if chosen else _on_path([f"python{v}" for v in PYTHONS] + ["python3"])
-    wanted = " or ".join(PYTHONS)
-    problem = f"it needs Python {wanted}, and there is none on the PATH (PYTHON=... names another)."
+    required = " or ".join(PYTHONS)
+    problem = f"it needs Python {required}: put one on the PATH, or set PYTHON to its path."
     fitting = {}
     for candidate in candidates:
         found = _probe(candidate)
@@ -82,13 +82,13 @@ def find_python() -> tuple:
             continue
         path, version, has_venv, has_library, seconds = found
         if version not in PYTHONS:
-            name = os.path.basename(candidate)  # noqa: PTH119 - as it was asked for
-            if (candidate == chosen or name == "python3") and "misses" not in problem:
-                problem = f"it needs Python {wanted}, and {chosen or name} is {version}."
+            name = os.path.basename(candidate)  # noqa: PTH119 - Python 3.6
+            if (candidate == chosen or name == "python3") and "has no" not in problem:
+                problem = f"it needs Python {required}, but {chosen or name} is {version}."
         elif not has_venv:
-            problem = f"{path} misses its venv module (Debian: python{version}-venv)."
+            problem = f"{path} has no venv module; install it (Debian: python{version}-venv)."
         elif not has_library:
-            problem = f"{path} misses its shared library (Debian: libpython{version})."
+            problem = f"{path} has no shared library; install it (Debian: libpython{version})."
         else:
             fitting[path] = seconds
     if not fitting:
@@ -99,8 +99,8 @@ def find_python() -> tuple:
 def _preferred(fitting: dict) -> str:
     """Returns the first of these Pythons, unless another one is clearly faster.
 
-    They are asked in turn, and the best time of each counts: on a machine that others use, too, the
-    moment may make more of a difference than the Python.
+    They are measured in turn, and the best time of each counts: on a busy machine the time of the
+    measurement may matter more than the Python.
     """
     first = next(iter(fitting))
     if len(fitting) > 1:
@@ -109,7 +109,7 @@ def _preferred(fitting: dict) -> str:
             if found is not None:
                 fitting[path] = min(fitting[path], found[-1])
     fastest = min(fitting, key=fitting.get)
-    return fastest if WORTH_A_CHANGE * fitting[fastest] < fitting[first] else first
+    return fastest if MIN_SPEEDUP * fitting[fastest] < fitting[first] else first
 
 
 def _on_path(names: list) -> list:
@@ -124,19 +124,19 @@ def _on_path(names: list) -> list:
 
 
 def disk_problems(folder: str) -> list:
-    """Returns what is wrong with the free space for an installation."""
+    """Returns the problem if there is too little disk space for an installation."""
     free = shutil.disk_usage(folder).free
     if free >= INSTALL_DISK_BYTES:
         return []
-    have, want = (f"{size / 1024**3:.1f} GiB" for size in (free, INSTALL_DISK_BYTES))
-    return [f"it needs {want} of free disk space, and {folder} has {have}."]
+    available, required = (f"{size / 1024**3:.1f} GiB" for size in (free, INSTALL_DISK_BYTES))
+    return [f"it needs {required} of free disk space, but {folder} has {available}."]
 
 
 def edge_port_problems(home: Path) -> list:
-    """Returns what is wrong with the edge's port. Our own mesh may have it already."""
+    """Returns the problem of the edge's port, if any. The mesh of this folder may use it."""
     text = os.environ.get("HEADRACE_EDGE_PORT") or str(DEFAULT_EDGE_PORT)
     if not text.isdigit() or not 0 < int(text) < 2**16:
-        return [f"HEADRACE_EDGE_PORT must be a port number, and it is {text!r}."]
+        return [f"HEADRACE_EDGE_PORT must be a port number, but it is {text!r}."]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -159,7 +159,7 @@ def _mesh_is_running(home: Path) -> bool:
 
 def _probe(candidate: str) -> list:
     try:
-        out = subprocess.run(  # noqa: S603 - a Python, asked for its version
+        out = subprocess.run(  # noqa: S603 - a Python found above
             [candidate, "-c", _PROBE],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,33 +1,27 @@
-"""The processes of a mesh: what each executes, in which environment, and how it shows readiness."""
+"""The processes of a mesh: command, addresses, folders and how each reports that it is ready."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import string
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from deploy import keys
-from deploy.envoy import render, routes
-from deploy.errors import CliError
-from deploy.host import REPOSITORY
+from deploy.envoy import render
+from deploy.host import PROGRAMS
+from deploy.local.configuration import addresses, edge_settings, nats_config
 from deploy.local.layout import Layout
 from deploy.local.ports import address, replicas
 
-_BIN = Path(sys.executable).parent
 DRAIN_SECONDS = 5
-# With its event engine off gRPC wakes fewer threads for each message, which is what tokens cost.
-# The switch is undocumented: it is used with the version only that it was tried with.
-_HOT_PATH = frozenset({"inference"})
-_GRPC_TRIED = "1.85.1"
-_GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
-# What the user sets goes to all services, but what differs between them: that is ours to set.
+# Settings of the user are passed to all services, except those that must differ between services.
 _USER_SETTING_PREFIXES = ("HEADRACE_", "OTEL_")
-_NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has a database of its own
+_NOT_FOR_ALL = frozenset({"HEADRACE_DATABASE_URL"})  # each service has its own database
 _SYSTEM_SETTINGS = ("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE")
+# For the service that calls providers. Not in lower case: gRPC would use them inside the mesh.
+_PROXY_SETTINGS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+# The services that each service calls. The order is the order of the start.
 _PEERS: Mapping[str, Sequence[str]] = {
     "registry": (),
     "router": ("registry",),
@@ -42,13 +36,13 @@ _PEERS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessSpec:
-    """One process.
+    """How to run one process.
 
     Attributes:
-        group: `edge`, `services` or `backends`; they end in this order, each when those before it
-            have ended, so that work that drains still finds what it needs.
-        health: a `host:port` with gRPC health, or the URL that answers 200 when it is ready.
-        port: where it listens for its work.
+        group: `edge`, `services` or `backends`. The groups are stopped in this order, one after the
+            other, so that a process that drains still reaches what it needs.
+        health: the `host:port` of a gRPC health service, or a URL that answers 200 when ready.
+        port: the port that serves its callers.
     """
 
     name: str
@@ -60,7 +54,7 @@ class ProcessSpec:
 
 
 def mesh_processes(layout: Layout, ports: Mapping[str, int]) -> list[ProcessSpec]:
-    """Returns the processes of the mesh, those that others wait for first."""
+    """Returns the processes of the mesh in the order in which they are started."""
     return [
         _nats(layout, ports),
         *(_triton(name, layout, ports) for name in replicas(ports, "triton")),
@@ -73,44 +67,20 @@ def mesh_processes(layout: Layout, ports: Mapping[str, int]) -> list[ProcessSpec
     ]
 
 
-def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
-    """Writes the files that the processes read: keys, the edge's and the bus's configuration.
-
-    Raises:
-        ValueError: a setting of the user cannot be used.
-        KeyFileError: see `keys.ensure_keys`.
-    """
-    keys.ensure_keys(layout.home)
-    render.render(_edge_settings(layout, ports))
-    template = string.Template((REPOSITORY / "deploy/nats/nats.conf").read_text())
-    _nats_config(layout).write_text(
-        template.substitute(
-            listen_address=address(ports, "nats.client"),
-            monitor_address=address(ports, "nats.monitor"),
-            server_name="nats",
-            store_dir=layout.home / "nats",
-        )
-    )
-
-
 def system_environment() -> dict[str, str]:
-    """Returns what every process gets of the caller's environment."""
+    """Returns the variables of the caller's environment that every process gets."""
     kept = {key: os.environ[key] for key in _SYSTEM_SETTINGS if key in os.environ}
-    return {"PATH": f"{_BIN}:/usr/local/bin:/usr/bin:/bin", **kept}
+    return {"PATH": f"{PROGRAMS}:/usr/local/bin:/usr/bin:/bin", **kept}
 
 
 def _nats(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     return ProcessSpec(
         name="nats",
         group="backends",
-        argv=[str(_BIN / "nats-server"), "-c", str(_nats_config(layout))],
+        argv=[str(PROGRAMS / "nats-server"), "-c", str(nats_config(layout))],
         health=f"http://{address(ports, 'nats.monitor')}/healthz",
         port=ports["nats.client"],
     )
-
-
-def _nats_config(layout: Layout) -> Path:
-    return layout.run / "nats.conf"
 
 
 def _triton(backend: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
@@ -138,44 +108,10 @@ def _edge(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     return ProcessSpec(
         name="envoy",
         group="edge",
-        argv=render.argv(_edge_settings(layout, ports)),
+        argv=render.argv(edge_settings(layout, ports), program=str(PROGRAMS / "envoy")),
         health=f"http://{address(ports, 'envoy.admin')}/ready",
         port=ports["envoy.edge"],
     )
-
-
-def _edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
-    return render.Edge(
-        home=layout.home,
-        listen_address=address(ports, "envoy.edge"),
-        admin_address=address(ports, "envoy.admin"),
-        services={
-            **{name: _addresses(ports, name) for name in render.GRPC_CLUSTERS},
-            routes.HTTP_CLUSTER: _addresses(ports, "inference", "http"),
-        },
-        otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
-        trace_sample_percent=_trace_sample_percent(),
-    )
-
-
-def _trace_sample_percent() -> float:
-    text = os.environ.get("HEADRACE_TRACE_SAMPLE_PERCENT") or "100"
-    try:
-        return float(text)
-    except ValueError as error:
-        raise CliError(
-            f"HEADRACE_TRACE_SAMPLE_PERCENT must be a number, and it is {text!r}"
-        ) from error
-
-
-def _addresses(ports: Mapping[str, int], service: str, port: str = "grpc") -> list[str]:
-    return [address(ports, f"{replica}.{port}") for replica in replicas(ports, service)]
-
-
-def _target(ports: Mapping[str, int], service: str) -> str:
-    """Returns what a gRPC channel takes: an address, or several to balance over."""
-    found = _addresses(ports, service)
-    return found[0] if len(found) == 1 else f"ipv4:{','.join(found)}"
 
 
 def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
@@ -185,19 +121,16 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         "HEADRACE_METRICS_ADDRESS": address(ports, f"{name}.metrics"),
         "HEADRACE_INPUT_HASH_KEY_FILE": str(keys.input_hash_key_path(layout.home)),
         "HEADRACE_DRAIN_SECONDS": str(DRAIN_SECONDS),
-        # Threads share these many heaps: by default each may keep one of its own half empty.
-        "MALLOC_ARENA_MAX": "2",
     }
     for peer in _PEERS[service]:
         if peer == "nats":
             environment["HEADRACE_NATS_URL"] = f"nats://{address(ports, 'nats.client')}"
             environment["HEADRACE_NATS_MONITORING_URL"] = f"http://{address(ports, 'nats.monitor')}"
         else:
-            environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _target(ports, peer)
+            environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _grpc_target(ports, peer)
     if service == "inference":
+        environment |= _proxies()
         environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
-    if service in _HOT_PATH and importlib.metadata.version("grpcio") == _GRPC_TRIED:
-        environment["GRPC_EXPERIMENTS"] = _GRPC_EXPERIMENTS
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"
         environment |= {
@@ -213,6 +146,18 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         health=address(ports, f"{name}.grpc"),
         port=ports[f"{name}.grpc"],
     )
+
+
+def _grpc_target(ports: Mapping[str, int], service: str) -> str:
+    """Returns the target of a gRPC channel: one address, or several to balance over."""
+    found = addresses(ports, service)
+    return found[0] if len(found) == 1 else f"ipv4:{','.join(found)}"
+
+
+def _proxies() -> dict[str, str]:
+    """Returns the caller's proxies, which programs name in upper or lower case."""
+    found = {key: os.environ.get(key) or os.environ.get(key.lower()) for key in _PROXY_SETTINGS}
+    return {key: value for key, value in found.items() if value}
 
 
 def _user_environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Tells which processes of a mesh are ready, and waits for them."""
+"""Checks which processes of a mesh are ready, and waits for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,23 +14,24 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.errors import CliError
 from deploy.local.layout import Layout
+from deploy.local.logs import tail
 from deploy.local.processes import ProcessSpec
 from deploy.local.supervisor import process_states
 
 CHECK_TIMEOUT_SECONDS = 1.0
 CHECK_PAUSE_SECONDS = 0.1
-# On a loaded machine with a cold disk; where nothing is wrong it takes a few seconds.
+# For a loaded machine with a cold disk; usually a start takes a few seconds.
 START_TIMEOUT_SECONDS = 180.0
 LOG_TAIL_LINES = 15
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # the time of one attempt
+    ("grpc.min_reconnect_backoff_ms", 1000),  # the timeout of one attempt
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
 
 
 class Probe:
-    """Asks one process whether it is ready. Use it in a `with`."""
+    """Checks whether one process is ready. Use it in a `with`."""
 
     def __init__(self, process: ProcessSpec) -> None:
         self.name = process.name
@@ -53,9 +53,9 @@ class Probe:
             self._channel.close()
 
     def is_ready(self) -> bool:
-        """Tells whether the process takes work now."""
+        """Returns whether the process accepts work now."""
         if self._channel is None:
-            return _answers_ok(self._health)
+            return _answers_200(self._health)
         try:
             answer = health_pb2_grpc.HealthStub(self._channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_SECONDS
@@ -68,10 +68,11 @@ class Probe:
 def wait_until_ready(
     layout: Layout, processes: Sequence[ProcessSpec], *, on_ready: Callable[[str], None]
 ) -> None:
-    """Returns when all processes are ready; tells each as it becomes so.
+    """Returns when all processes are ready. Calls `on_ready` with each as it becomes ready.
 
     Raises:
-        CannotRun: one was given up, or it takes too long. The message has the end of its log.
+        CliError: the supervisor gave one up, or it takes too long. The message has the end of its
+            log.
     """
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     waiting = {process.name: Probe(process) for process in processes}
@@ -87,19 +88,11 @@ def wait_until_ready(
             if state.name in waiting and state.state == "FATAL"
         ]
         if given_up or time.monotonic() > deadline:
-            raise CliError(_story(layout, given_up or list(waiting)))
+            raise CliError(_not_ready_message(layout, given_up or list(waiting)))
         time.sleep(CHECK_PAUSE_SECONDS)
 
 
-def tail(log: Path, lines: int) -> str:
-    """Returns the last lines of a log, or nothing where there is none."""
-    try:
-        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-    except FileNotFoundError:
-        return ""
-
-
-def _answers_ok(url: str) -> bool:
+def _answers_200(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_SECONDS) as answer:  # noqa: S310 - loopback
             return bool(answer.status == 200)  # noqa: PLR2004 - HTTP's OK
@@ -107,6 +100,6 @@ def _answers_ok(url: str) -> bool:
         return False
 
 
-def _story(layout: Layout, names: Sequence[str]) -> str:
+def _not_ready_message(layout: Layout, names: Sequence[str]) -> str:
     logs = (f"--- {name}\n{tail(layout.logs / f'{name}.log', LOG_TAIL_LINES)}" for name in names)
-    return "\n".join([f"not ready: {', '.join(names)}. The ends of their logs:", *logs])
+    return "\n".join([f"not ready: {', '.join(names)}. The last lines of the logs:", *logs])

@@ -1,8 +1,7 @@
-"""Finds the processes of a mesh, whoever their parent is by now.
+"""Finds the processes of a mesh, also those whose supervisor was killed.
 
-The supervisor begins a session, and all that it starts stays in that session. The session, with the
-time it began, is written down, so that `down` ends exactly these processes, even if the supervisor
-was killed.
+The supervisor leads a session, and every process that it starts stays in this session. A file
+records the session and its start time, so that `headrace down` stops exactly these processes.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ KILL_WAIT_SECONDS = 10.0
 
 
 def record_session(layout: Layout, supervisor_pid: int) -> None:
-    """Writes down the session that this supervisor leads."""
-    began = psutil.Process(supervisor_pid).create_time()
-    layout.session_file.write_text(json.dumps({"id": supervisor_pid, "create_time": began}))
+    """Records the session that this supervisor leads."""
+    create_time = psutil.Process(supervisor_pid).create_time()
+    layout.session_file.write_text(json.dumps({"id": supervisor_pid, "create_time": create_time}))
 
 
 def mesh_members(layout: Layout) -> Sequence[psutil.Process]:
-    """Returns the living processes of the mesh."""
+    """Returns the running processes of the mesh."""
     try:
         session = json.loads(layout.session_file.read_text())
-        identifier, began = int(session["id"]), float(session["create_time"])
+        identifier, create_time = int(session["id"]), float(session["create_time"])
     except (FileNotFoundError, ValueError, KeyError):
         return []
     members = [process for process in psutil.process_iter() if _is_in(process, identifier)]
     leader = next((process for process in members if process.pid == identifier), None)
-    if leader is not None and leader.create_time() != began:
-        return []  # the number was given to somebody else meanwhile
-    return [process for process in members if _speaks_of(process, str(layout.home))]
+    if leader is not None and leader.create_time() != create_time:
+        return []  # the number belongs to another session now
+    return [process for process in members if _was_started_for(process, str(layout.home))]
 
 
-def end_members(layout: Layout) -> int:
-    """Kills what is left of the mesh and returns how many processes that were."""
+def kill_members(layout: Layout) -> int:
+    """Kills the processes of the mesh that still run and returns their number."""
     members = mesh_members(layout)
     for process in members:
         try:
-            process.kill()  # checks the start time: never a process that got the pid later
+            process.kill()  # checks the start time, so a process that reuses the pid is safe
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(members, timeout=KILL_WAIT_SECONDS)
@@ -57,8 +56,12 @@ def _is_in(process: psutil.Process, session: int) -> bool:
         return False
 
 
-def _speaks_of(process: psutil.Process, home: str) -> bool:
-    """Tells whether the process was started with this folder, as each of ours is."""
+def _was_started_for(process: psutil.Process, home: str) -> bool:
+    """Returns whether a process names the mesh's folder in its arguments or environment.
+
+    Every process of a mesh does. It guards against a session number that the system gave to
+    another program after the leader had ended.
+    """
     try:
         words = [*process.cmdline(), *process.environ().values()]
     except (psutil.NoSuchProcess, psutil.AccessDenied):

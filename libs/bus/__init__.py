@@ -1,15 +1,8 @@
-"""Jobs and events over NATS JetStream: durable before acknowledged, delivered at least once."""
+"""Jobs and events over NATS JetStream: durable before acknowledged, delivered at least once.
+
+Others use `connection` (`connect`, `ensure_streams`), `durability` (`check_durable`), `publisher`
+(`Publisher`), `worker` (`PullWorker`, `Delivery`, `PoisonMessage`), and `subjects`, which names the
+streams, subjects and consumers. `pull` and `delivery` are internal.
+"""
 
 from __future__ import annotations
-
-import importlib
-import sys
-
-# nats-py imports aiohttp where it is installed, for WebSocket URLs that the mesh does not use. Not
-# found for this one import, it costs a process neither 11 MB nor a quarter of a second.
-if "aiohttp" not in sys.modules:
-    sys.modules["aiohttp"] = None  # type: ignore[assignment]  # the import system's "not there"
-    try:
-        importlib.import_module("nats")
-    finally:
-        del sys.modules["aiohttp"]

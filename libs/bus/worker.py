@@ -16,6 +16,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from prometheus_client import Counter, Gauge, Histogram
 
+from libs.background import start_task
 from libs.bus.connection import client_of
 from libs.bus.delivery import Delivery, Handler, M, PoisonMessage
 from libs.bus.pull import Pull
@@ -46,7 +47,11 @@ _PENDING = Gauge(
     ["consumer"],
 )
 
-# The server is told this often within `ack_wait` that the work goes on.
+_HEARTBEAT_FAILURES = Counter(
+    "headrace_bus_heartbeat_failures", "Heartbeats that could not be sent.", ["consumer"]
+)
+
+# Heartbeats of a message within `ack_wait`, after which the server delivers it again.
 HEARTBEATS_PER_ACK_WAIT = 3
 DEFAULT_DRAIN_SECONDS = 5.0
 
@@ -113,10 +118,12 @@ class PullWorker(Generic[M]):
         if self._draining:
             return
         self._handler = handler
-        self._pulling = asyncio.create_task(self._pull.run())
-        beating = asyncio.create_task(self._beat())
+        self._pulling = start_task(self._pull.run(), name=f"pull {self._consumer.name}")
+        heartbeats = start_task(self._send_heartbeats(), name=f"heartbeats {self._consumer.name}")
         try:
-            await asyncio.wait([self._pulling])
+            await asyncio.wait([self._pulling, heartbeats], return_when=asyncio.FIRST_COMPLETED)
+            if heartbeats.done():
+                raise RuntimeError(f"the heartbeats of {self._consumer.name} ended")
             if not self._draining:
                 self._pulling.result()
         finally:
@@ -124,7 +131,7 @@ class PullWorker(Generic[M]):
             self._pulling.cancel()
             await asyncio.wait([self._pulling])
             await self._finish()
-            beating.cancel()
+            heartbeats.cancel()
             self._ended.set()
 
     async def drain(self, timeout_seconds: float = DEFAULT_DRAIN_SECONDS) -> None:
@@ -147,8 +154,9 @@ class PullWorker(Generic[M]):
         return self._concurrency - len(self._in_flight)
 
     def _take(self, message: Msg) -> None:
-        task = asyncio.create_task(
-            self._give_back(message) if self._draining else self._work(message)
+        task = start_task(
+            self._give_back(message) if self._draining else self._work(message),
+            name=f"delivery {self._consumer.name}",
         )
         self._in_flight[task] = message
         task.add_done_callback(self._on_done)
@@ -156,16 +164,24 @@ class PullWorker(Generic[M]):
     def _on_done(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
         self._in_flight_gauge.set(len(self._in_flight))
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a delivery was not settled", exc_info=task.exception())
         self._pull.wake()
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
+        """Keeps messages in handlers from being delivered to another worker."""
         while True:
             await asyncio.sleep(self._consumer.ack_wait_seconds / HEARTBEATS_PER_ACK_WAIT)
-            for message in list(self._in_flight.values()):
-                if self._client.is_connected:
-                    await message.in_progress()
+            errors = [
+                error
+                for message in list(self._in_flight.values())
+                if self._client.is_connected
+                and (error := await _heartbeat_error(message)) is not None
+            ]
+            if errors:
+                _HEARTBEAT_FAILURES.labels(self._consumer.name).inc(len(errors))
+                name, failures = self._consumer.name, len(errors)
+                _log.warning(
+                    "heartbeats failed", consumer=name, failures=failures, exc_info=errors[0]
+                )
 
     async def _work(self, message: Msg) -> None:
         name, attempt = self._consumer.name, message.metadata.num_delivered
@@ -280,3 +296,12 @@ class PullWorker(Generic[M]):
             await message.nak()
         except nats.errors.Error as error:
             _log.debug("message not given back", error=repr(error))
+
+
+async def _heartbeat_error(message: Msg) -> Exception | None:
+    """Tells the server that the work on a message goes on; returns why that failed."""
+    try:
+        await message.in_progress()
+    except Exception as error:  # noqa: BLE001  # whatever it is, the next one may succeed
+        return error
+    return None

@@ -1,29 +1,29 @@
-"""The answer to a request of ours, read as it comes."""
+"""A response, read as it comes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
 
-# So much may wait unread; then the server is held back.
+# So much may be buffered unread; then reading from the server pauses.
 MAX_UNREAD_BYTES = 256 * 1024
 
-# Nobody here unpacks: requests ask for answers as they are, so that tokens are not held back.
-_PACKED = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
+# Not decompressed here: requests ask for plain responses, so that tokens are not held back.
+_COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
 
 
 class HttpError(Exception):
-    """An answer that did not come, or not whole."""
+    """A response that did not arrive, or only in part."""
 
 
 class Response:
-    """An answer.
+    """A response.
 
     Attributes:
-        status: of HTTP.
-        headers: their names in lower case; of one that came twice, the first.
-        until_close: whether only the end of the connection ends it.
-        done: whether all of it has come, or nothing more will.
+        status: the status code.
+        headers: by name in lower case; of a repeated one, the first value.
+        until_close: whether only the end of the connection ends the body.
+        done: whether all data has arrived, or no more will.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class Response:
         self._error: HttpError | None = None
         self._arrived: asyncio.Future[None] | None = None
         encodings = headers.get("content-encoding", "").lower().replace(" ", "").split(",")
-        self._packed = ", ".join(_PACKED.intersection(encodings))
+        self._compression = ", ".join(_COMPRESSED.intersection(encodings))
 
     @property
     def content_type(self) -> str:
-        """What the body is, without parameters."""
+        """The media type of the body, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     async def read(self) -> bytes:
-        """Returns what has come since the last call, waits if that is nothing; empty: the end.
+        """Returns the data since the last call, waiting for some; empty at the end.
 
         Raises:
-            HttpError: the answer was cut, or is compressed.
+            HttpError: the response was cut off, or is compressed.
         """
-        if self._packed:
-            raise HttpError(f"the answer is compressed, though nobody asked for {self._packed}")
+        if self._compression:
+            raise HttpError(f"the response is compressed ({self._compression}): not requested")
         while not self._parts:
             if self.done:
                 if self._error is not None:
@@ -63,45 +63,45 @@ class Response:
             await self._arrived
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
-        self._let_come()
+        self._resume_reading()
         return data
 
     def close(self) -> None:
-        """Ends the connection, unless all has come: then it is another's."""
+        """Closes the connection, unless all data has arrived: then it serves other requests."""
         if not self.done:
             self._transport.abort()
 
-    # What the connection calls.
+    # Called by the connection.
 
     def feed(self, data: bytes) -> None:
-        """Takes a part of the body."""
+        """Adds a part of the body."""
         self._parts.append(data)
         self._unread_bytes += len(data)
         if self._unread_bytes > MAX_UNREAD_BYTES:
-            self._hold_back()
+            self._pause_reading()
         self._wake()
 
     def end(self, error: HttpError | None) -> None:
-        """Notes that nothing more will come; None: all has."""
+        """Marks the end of the data; without an error, the response is complete."""
         self.done = True
         self._error = error
-        self._let_come()
+        self._resume_reading()
         self._wake()
 
-    def _hold_back(self) -> None:
+    def _pause_reading(self) -> None:
         self._transport.pause_reading()
-        # uvloop drops what TLS holds when the connection ends: TLS is to stop at the first byte.
+        # uvloop drops TLS's buffer when the connection ends, so TLS must stop at the first byte.
         if hasattr(self._transport, "set_read_buffer_limits"):
             self._transport.set_read_buffer_limits(high=1)
 
-    def _let_come(self) -> None:
+    def _resume_reading(self) -> None:
         if self._unread_bytes > MAX_UNREAD_BYTES:
             self._transport.resume_reading()
-            # Behind what TLS holds: the connection's end must not overtake it.
-            asyncio.get_running_loop().call_soon(self._unlimit)
+            # After the data in TLS's buffer: the connection's end must not overtake it.
+            asyncio.get_running_loop().call_soon(self._reset_buffer_limits)
         self._unread_bytes = 0
 
-    def _unlimit(self) -> None:
+    def _reset_buffer_limits(self) -> None:
         reading = self._transport.is_reading() and not self._transport.is_closing()
         if reading and hasattr(self._transport, "set_read_buffer_limits"):
             self._transport.set_read_buffer_limits()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,6 +14,7 @@ from headrace.events.v1 import events_pb2
 from opentelemetry import context, trace
 from prometheus_client import Histogram
 
+from libs.background import start_task
 from libs.bus.publisher import Publisher
 from libs.bus.subjects import USAGE_BATCH_RECORDED, USAGE_RECORDED
 from libs.errors import HeadraceError, Internal, ResourceExhausted, Unavailable
@@ -86,7 +88,7 @@ class UsageBatches:
         mine = _Waiting(record, deadline, context.get_current())
         self._waiting.append(mine)
         if self._publishing is None:
-            self._publishing = asyncio.create_task(self._publish_all())
+            self._publishing = start_task(self._publish_all(), name="usage batches")
         await mine.done
 
     async def drain(self) -> None:
@@ -106,14 +108,18 @@ class UsageBatches:
                     await asyncio.sleep(GATHER_SECONDS)
         finally:
             self._publishing = None
+            if self._waiting:  # this task failed or was cancelled: no caller may wait for ever
+                error = Internal("usage was not recorded", reason="INTERNAL")
+                _settle(self._waiting, error)
+                self._waiting.clear()
 
     async def _publish_batch(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Publishes records and tells their callers; returns those with time for another try."""
         now = asyncio.get_running_loop().time
         first = batch[0]
-        subject, message, message_id = _message(batch)
         _BATCH_RECORDS.observe(len(batch))
         try:
+            subject, message, message_id = _message(batch)
             await self._publisher.publish(
                 subject,
                 message,
@@ -130,14 +136,14 @@ class UsageBatches:
             return [each for each in batch if each.deadline_seconds > late]
         except HeadraceError as error:
             _settle(batch, error)
-        except Exception as error:  # noqa: BLE001  # nobody may wait for ever
+        except Exception as error:  # noqa: BLE001  # no caller may wait for ever
             _settle(batch, Internal(f"usage was not recorded: {error!r}", reason="INTERNAL"))
         else:
             _settle(batch, None)
         return []
 
 
-def _settle(batch: list[_Waiting], error: Exception | None) -> None:
+def _settle(batch: Iterable[_Waiting], error: Exception | None) -> None:
     for each in batch:
         each.settle(error)
 

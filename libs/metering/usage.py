@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from google.protobuf import timestamp_pb2
 from headrace.common.v1 import model_pb2
 from headrace.events.v1 import events_pb2
@@ -26,10 +28,13 @@ ACK_TIMEOUT_SECONDS = 10.0
 class UsageRecorder:
     """Prices what a request used and makes it durable."""
 
-    def __init__(self, publisher: Publisher, clock: Clock) -> None:
+    def __init__(
+        self, publisher: Publisher, clock: Clock, *, prices: Callable[[], PriceBook]
+    ) -> None:
+        """Prepares; `prices` returns the price book in force."""
         self._batches = UsageBatches(publisher, timeout_seconds=ACK_TIMEOUT_SECONDS)
         self._clock = clock
-        self.prices = PriceBook()
+        self._prices = prices
 
     async def record(
         self,
@@ -56,7 +61,7 @@ class UsageRecorder:
             ResourceExhausted: the stream of usage events is full.
         """
         now = self._clock.now()
-        price = self.prices.price_of(model, now)
+        price = self._prices().price_of(model, now)
         if price is None:
             _UNPRICED.labels(model).inc()
         cost_nano_usd = total_nano_usd(bill(usage, price))

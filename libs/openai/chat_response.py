@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.common.v1 import model_pb2
+from typing import Protocol
 
 from libs.errors import HeadraceError
 from libs.openai.bodies import Json, Served, error_object, to_json
@@ -10,12 +10,23 @@ from libs.openai.bodies import Json, Served, error_object, to_json
 DONE = b"data: [DONE]\n\n"
 
 
+class Usage(Protocol):
+    """The tokens of a request: a message or plain data."""
+
+    @property
+    def prompt_tokens(self) -> int: ...  # noqa: D102  # as in `TokenUsage`
+    @property
+    def completion_tokens(self) -> int: ...  # noqa: D102  # likewise
+    @property
+    def cached_tokens(self) -> int: ...  # noqa: D102  # likewise
+
+
 def completion_id(request_id: str) -> str:
     """Returns the `id` of the answer to a request."""
     return f"chatcmpl-{request_id}"
 
 
-def usage_object(usage: model_pb2.TokenUsage) -> Json:
+def usage_object(usage: Usage) -> Json:
     """Returns a `usage`."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -31,7 +42,7 @@ def completion_object(
     created_seconds: int,
     content: str,
     finish_reason: str,
-    usage: model_pb2.TokenUsage,
+    usage: Usage,
     served: Served,
 ) -> Json:
     """Returns a whole `chat.completion`."""
@@ -105,7 +116,7 @@ class ChunkWriter:
         }
         return b"%b,%b\n\n" % (self._choice({}, finish_reason), to_json(extra)[1:])
 
-    def usage(self, usage: model_pb2.TokenUsage) -> bytes:
+    def usage(self, usage: Usage) -> bytes:
         """Returns the event with the usage, which has no choices."""
         last = {"choices": [], "usage": usage_object(usage)}
         return b"%b%b\n\n" % (self._head, to_json(last)[1:])

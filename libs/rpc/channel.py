@@ -93,6 +93,8 @@ def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> 
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 5_000),
+        # A proxy of the environment (`https_proxy`) is for servers outside the mesh.
+        ("grpc.enable_http_proxy", 0),
     ]
     if retries:
         options.append(("grpc.service_config", _SERVICE_CONFIG))

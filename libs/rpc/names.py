@@ -1,15 +1,9 @@
-"""Resource names, as AIP-122 has them."""
+"""Resource names of one collection, as in AIP-122; those of model versions are elsewhere."""
 
 from __future__ import annotations
 
-import re
-
-import semver
-
 from libs.errors import InvalidArgument
-
-_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
-MAX_VERSION_LENGTH = 64  # it becomes part of file names
+from libs.model_reference import IDENTIFIER
 
 
 def resource_name(collection: str, identifier: str) -> str:
@@ -21,32 +15,13 @@ def parse_name(name: str, collection: str, *, field: str = "name") -> str:
     """Returns the identifier of `collection/identifier`.
 
     Raises:
-        InvalidArgument: the name is not of that form.
+        InvalidArgument: the name has another form.
     """
     head, slash, identifier = name.partition("/")
-    if head != collection or not slash or not _ID.fullmatch(identifier):
-        raise InvalidArgument.of_field(
-            field, f"must be {collection}/ID with an ID of a-z, 0-9 and -, from a letter, up to 63"
-        )
-    return identifier
-
-
-def version_name(model: str, version: str) -> str:
-    """Returns `models/{model}/versions/{version}`."""
-    return f"models/{model}/versions/{version}"
-
-
-def parse_version_name(name: str, *, field: str = "name") -> tuple[str, semver.Version]:
-    """Returns the model's identifier and the version of `models/{model}/versions/{semver}`.
-
-    Raises:
-        InvalidArgument: the name is not of that form.
-    """
-    parent, separator, version = name.partition("/versions/")
-    if not separator or len(version) > MAX_VERSION_LENGTH or not semver.Version.is_valid(version):
+    if head != collection or not slash or not IDENTIFIER.fullmatch(identifier):
         raise InvalidArgument.of_field(
             field,
-            "must be models/MODEL/versions/VERSION with a semantic version such as 1.0.0, of at "
-            f"most {MAX_VERSION_LENGTH} characters",
+            f"must be {collection}/ID with an ID of a-z, 0-9 and -, which starts with a letter "
+            "and has at most 63 characters",
         )
-    return parse_name(parent, "models", field=field), semver.Version.parse(version)
+    return identifier

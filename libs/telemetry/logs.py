@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, on standard output, with the trace they belong to."""
+"""Structured logs: one JSON object a line, on standard output, with the ids of its trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from libs.telemetry.lines import LineWriter
 
-# Chatty at `info`, and nothing that we would act on.
+# Verbose at `info`, without anything that an operator needs.
 _QUIET_LIBRARIES = ("asyncio", "aiosqlite", "alembic", "urllib3")
 
 
@@ -26,13 +26,15 @@ def setup_logging(*, service: str, level: str) -> None:
     a span, `trace_id` and `span_id`. Tracebacks come as text, without the values of variables.
 
     Raises:
-        ValueError: `level` is no level's name.
+        ValueError: unknown level.
     """
     threshold = logging.getLevelNamesMapping().get(level.upper())
     if threshold is None:
-        raise ValueError(f"log level {level!r} is none of debug, info, warning, error")
+        raise ValueError(f"unknown log level {level!r}; use debug, info, warning or error")
     shared = _processors(service)
-    lines = LineWriter(sys.stdout.buffer)
+    # Unbuffered: a buffer of Python's would keep, and try again, what the file refused.
+    stdout = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115  # open for as long as the process lives
+    lines = LineWriter(stdout)
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -45,7 +47,7 @@ def setup_logging(*, service: str, level: str) -> None:
 def _to_json(event: EventDict, **_default: Any) -> bytes:
     try:
         return orjson.dumps(event, default=repr)
-    except TypeError:  # among others, half of a surrogate pair and an integer of more than 64 bits
+    except TypeError:  # for example, a lone surrogate or an integer of more than 64 bits
         return json.dumps(event, default=repr).encode()
 
 
@@ -53,8 +55,7 @@ def _processors(service: str) -> list[Processor]:
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
     level = structlog.processors.add_log_level
     stack = structlog.processors.StackInfoRenderer()
-    # As text: structlog's dictionaries would hold the values of local variables, and with them what
-    # users asked.
+    # As text: structlog's dictionaries contain the values of local variables, and so users' inputs.
     traceback = structlog.processors.format_exc_info
 
     def complete(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -71,7 +72,7 @@ def _processors(service: str) -> list[Processor]:
 
 
 class _LineHandler(logging.Handler):
-    """Sends the standard library's records the way that structlog's lines go."""
+    """Writes the standard library's records with structlog's lines."""
 
     def __init__(self, lines: LineWriter) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.msg(self.format(record).encode())
-        except Exception:  # noqa: BLE001  # a line that cannot be written stops nobody
+        except Exception:  # noqa: BLE001  # a line that cannot be formatted must not fail its caller
             self.handleError(record)
 
 

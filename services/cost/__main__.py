@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 from headrace.cost.v1 import cost_pb2_grpc
 from headrace.events.v1 import events_pb2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 
 import structlog
+from prometheus_client import Counter
 
 from libs.clock import Clock
 from libs.errors import Unavailable
@@ -13,6 +14,10 @@ from services.cost.domain import Price, current_and_later
 from services.cost.store import CostStore
 
 _log = structlog.get_logger()
+
+_READ_FAILURES = Counter(
+    "headrace_cost_price_book_failures", "Reads of the price book that failed, outages aside."
+)
 
 
 class PriceBook:
@@ -54,6 +59,10 @@ class PriceBook:
                 await self.refresh()
             except Unavailable as error:
                 _log.warning("cannot read the price book", error=repr(error))
+            except Exception:  # noqa: BLE001  # whatever it is, the next read may succeed
+                # Such as a row that cannot be parsed: the last good book stays in force.
+                _READ_FAILURES.inc()
+                _log.exception("cannot read the price book")
 
     async def watch(self) -> AsyncIterator[list[Price]]:
         """Yields the prices that hold now or later: at once, and whenever the book has changed."""

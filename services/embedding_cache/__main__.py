@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 from headrace.embedding.v1 import embedding_pb2_grpc
 from headrace.inference.v1 import inference_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
-from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
 from libs.process import process, run
-from libs.routes import RouteTable
 from libs.rpc.channel import open_channel
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
@@ -33,7 +35,12 @@ async def main() -> None:
         jetstream = bus.jetstream()
         await ensure_streams(jetstream)
 
-        usage = UsageRecorder(Publisher(jetstream), clock)
+        snapshots = Snapshots(
+            router_address=settings.router_address,
+            cost_address=settings.cost_address,
+            running=running,
+        )
+        usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
         cache = VectorCache(limit_bytes=settings.embedding_cache_limit_bytes)
         flights = SingleFlight(keep=cache.put, limit_texts=settings.embedding_in_flight_limit_texts)
         computation = Computation(
@@ -42,6 +49,7 @@ async def main() -> None:
         )
 
         embedder = Embedder(
+            routes=snapshots.routes,
             cache=cache,
             flights=flights,
             computation=computation,
@@ -50,19 +58,6 @@ async def main() -> None:
             clock=clock,
         )
 
-        def take_routes(routes: RouteTable) -> None:
-            embedder.routes = routes
-
-        def take_prices(prices: PriceBook) -> None:
-            usage.prices = prices
-
-        snapshots = Snapshots(
-            router_address=settings.router_address,
-            cost_address=settings.cost_address,
-            on_routes=take_routes,
-            on_prices=take_prices,
-            running=running,
-        )
         snapshots.start()
 
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(

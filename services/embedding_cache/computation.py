@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from libs.errors import Unavailable
+from libs.model_reference import at_version, version_of
 from libs.routes import Choice
 from libs.rpc.identity import Identity
 from libs.rpc.status import headrace_errors
@@ -34,8 +35,8 @@ class Computation:
             HeadraceError: what `inference` said.
         """
         target = choice.target
-        version = target.model_version.rpartition("/")[2]
-        request = inference_pb2.EmbedRequest(model=f"{choice.model}@{version}", texts=texts)
+        model = at_version(choice.model, version_of(target.model_version))
+        request = inference_pb2.EmbedRequest(model=model, texts=texts)
         with headrace_errors():
             response = await self._inference.Embed(
                 request, metadata=identity.metadata(), timeout=self._timeout_seconds

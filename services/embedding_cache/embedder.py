@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -12,7 +12,7 @@ from libs.clock import Clock
 from libs.errors import HeadraceError
 from libs.ids import check_uuid, uuid7
 from libs.metering.usage import UsageRecorder
-from libs.routes import EMPTY, Choice
+from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.genai import OPERATION_EMBEDDINGS, ModelMetrics
 from libs.telemetry.hashing import InputHasher
@@ -42,15 +42,12 @@ class Computes(Protocol):
 
 
 class Embedder:
-    """Answers from the cache, has the rest computed, records what it cost.
-
-    Attributes:
-        routes: the newest snapshot.
-    """
+    """Answers from the cache, has the rest computed, records what it cost."""
 
     def __init__(
         self,
         *,
+        routes: Callable[[], RouteTable],
         cache: VectorCache,
         flights: SingleFlight,
         computation: Computes,
@@ -61,14 +58,15 @@ class Embedder:
         """Puts the parts together.
 
         Args:
-            cache: the vectors in hand.
+            routes: returns the routes in force.
+            cache: the vectors in memory.
             flights: those that are being computed; what lands must go to `cache`.
             computation: makes the others.
             usage: prices and records.
             hasher: hashes inputs for the log.
             clock: the time.
         """
-        self.routes = EMPTY
+        self._routes = routes
         self._cache = cache
         self._flights = flights
         self._computation = computation
@@ -87,7 +85,7 @@ class Embedder:
         if query.request_id:
             check_uuid(query.request_id, field="request_id")
         check_texts(query.texts, field=query.texts_field)
-        choice = self.routes.choose(query.model, kind=model_pb2.ModelKind.MODEL_KIND_EMBEDDING)
+        choice = self._routes().choose(query.model, kind=model_pb2.ModelKind.MODEL_KIND_EMBEDDING)
         check_dimensions(query.dimensions, choice.target.schema.dimensions)
         model_metrics = self._metrics_of(choice)
         try:

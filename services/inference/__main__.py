@@ -1,6 +1,10 @@
-"""The inference service's parts, put together."""
+"""Composes the inference service and runs it."""
 
 from __future__ import annotations
+
+from libs.runtime import prepare
+
+prepare(streams_tokens=True)
 
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.openai.v1 import openai_pb2_grpc
@@ -8,16 +12,18 @@ from headrace.openai.v1 import openai_pb2_grpc
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
+from libs.clock import Clock
 from libs.http1.server import HttpServer
-from libs.metering.prices import PriceBook
+from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
-from libs.process import process, run
+from libs.process import Process, process, run
 from libs.routes import RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
+from services.inference.admission import Admission
 from services.inference.api.grpc import GENERATE_PATH, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from services.inference.api.openai import (
@@ -39,7 +45,7 @@ from services.inference.tensors.oip import OpenInference
 
 
 async def main() -> None:
-    """Runs the service until it is told to end."""
+    """Runs the service until it is stopped."""
     settings = Settings()
     async with process("inference", settings) as running:
         clock = running.clock
@@ -48,81 +54,105 @@ async def main() -> None:
         bus = await connect(settings.nats_url, name="inference")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream)
-        usage = UsageRecorder(Publisher(jetstream), clock)
-        hasher = InputHasher.from_file(settings.input_hash_key_file)
-        recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
-        backends = Backends(
-            clock=clock,
-            keys=ApiKeys(settings.home / "secrets"),
-            stall=StallLimits(
-                first_token_seconds=settings.stall_first_token_seconds,
-                between_tokens_seconds=settings.stall_between_tokens_seconds,
-            ),
-        )
-        hedge = HedgeLimits(
-            after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
-        )
-        relay = RelayLimits(
-            max_delay_seconds=settings.coalesce_max_delay_seconds,
-            slow_reader_seconds=settings.slow_reader_seconds,
-        )
-        generator = Generator(
-            backends=backends, recorder=recorder, hedge=hedge, relay=relay, clock=clock
-        )
-        embedder = Embedder(backends=backends)
-        counter = TokenCounter(backends=backends)
-        tensors = OpenInference(
-            backends=backends, recorder=recorder, admission=generator.admission, clock=clock
-        )
-
-        def take_routes(routes: RouteTable) -> None:
-            generator.routes = embedder.routes = counter.routes = tensors.routes = routes
-            backends.retain(routes.backends())
-
-        def take_prices(prices: PriceBook) -> None:
-            usage.prices = prices
-
         snapshots = Snapshots(
             router_address=settings.router_address,
             cost_address=settings.cost_address,
-            on_routes=take_routes,
-            on_prices=take_prices,
             running=running,
         )
-        snapshots.start()
+        routes = snapshots.routes
+        usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
+        hasher = InputHasher.from_file(settings.input_hash_key_file)
+        recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
+        backends = _backends(settings, clock)
 
-        server = running.server.grpc
-        servicer = InferenceServicer(
-            generator=generator, embedder=embedder, counter=counter, clock=clock
+        admission = Admission(clock)
+        generator = Generator(
+            routes=routes,
+            backends=backends,
+            admission=admission,
+            recorder=recorder,
+            hedge=HedgeLimits(
+                after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
+            ),
+            relay=RelayLimits(
+                max_delay_seconds=settings.coalesce_max_delay_seconds,
+                slow_reader_seconds=settings.slow_reader_seconds,
+            ),
+            clock=clock,
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+        tensors = OpenInference(
+            routes=routes, backends=backends, recorder=recorder, admission=admission, clock=clock
+        )
+
+        def prepare(table: RouteTable) -> RouteTable:
+            """Returns the routes that this process can use; releases what they do not need."""
+            usable = backends.callable_routes(table)
+            backends.retain(usable.backends())
+            admission.update(usable)
+            return usable
+
+        snapshots.start(prepare_routes=prepare)
+
+        servicer = InferenceServicer(
+            generator=generator,
+            embedder=Embedder(routes=routes, backends=backends),
+            counter=TokenCounter(routes=routes, backends=backends),
+            clock=clock,
+        )
         completions = ChatCompletions(generator=generator, clock=clock)
+        server = running.server.grpc
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
         openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
             ChatCompletionServicer(completions), server
         )
-        openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(generator), server)
+        openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(routes), server)
         server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
 
-        http = HttpServer(
-            settings.http_listen_address,
-            handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
-            methods=[
-                GrpcHttp1Handler(
-                    GENERATE_PATH,
-                    servicer.Generate,
-                    request_type=inference_pb2.GenerateRequest,
-                    clock=clock,
-                )
-            ],
-            is_ready=lambda: running.server.ready,
-            drain_seconds=settings.drain_seconds,
-            clock=clock,
+        await running.serve(
+            ready=False, beside=_http_server(settings, running, servicer, completions)
         )
-
-        await running.serve(ready=False, beside=http)
         await recorder.drain()
         await backends.close()
         await bus.drain()
+
+
+def _backends(settings: Settings, clock: Clock) -> Backends:
+    return Backends(
+        clock=clock,
+        keys=ApiKeys(settings.home / "secrets", clock=clock),
+        stall=StallLimits(
+            first_token_seconds=settings.stall_first_token_seconds,
+            between_tokens_seconds=settings.stall_between_tokens_seconds,
+        ),
+        network=Network(
+            ca_file=settings.provider_ca_file,
+            proxies=Proxies(
+                https=settings.provider_https_proxy,
+                http=settings.provider_http_proxy,
+                no_proxy=settings.provider_no_proxy,
+            ),
+        ),
+    )
+
+
+def _http_server(
+    settings: Settings, running: Process, servicer: InferenceServicer, completions: ChatCompletions
+) -> HttpServer:
+    """Returns the server of the RPCs that stream tokens: over HTTP/1.1 a token costs less."""
+    generate = GrpcHttp1Handler(
+        GENERATE_PATH,
+        servicer.Generate,
+        request_type=inference_pb2.GenerateRequest,
+        clock=running.clock,
+    )
+    return HttpServer(
+        settings.http_listen_address,
+        handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
+        methods=[generate],
+        is_ready=lambda: running.server.ready,
+        drain_seconds=settings.drain_seconds,
+        clock=running.clock,
+    )
 
 
 if __name__ == "__main__":

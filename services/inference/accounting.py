@@ -1,4 +1,4 @@
-"""What is kept of a request when it ends: the bill, one log line, metrics, span attributes."""
+"""The end of a request: its usage event, log line, metrics and span attributes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ from libs.rpc.identity import Identity
 from libs.telemetry import genai
 from libs.telemetry.hashing import InputHasher
 from services.inference import metrics
+from services.inference.domain import TokenUsage
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a request ended."""
+    """How a request ended.
+
+    Attributes:
+        operation: `generate` or `infer`.
+        inputs: hashed for the log.
+        started_seconds: on the clock's monotonic time.
+        first_seconds: when its first token came; None: none came.
+        finish_reason: empty where the engine did not finish the answer.
+    """
 
     operation: str
     request_id: str
     identity: Identity
     choice: Choice
-    usage: model_pb2.TokenUsage
+    usage: TokenUsage
     inputs: tuple[str | bytes, ...]
     started_seconds: float
     first_seconds: float | None = None
@@ -38,52 +47,52 @@ class Outcome:
 
 
 class Recorder:
-    """Makes usage durable and tells what happened, without the input itself."""
+    """Makes usage durable and reports how requests ended, without their inputs."""
 
     def __init__(self, *, usage: UsageRecorder, hasher: InputHasher, clock: Clock) -> None:
-        self.usage = usage
+        self._usage = usage
         self._hasher = hasher
         self._clock = clock
-        self._later: set[asyncio.Task[int]] = set()
+        self._pending: set[asyncio.Task[int]] = set()
 
     async def record(self, outcome: Outcome) -> int:
-        """Returns the cost in nano-USD, once the usage is durable. Nothing used: nothing billed.
+        """Returns the cost in nano-USD, once the usage is durable. Without usage there is no event.
 
         Raises:
             Unavailable: the bus did not acknowledge in time.
         """
         cost_nano_usd = 0
         if outcome.usage.prompt_tokens or outcome.usage.completion_tokens:
-            cost_nano_usd = await self.usage.record(
+            cost_nano_usd = await self._usage.record(
                 request_id=outcome.request_id,
                 identity=outcome.identity,
                 model=outcome.choice.model,
                 model_version=outcome.choice.target.model_version,
-                usage=outcome.usage,
+                usage=_to_proto(outcome.usage),
                 operation=outcome.operation,
             )
-        self._tell(outcome, cost_nano_usd)
+        self._report(outcome, cost_nano_usd)
         return cost_nano_usd
 
     def record_later(self, outcome: Outcome) -> None:
-        """Records a request whose caller does not wait any more."""
-        if outcome.identity.usage_id:  # it will be tried again, and booked when it ends
+        """Records a request whose caller does not wait for it."""
+        if outcome.identity.usage_id:  # a job: it is tried again, and recorded when it succeeds
             return
         task = asyncio.create_task(self.record(outcome))
-        self._later.add(task)
+        self._pending.add(task)
         task.add_done_callback(self._recorded)
 
     async def drain(self) -> None:
-        """Returns when everything that was used is durable."""
-        await asyncio.gather(*self._later, return_exceptions=True)
-        await self.usage.drain()
+        """Returns when all usage is durable."""
+        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._usage.drain()
 
     def _recorded(self, task: asyncio.Task[int]) -> None:
-        self._later.discard(task)
+        self._pending.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("usage was not recorded", exc_info=task.exception())
 
-    def _tell(self, outcome: Outcome, cost_nano_usd: int) -> None:
+    def _report(self, outcome: Outcome, cost_nano_usd: int) -> None:
         now = self._clock.monotonic_seconds()
         usage, target = outcome.usage, outcome.choice.target
         error = _error_type(outcome.error)
@@ -133,6 +142,14 @@ class Recorder:
             time_to_first_token_seconds=None if first is None else round(first, 6),
             duration_seconds=round(seconds, 6),
         )
+
+
+def _to_proto(usage: TokenUsage) -> model_pb2.TokenUsage:
+    return model_pb2.TokenUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
 
 
 def _error_type(error: BaseException | None) -> str:

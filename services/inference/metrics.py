@@ -1,49 +1,56 @@
-"""What the inference service counts."""
+"""The metrics of the inference service."""
 
 from __future__ import annotations
 
-from headrace.common.v1 import model_pb2
 from prometheus_client import Counter, Gauge
 
+from services.inference.domain import TokenUsage
+
 BACKEND_FAILURES = Counter(
-    "headrace_inference_backend_failures", "Attempts that a backend failed.", ["model", "backend"]
+    "headrace_inference_backend_failures",
+    "Requests that failed at a backend.",
+    ["model", "backend"],
 )
 RESUMED_STREAMS = Counter(
-    "headrace_inference_resumed_streams", "Streams that went on at another backend.", ["model"]
+    "headrace_inference_resumed_streams", "Answers that another backend continued.", ["model"]
 )
 FALLBACKS = Counter(
     "headrace_inference_fallbacks",
-    "Requests that another deployment of the model took, since the backends of the first failed.",
+    "Requests that another deployment of the model answered after the first one failed.",
     ["model"],
 )
-LIVE_STREAMS = Gauge("headrace_inference_live_streams", "Answers that are being generated.")
+LIVE_STREAMS = Gauge("headrace_inference_live_streams", "Answers being generated.")
 TOKENS = Counter(
     "headrace_inference_tokens", "Tokens by kind: prompt, cached, completion.", ["model", "kind"]
 )
 PROVIDER_ANSWERS_WITHOUT_USAGE = Counter(
     "headrace_inference_provider_answers_without_usage",
-    "Answers whose tokens were counted as chunks, since the provider told no usage.",
+    "Answers whose chunks were counted as tokens because the provider reported no usage.",
     ["provider"],
+)
+UNKNOWN_BACKENDS = Gauge(
+    "headrace_inference_unknown_backends",
+    "Backends in the routes that are skipped because this service does not know their kind.",
 )
 BREAKER_STATE = Gauge(
     "headrace_inference_breaker_state",
-    "The circuit breaker of a model at an address: 0 closed, 1 half-open, 2 open.",
+    "Circuit breaker of a model at an address: 0 closed, 1 half-open, 2 open.",
     ["address", "model"],
 )
 HEDGED_REQUESTS = Counter(
     "headrace_inference_hedged_requests",
-    "Requests that a second backend was asked for, by which of them was first.",
+    "Requests that were sent to a second backend, by which of the two was first.",
     ["model", "first"],
 )
 
 _token_counters: dict[str, tuple[Counter, Counter, Counter]] = {}
 
 
-def count_tokens(model: str, usage: model_pb2.TokenUsage) -> None:
-    """Counts what a request used, with counters that are looked up once a model.
+def count_tokens(model: str, usage: TokenUsage) -> None:
+    """Counts the tokens of a request. The counters of each model are looked up once.
 
     Args:
-        model: the public name, of a model that exists: names that clients make up have no end.
+        model: the public name of an existing model: other names would make endless counters.
         usage: its tokens.
     """
     counters = _token_counters.get(model)

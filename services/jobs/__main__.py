@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 from headrace.jobs.v1 import jobs_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams

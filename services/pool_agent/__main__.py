@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 import asyncio
 
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -56,8 +60,11 @@ async def main() -> None:
         pool = Pool(parts, reporter)
 
         def take(snapshot: registry_pb2.WatchDeploymentsResponse) -> None:
-            reporter.heard(reports_from_proto(snapshot.deployments, settings.backend_id))
-            pool.want(wanted_from_proto(snapshot.deployments))
+            # Both are read before either is used: a bad snapshot changes nothing.
+            reports = reports_from_proto(snapshot.deployments, settings.backend_id)
+            wanted = wanted_from_proto(snapshot.deployments)
+            reporter.heard(reports)
+            pool.want(wanted)
 
         deployments = SnapshotWatch(
             "registry",

@@ -15,7 +15,7 @@ from services.pool_agent.reporter import Reporter
 from services.pool_agent.triton import ModelFailed, TritonAway
 
 _log = structlog.get_logger()
-_VERSIONS = Gauge("headrace_pool_agent_versions_count", "Versions by their state here.", ["state"])
+_VERSIONS = Gauge("headrace_pool_agent_versions", "Versions by their state here.", ["state"])
 
 SWEEP_SECONDS = 5.0
 
@@ -75,16 +75,16 @@ class Pool:
         """Returns with the next change.
 
         Raises:
-            Exception: a keeper has failed, as it never should.
+            Exception: a reconciler ended, which it never should.
         """
         changed = asyncio.ensure_future(self._changed.wait())
         try:
             ended, _ = await asyncio.wait(
                 {changed, *self._keepers.values()}, return_when=asyncio.FIRST_COMPLETED
             )
-            for task in ended - {changed}:
-                if not task.cancelled():
-                    task.result()
+            for task in ended.intersection(self._keepers.values()):  # not those that `want` ended
+                task.result()
+                raise RuntimeError(f"the reconciler of {task.get_name()} ended")
         finally:
             changed.cancel()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from headrace.common.v1 import model_pb2
 from headrace.registry.v1 import registry_pb2
 
-from libs.rpc.names import parse_version_name
+from libs.model_reference import parse_version_name
 from services.pool_agent.domain import Kind, Report, State, Wanted
 
 _KINDS = {

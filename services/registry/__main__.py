@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 from headrace.registry.v1 import registry_pb2_grpc
 
 from libs.db import create_engine, migrate

@@ -10,7 +10,8 @@ from enum import Enum
 import semver
 
 from libs.errors import FailedPrecondition, InvalidArgument
-from libs.rpc.names import parse_name, resource_name, version_name
+from libs.model_reference import version_name
+from libs.rpc.names import parse_name, resource_name
 
 DEFAULT_POOL = "default"
 MAX_DESCRIPTION_LENGTH = 4096

@@ -11,7 +11,7 @@ from headrace.registry.v1 import registry_pb2
 from libs.errors import Unavailable
 from libs.rpc.latest import Latest
 from services.registry.domain import Snapshot
-from services.registry.metrics import DEPLOYMENTS_REVISION, WATCHES_OPEN
+from services.registry.metrics import DEPLOYMENTS_REVISION, FEED_FAILURES, WATCHES_OPEN
 from services.registry.store import RegistryStore
 from services.registry.wire import snapshot_to_proto
 
@@ -81,3 +81,7 @@ class DeploymentFeed:
             await self.refresh()
         except Unavailable as error:
             _log.warning("deployments cannot be read", error=error.message)
+        except Exception:  # noqa: BLE001  # whatever it is, the next read may succeed
+            # Such as a row that cannot be parsed: watchers keep the last good snapshot.
+            FEED_FAILURES.inc()
+            _log.exception("deployments cannot be read")

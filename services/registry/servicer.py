@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, NotFound
+from libs.model_reference import parse_version_name
 from libs.rpc.identity import Context, Identity
-from libs.rpc.names import parse_name, parse_version_name
+from libs.rpc.names import parse_name
 from libs.rpc.paging import PageRequest
 from services.registry.access import require_admin, require_admin_or_mesh
 from services.registry.artifacts import CHUNK_BYTES, ArtifactStore

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 from headrace.router.v1 import router_pb2_grpc
 

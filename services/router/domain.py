@@ -9,6 +9,8 @@ from headrace.common.v1 import model_pb2
 from headrace.registry.v1 import registry_pb2
 from headrace.router.v1 import router_pb2
 
+from libs.model_reference import version_of
+
 
 def routes_of(deployments: Iterable[registry_pb2.Deployment]) -> list[router_pb2.ModelRoute]:
     """Returns the route of each model that has a deployment, by name.
@@ -50,6 +52,6 @@ def ready_backends(deployment: registry_pb2.Deployment) -> Sequence[model_pb2.Ba
 def _precedence(
     deployment: registry_pb2.Deployment,
 ) -> tuple[bool, semver.Version, int, str]:
-    version = semver.Version.parse(deployment.model_version.rpartition("/")[2])
+    version = semver.Version.parse(version_of(deployment.model_version))
     created = deployment.create_time.ToNanoseconds()
     return bool(ready_backends(deployment)), version, created, deployment.name

@@ -14,7 +14,7 @@ from libs.rpc.latest import Latest
 from services.router.domain import routes_of
 
 _REVISION = Gauge("headrace_router_snapshot_revision", "The newest snapshot of routes.")
-_TARGETS = Gauge("headrace_router_targets_count", "Deployments that are routed to.", ["state"])
+_TARGETS = Gauge("headrace_router_targets", "Deployments that are routed to.", ["state"])
 
 
 class RouteSnapshots:
@@ -40,18 +40,18 @@ class RouteSnapshots:
         return self._table
 
     def take(self, deployments: registry_pb2.WatchDeploymentsResponse) -> None:
-        """Takes what the registry pushed."""
+        """Takes what the registry pushed; where it raises, the routes stay as they were."""
         routes = routes_of(deployments.deployments)
         known = self._latest.value
         if known is not None and list(known.routes) == routes:
             return
         revision = 1 if known is None else known.revision + 1
         snapshot = router_pb2.WatchRoutesResponse(revision=revision, routes=routes)
+        self._table = RouteTable.of(snapshot)
+        self._latest.publish(snapshot)
         _REVISION.set(revision)
         _TARGETS.labels("ready").set(_count(routes, ready=True))
         _TARGETS.labels("not_ready").set(_count(routes, ready=False))
-        self._table = RouteTable.of(snapshot)
-        self._latest.publish(snapshot)
 
     def follow(self) -> AsyncIterator[router_pb2.WatchRoutesResponse]:
         """Yields the snapshot at once, where there is one, and each newer one."""

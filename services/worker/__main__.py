@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from libs.runtime import prepare
+
+prepare()
+
 from headrace.embedding.v1 import embedding_pb2_grpc
 from headrace.events.v1 import events_pb2
 from headrace.inference.v1 import inference_pb2_grpc

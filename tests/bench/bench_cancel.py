@@ -23,7 +23,7 @@ STORM_SECONDS = 2.0
 POOLED_SECONDS = 75
 SETTLE_SECONDS = 20.0
 LIVE = "headrace_inference_live_streams"
-WAITING = "headrace_inference_waiting_requests_count"
+WAITING = "headrace_inference_waiting_requests"
 
 
 def run(report: Report) -> None:

@@ -21,8 +21,9 @@ import uvloop
 from headrace.inference.v1 import inference_pb2
 from tritonclient.grpc import service_pb2
 
+from deploy.host import REPOSITORY
 from deploy.local.ports import EDGE
-from deploy.triton.artifact import BUNDLED_VERSION, ROOT, model_files
+from deploy.triton.artifact import BUNDLED_VERSION, model_files
 from tests.bench.mesh import CONDITIONS, bench_mesh, deploy, hot_path_cpu_seconds, port_of
 from tests.bench.report import Report
 from tests.bench.streams import Metadata, Streamed, stream
@@ -177,10 +178,10 @@ def _delta_tokens(message: bytes) -> int:
 @contextmanager
 def _engine_alone() -> Iterator[Callable[[Sequence[str]], float]]:
     """Runs the engine; what is yielded returns its tokens per second for some prompts."""
-    folder = ROOT / "deploy" / "triton" / "models" / "smollm2"
+    folder = REPOSITORY / "deploy" / "triton" / "models" / "smollm2"
     weights = model_files("smollm2")["1/weights.gguf"]
     command = [
-        ROOT / ".venv-models" / "bin" / "python",
+        REPOSITORY / ".venv-models" / "bin" / "python",
         Path(__file__).with_name("engine_alone.py"),
         folder / "1",
         weights,

@@ -35,7 +35,7 @@ CANCEL_EACH = 4
 
 # One of the streams speaks HTTP, so that both ways into inference are soaked.
 HTTP_STREAM = 0
-TASKS = "headrace_process_tasks_count"
+TASKS = "headrace_process_tasks"
 
 # When, resident bytes, open files, tasks of asyncio.
 Samples = dict[str, list[tuple[float, float, int, int]]]

@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
-from deploy.local.bundled import deploy_bundled_models
 from deploy.local.layout import Layout
-from deploy.local.lifecycle import start, stop
+from deploy.local.lifecycle import deploy_models, start, stop
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, SilentProgress, free_port
 
@@ -54,7 +53,7 @@ def run(report: Report) -> None:
 def _start(layout: Layout) -> tuple[RunningMesh, float]:
     started = time.perf_counter()
     processes = start(layout, SilentProgress())
-    deploy_bundled_models(layout, SilentProgress())
+    deploy_models(layout, SilentProgress())
     seconds = time.perf_counter() - started
     return RunningMesh(layout=layout, processes=processes), seconds
 

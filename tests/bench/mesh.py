@@ -11,8 +11,8 @@ from pathlib import Path
 
 from headrace.cost.v1 import cost_pb2
 
-from deploy.local.deployer import Deployer
-from deploy.local.edge_client import EdgeClient
+from deploy.client.deployer import OPERATOR_SCOPES, Deployer
+from deploy.local.edge import connect
 from deploy.local.ports import read_ports
 from deploy.triton.artifact import BUNDLED_VERSION, BundledModel, write_artifact
 from tests.bench.proc import cpu_seconds
@@ -56,7 +56,7 @@ def deploy(
     bundled = BundledModel(
         model=model, version=version, kind="chat", artifact=artifact, digest=digest
     )
-    with EdgeClient(mesh.layout, user="operator", scopes="infer admin") as edge:
+    with connect(mesh.layout, tenant="acme", user="operator", scopes=OPERATOR_SCOPES) as edge:
         deployer = Deployer(edge, SilentProgress())
         price = cost_pb2.Price(
             name=f"prices/{model}-1",
@@ -64,8 +64,8 @@ def deploy(
             input_nano_usd_per_million_tokens=100_000_000,
             output_nano_usd_per_million_tokens=400_000_000,
         )
-        deployer.bring(bundled, price=price, deployment=f"{model}-{version.replace('.', '-')}")
-        deployer.await_ready(bundled)
+        deployer.deploy(bundled, price=price, deployment=f"{model}-{version.replace('.', '-')}")
+        deployer.wait_until_ready(bundled)
     return digest
 
 

@@ -1,6 +1,6 @@
-"""Services that are down, mute, dying or not there yet, as the edge's callers see them.
+"""Services that are down, silent, killed or not started yet, as callers of the edge see them.
 
-Each is tried with `Generate`, which goes on in HTTP/1.1, and with a service that speaks gRPC.
+Each is tried with `Generate`, forwarded with HTTP/1.1, and with a service that uses gRPC.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ async def _free_address(mesh: ScriptedMesh) -> str:
 
 @EACH_SERVICE
 async def test_the_deadline_is_kept_even_where_the_service_is_mute(tmp_path, service) -> None:
-    """A host that takes connections and says nothing does not hold its callers for ever.
+    """A host that accepts connections and never answers does not block its callers for ever.
 
     Through gRPC-Web, because gRPC's own clients keep the deadline themselves.
     """
@@ -117,7 +117,7 @@ async def test_the_deadline_is_kept_even_where_the_service_is_mute(tmp_path, ser
 async def test_a_service_that_is_down_is_unavailable_with_a_time_to_retry(
     tmp_path, service
 ) -> None:
-    """The caller learns that trying again may help, and when."""
+    """The caller gets UNAVAILABLE with the time to retry after."""
     mesh = ScriptedMesh()
     async with running_edge(tmp_path, {}) as mesh.edge, mesh.edge.channel() as mesh.channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -133,7 +133,7 @@ async def test_a_service_that_is_down_is_unavailable_with_a_time_to_retry(
 
 
 async def test_a_service_that_dies_in_mid_stream_never_looks_like_a_good_end(tmp_path) -> None:
-    """What was delivered stays delivered; the end is an error, in gRPC and in server-sent events.
+    """The caller keeps what it has and gets an error, with gRPC and with server-sent events.
 
     Once a stream has begun, Envoy can only reset it, and gRPC's clients call that INTERNAL.
     """
@@ -160,7 +160,7 @@ async def test_a_service_that_dies_in_mid_stream_never_looks_like_a_good_end(tmp
 
 @EACH_SERVICE
 async def test_a_service_that_starts_later_is_found(tmp_path, service) -> None:
-    """Services start in any order; after a restart nobody has to touch the edge."""
+    """Services start in any order; after a restart the edge needs no change."""
     mesh = ScriptedMesh()
     address = await _free_address(mesh)
     async with (
@@ -176,14 +176,14 @@ async def test_a_service_that_starts_later_is_found(tmp_path, service) -> None:
 
 
 async def test_health_over_http_follows_inference(tmp_path) -> None:
-    """`GET /healthz` says whether tokens can flow, not whether Envoy runs."""
+    """`GET /healthz` reports whether inference can be reached, not whether Envoy runs."""
     async with scripted_mesh(tmp_path) as mesh, mesh.http.get("/healthz") as response:
         assert response.status == 200
 
 
 @pytest.mark.parametrize("down", ["inference", "inference_http"])
 async def test_health_over_http_asks_for_both_sides_of_inference(tmp_path, down) -> None:
-    """Of what one process serves in gRPC and in HTTP/1.1, nothing may be missing."""
+    """Both the gRPC and the HTTP/1.1 server of a process must be healthy."""
     mesh = ScriptedMesh()
     async with mesh.serving_models() as models, mesh.serving_inference() as inference:
         addresses = {"inference": [models], "inference_http": [inference]}
@@ -197,7 +197,7 @@ async def test_health_over_http_asks_for_both_sides_of_inference(tmp_path, down)
 
 @EACH_SERVICE
 async def test_a_dead_replica_is_passed_over(tmp_path, service) -> None:
-    """With two replicas, one of them dead, every call succeeds."""
+    """If one of two replicas is dead, every call succeeds."""
     mesh = ScriptedMesh()
     async with (
         service.serving(mesh) as address,

@@ -1,4 +1,4 @@
-"""Each RPC goes where it belongs, and what is internal goes nowhere."""
+"""Each RPC reaches its service, and an internal one reaches none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Seen = list[tuple[str, str, dict[str, Any]]]
 
 
 class Recorder(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in stubs only
-    """Answers any method with one empty message and notes who was asked."""
+    """Answers any method with one empty message and records the cluster and the method."""
 
     def __init__(self, cluster: str, seen: Seen) -> None:
         self._cluster = cluster
@@ -81,7 +81,7 @@ async def _recording(recorder: Recorder) -> AsyncIterator[str]:
 
 
 def _recording_http(seen: Seen) -> AbstractAsyncContextManager[str]:
-    """Serves what goes on in HTTP/1.1, and notes it likewise."""
+    """Serves what the edge forwards with HTTP/1.1, and records it in the same way."""
 
     async def answer(_request: Any, context: GrpcCall) -> None:
         seen.append((HTTP_CLUSTER, GENERATE_PATH, dict(context.invocation_metadata())))
@@ -100,7 +100,7 @@ class RecordedMesh:
     seen: Seen
 
     async def call(self, path: str) -> None:
-        """Sends one empty message, which suits methods of all four kinds."""
+        """Sends one empty message, which is valid for methods of all four kinds."""
         call = self.channel.unary_stream(path, bytes, bytes)(b"", metadata=self.edge.metadata())
         _ = [message async for message in call]
 
@@ -115,7 +115,7 @@ async def mesh(tmp_path_factory) -> AsyncIterator[RecordedMesh]:
                 _recording_http(seen) if name == HTTP_CLUSTER else _recording(Recorder(name, seen))
             )
             address = await stack.enter_async_context(grpc_or_http)
-            # Besides the one that lives, each cluster has a replica that does not.
+            # Besides the one that answers, each cluster has a replica that does not.
             addresses[name] = [NOWHERE, address]
         home = tmp_path_factory.mktemp("edge")
         edge = await stack.enter_async_context(running_edge(home, addresses))
@@ -163,7 +163,7 @@ async def test_a_public_method_reaches_its_service(mesh: RecordedMesh, path: str
 async def test_what_is_internal_or_unknown_reaches_no_service(
     mesh: RecordedMesh, path: str
 ) -> None:
-    """A token does not open the calls that the mesh makes to itself."""
+    """No token allows the calls between services."""
     mesh.seen.clear()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await mesh.call(path)
@@ -172,7 +172,7 @@ async def test_what_is_internal_or_unknown_reaches_no_service(
 
 
 async def test_open_calls_carry_no_identity(mesh: RecordedMesh) -> None:
-    """Where no token is asked for, nobody can say who they are."""
+    """Calls without a token have no identity headers."""
     mesh.seen.clear()
     check = mesh.channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
     spoofed = (("x-headrace-tenant", "victim"), ("x-headrace-scopes", "admin"), ("x-other", "kept"))
@@ -192,7 +192,7 @@ async def _grpcurl(*arguments: str) -> tuple[int, str]:
 
 
 async def test_grpcurl_lists_all_services_without_protos_and_token(mesh: RecordedMesh) -> None:
-    """`grpcurl -plaintext … list` shows the whole mesh through the one port."""
+    """`grpcurl -plaintext … list` shows all services of the mesh through one port."""
     status, output = await _grpcurl(mesh.edge.address, "list")
     assert status == 0, output
     expected = {method[1:].partition("/")[0] for method in _methods()}
@@ -200,7 +200,7 @@ async def test_grpcurl_lists_all_services_without_protos_and_token(mesh: Recorde
 
 
 async def test_grpcurl_describes_and_calls_without_protos(mesh: RecordedMesh) -> None:
-    """Reflection knows the messages too, so that a call needs a token and nothing else."""
+    """Reflection has the messages too, so a caller needs only a token."""
     status, output = await _grpcurl(
         "-H", f"authorization: Bearer {mesh.edge.token()}", "-d", '{"name":"jobs/1"}',
         mesh.edge.address, "headrace.jobs.v1.JobService/GetJob",

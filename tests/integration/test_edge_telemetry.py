@@ -1,4 +1,4 @@
-"""What the edge tells about a call: one span, one line of log, one count."""
+"""What the edge records for a call: one span, one log line, one count."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_trace_begins_at_the_edge(mesh: ScriptedMesh, collector: Collect
 async def test_a_trace_that_the_caller_began_goes_on(
     mesh: ScriptedMesh, collector: Collector
 ) -> None:
-    """The W3C context is read and handed on."""
+    """The W3C context is read and passed on."""
     metadata = await _generate(mesh, ("traceparent", f"00-{_TRACE_ID}-{_PARENT_ID}-01"))
     assert metadata["traceparent"].split("-")[1] == _TRACE_ID
     spans = await collector.wait_for(lambda spans: bool(_edge_spans(spans, _TRACE_ID)))
@@ -83,14 +83,14 @@ async def test_a_trace_that_the_caller_does_not_sample_is_not_exported(
 
 
 async def test_the_share_of_sampled_traces_is_a_setting(tmp_path, collector: Collector) -> None:
-    """With 0 percent nothing is exported, and the ids are made all the same."""
+    """With 0 percent nothing is exported, but the ids are created."""
     settings = {"otlp_endpoint": collector.endpoint, "trace_sample_percent": 0.0}
     async with scripted_mesh(tmp_path, **settings) as mesh:
         assert (await _generate(mesh))["traceparent"].endswith("-00")
 
 
 async def test_a_call_is_one_line_of_log_without_secrets(mesh: ScriptedMesh) -> None:
-    """Who, what, how long, which trace; no token, no query, no body."""
+    """Caller, method, duration and trace, without token, query and body."""
     token = mesh.edge.token(tenant="globex")
     headers = {"authorization": f"Bearer {token}"}
     before = len(await mesh.edge.requests_logged(0))
@@ -118,7 +118,7 @@ async def test_a_call_is_one_line_of_log_without_secrets(mesh: ScriptedMesh) -> 
 
 
 async def test_refused_calls_are_logged_with_their_cause(mesh: ScriptedMesh) -> None:
-    """An operator sees what the caller is not told."""
+    """The log has the details that the caller does not get."""
     before = len(await mesh.edge.requests_logged(0))
     with pytest.raises(grpc.aio.AioRpcError):
         await mesh.channel.unary_unary(GENERATE_PATH, bytes, bytes)(b"")
@@ -128,7 +128,7 @@ async def test_refused_calls_are_logged_with_their_cause(mesh: ScriptedMesh) -> 
 
 
 async def test_calls_are_counted_by_method_and_unknown_ones_are_not(mesh: ScriptedMesh) -> None:
-    """Prometheus finds each method's results; names made up outside take no memory."""
+    """Prometheus finds the results of each method; unknown method names take no memory."""
     await _generate(mesh)
     with pytest.raises(grpc.aio.AioRpcError):
         await mesh.channel.unary_unary("/made.up.Service/Method", bytes, bytes)(

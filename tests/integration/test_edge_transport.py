@@ -1,4 +1,4 @@
-"""How calls are carried: retries, deadlines, cancellation, backpressure, limits."""
+"""Retries, deadlines, cancellation, backpressure and limits of the edge."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Texts = Callable[[], AsyncIterator[str]]
 
 
 def _generated(mesh: ScriptedMesh, texts: Texts) -> Any:
-    """Calls for texts that are written in HTTP/1.1."""
+    """Calls for texts from a server of HTTP/1.1."""
 
     async def generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
         async for text in texts():
@@ -72,7 +72,7 @@ def _generated(mesh: ScriptedMesh, texts: Texts) -> Any:
 
 
 def _downloaded(mesh: ScriptedMesh, texts: Texts) -> Any:
-    """Calls for texts that are written in gRPC."""
+    """Calls for texts from a server of gRPC."""
 
     async def download() -> AsyncIterator[bytes]:
         async for text in texts():
@@ -95,7 +95,7 @@ EACH_STREAM = pytest.mark.parametrize("stream", [_generated, _downloaded])
 
 @EACH_STREAM
 async def test_a_cancelled_call_is_cancelled_behind_the_edge(mesh: ScriptedMesh, stream) -> None:
-    """The engine stops as soon as the caller goes away."""
+    """The engine stops as soon as the caller disconnects."""
     cancelled = asyncio.Event()
 
     async def texts() -> AsyncIterator[str]:
@@ -134,7 +134,7 @@ async def test_messages_arrive_one_by_one(mesh: ScriptedMesh, stream) -> None:
 
 @EACH_STREAM
 async def test_a_reader_that_stops_reading_stops_the_writer(mesh: ScriptedMesh, stream) -> None:
-    """What nobody reads stays where it is made: edge, client and kernels keep a few megabytes."""
+    """A slow reader stops the writer: edge, client and kernels buffer a few megabytes only."""
     written = 0
     text = "x" * (64 * 1024)
 
@@ -148,7 +148,7 @@ async def test_a_reader_that_stops_reading_stops_the_writer(mesh: ScriptedMesh, 
     await call.read()
     before = -1
     async with asyncio.timeout(_PATIENCE_SECONDS):
-        while written != before:  # until the writer stands still
+        while written != before:  # until the writer stops
             before = written
             await asyncio.sleep(0.5)
     call.cancel()
@@ -156,7 +156,7 @@ async def test_a_reader_that_stops_reading_stops_the_writer(mesh: ScriptedMesh, 
 
 
 async def test_a_93_mb_upload_passes(mesh: ScriptedMesh) -> None:
-    """An artifact streams through; nothing on the way wants to hold it whole."""
+    """An artifact is streamed; nothing buffers all of it."""
     chunk, count = bytes(_MIB), 93
     digest = "sha256:" + hashlib.sha256(chunk * count).hexdigest()
 
@@ -173,7 +173,7 @@ async def test_a_93_mb_upload_passes(mesh: ScriptedMesh) -> None:
 
 
 async def test_a_message_that_is_too_long_is_told_so(mesh: ScriptedMesh) -> None:
-    """The edge does not gather gRPC bodies; the service itself refuses them, with details."""
+    """The edge does not buffer gRPC bodies; the service refuses them, with details."""
     text = "x" * (5 * _MIB)
     generate = inference_pb2_grpc.InferenceServiceStub(mesh.channel).Generate
     create_price = cost_pb2_grpc.CostServiceStub(mesh.channel).CreatePrice
@@ -200,7 +200,7 @@ async def test_headers_that_are_too_long_are_refused(mesh: ScriptedMesh) -> None
 
 
 async def test_the_deadline_reaches_the_service(mesh: ScriptedMesh) -> None:
-    """The service knows how long its caller waits, and is cancelled then."""
+    """The service gets the caller's deadline and is cancelled when it passes."""
     remaining: list[float] = []
     cancelled = asyncio.Semaphore(0)
 
@@ -227,14 +227,14 @@ async def test_the_deadline_reaches_the_service(mesh: ScriptedMesh) -> None:
 
 
 async def test_reads_are_tried_again(mesh: ScriptedMesh) -> None:
-    """A read that was refused twice succeeds; nobody sees that the service was not ready yet."""
+    """A read that was refused twice succeeds; the caller does not notice."""
     mesh.cost.refusals_left = 2
     await _list_prices(mesh)
     assert mesh.cost.refusals_left == 0
 
 
 async def test_writes_and_generations_are_not_tried_again(mesh: ScriptedMesh) -> None:
-    """What a service has seen is repeated by its caller or by nobody."""
+    """Only the caller may repeat a call that has reached a service."""
     mesh.cost.refusals_left = 2
     stub = cost_pb2_grpc.CostServiceStub(mesh.channel)
     with pytest.raises(grpc.aio.AioRpcError):
@@ -248,7 +248,7 @@ async def test_writes_and_generations_are_not_tried_again(mesh: ScriptedMesh) ->
 
 
 async def test_two_edges_stand_side_by_side(tmp_path) -> None:
-    """Each has its own ports and keys: the token of one does not open the other."""
+    """Each has its own ports and keys: a token of one is invalid at the other."""
     async with (
         scripted_mesh(tmp_path / "one") as one,
         scripted_mesh(tmp_path / "two") as two,

@@ -87,7 +87,7 @@ async def test_grpc_web_streams_and_ends_with_trailers(mesh: ScriptedMesh, suffi
 
 
 async def test_streams_of_grpc_services_come_in_grpc_web_and_in_json(mesh: ScriptedMesh) -> None:
-    """Most services speak gRPC to the edge, where generation speaks HTTP/1.1."""
+    """The edge calls most services with gRPC, but generation with HTTP/1.1."""
     body = _framed(registry_pb2.DownloadArtifactRequest())
     async with mesh.http.post(_DOWNLOAD, data=body, headers=_web(mesh)) as response:
         messages, trailers = _unframed(await response.read())
@@ -149,7 +149,7 @@ async def test_a_page_of_an_allowed_origin_may_call(mesh: ScriptedMesh) -> None:
 
 
 async def test_a_page_may_call_openais_paths(mesh: ScriptedMesh) -> None:
-    """The one that goes on as HTTP, too."""
+    """Also on the path that is forwarded as HTTP."""
     for path in ("/v1/chat/completions", "/v1/models"):
         async with mesh.http.options(path, headers=_PREFLIGHT) as response:
             assert response.status == 200
@@ -160,7 +160,7 @@ async def test_a_page_may_call_openais_paths(mesh: ScriptedMesh) -> None:
     "origin", ["https://evil.example", "http://localhost.evil.example", "null"]
 )
 async def test_a_page_of_another_origin_may_not(mesh: ScriptedMesh, origin: str) -> None:
-    """Without the header, browsers keep the answer from the page."""
+    """Without the header, browsers withhold the answer from the page."""
     async with mesh.http.options(
         GENERATE_PATH, headers=_PREFLIGHT | {"origin": origin}
     ) as response:
@@ -168,7 +168,7 @@ async def test_a_page_of_another_origin_may_not(mesh: ScriptedMesh, origin: str)
 
 
 async def test_a_refused_call_can_be_read_by_the_page(mesh: ScriptedMesh) -> None:
-    """A 401 without CORS headers would look like a dead network to the page."""
+    """A 401 without CORS headers would look like a network failure to the page."""
     async with mesh.http.post(GENERATE_PATH, json={}, headers={"origin": _ORIGIN}) as response:
         assert response.status == 401
         assert response.headers["access-control-allow-origin"] == _ORIGIN
@@ -196,7 +196,7 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
 
 
 async def test_json_streams_line_by_line(mesh: ScriptedMesh) -> None:
-    """Each message is a line, and leaves before the next one exists."""
+    """Each message is one line, sent before the next one exists."""
     may_go_on = asyncio.Event()
 
     async def generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
@@ -218,7 +218,7 @@ async def test_json_streams_line_by_line(mesh: ScriptedMesh) -> None:
 
 
 async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
-    """Code, message and details in JSON, with the HTTP status that belongs to the code."""
+    """Code, message and details in JSON, with the HTTP status of the code."""
     mesh.inference.generate = refusing(InvalidArgument.of_field("messages", "must not be empty"))
     async with mesh.http.post(GENERATE_PATH, json={}, headers=mesh.edge.bearer()) as response:
         assert response.status == 400

@@ -14,15 +14,15 @@ import pytest_asyncio
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from libs.errors import BY_CODE, DeadlineExceeded, InvalidArgument
-from libs.http2 import frames
-from libs.http2.frames import FrameType
 from libs.rpc import call_observer as handling
 from libs.rpc.call_observer import MAX_REQUEST_BYTES
 from libs.rpc.framing import framed
 from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.identity import identity_of
 from libs.rpc.status import headrace_errors
+from tests.support import http2_frames as frames
 from tests.support.grpc_over_http import calls_counted
+from tests.support.http2_frames import FrameType
 from tests.support.rpc import reason_of
 from tests.support.scripted import GENERATE_PATH, ScriptedMesh, scripted_mesh, two_deltas
 

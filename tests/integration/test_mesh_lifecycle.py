@@ -1,9 +1,12 @@
-"""Starting and stopping whole meshes."""
+"""Starting and stopping meshes."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,8 +26,8 @@ def _pids(mesh: RunningMesh) -> dict[str, int]:
     return {name: state.pid for name, state in process_states(mesh.layout).items()}
 
 
-def test_two_meshes_stand_side_by_side(mesh: RunningMesh, tmp_path: Path):
-    """Each has its own ports, processes and state; ending one leaves the other as it was."""
+def test_two_meshes_run_side_by_side(mesh: RunningMesh, tmp_path: Path):
+    """Each has its own ports, processes and state; stopping one does not affect the other."""
     before = _pids(mesh)
 
     with running_mesh(tmp_path / "other", models=False) as other:
@@ -33,15 +36,15 @@ def test_two_meshes_stand_side_by_side(mesh: RunningMesh, tmp_path: Path):
         assert len(members) > len(other.processes)  # and the supervisor
         assert not {process.pid for process in members} & set(before.values())
 
-        ended = stop(other.layout)
+        result = stop(other.layout)
 
-    assert ended.process_count >= len(members)
+    assert result.process_count >= len(members)
     assert not any(process.is_running() for process in members)
     assert not mesh_members(other.layout)
     assert _pids(mesh) == before
 
 
-def test_starting_what_runs_changes_nothing(mesh: RunningMesh):
+def test_starting_a_running_mesh_changes_nothing(mesh: RunningMesh):
     """`up` may be called at any time."""
     before = _pids(mesh)
 
@@ -50,16 +53,38 @@ def test_starting_what_runs_changes_nothing(mesh: RunningMesh):
     assert _pids(mesh) == before
 
 
+def test_status_shows_all_processes_and_deployments(mesh: RunningMesh):
+    """As a table for people, and as JSON for scripts."""
+    headrace = [sys.executable, "-m", "cli", "status"]
+    environment = {**os.environ, "HEADRACE_HOME": str(mesh.layout.home), "COLUMNS": "200"}
+
+    table = subprocess.run(headrace, env=environment, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [*headrace, "--json"], env=environment, capture_output=True, check=True
+    )
+
+    status = json.loads(printed.stdout)
+    assert status["ready"]
+    assert not status["problem"]
+    assert {p["name"]: p["pid"] for p in status["processes"]} == _pids(mesh)
+    assert all(p["ready"] and p["memory_bytes"] > 2**20 for p in status["processes"])
+    assert all(p["version"] != "?" and p["name"] in table.stdout for p in status["processes"])
+    deployed = {d["model_version"]: d["backends"] for d in status["deployments"]}
+    assert {"smollm2@1.0.0", "minilm@1.0.0"} <= set(deployed)
+    assert deployed["minilm@1.0.0"] == [{"id": "triton-0", "state": "ready"}]
+    assert "minilm@1.0.0" in table.stdout
+
+
 def test_a_mesh_whose_supervisor_was_killed_starts_again(tmp_path: Path):
-    """What it left behind is ended first: nothing runs twice, and the ports stay the same."""
+    """Its processes are stopped first: nothing runs twice, and the ports stay the same."""
     with running_mesh(tmp_path / "mesh", models=False) as mesh:
         ports = read_ports(mesh.layout)
         members = mesh_members(mesh.layout)
         (supervisor,) = [process for process in members if process.pid == os.getsid(process.pid)]
         supervisor.send_signal(signal.SIGKILL)
         psutil.wait_procs([supervisor], timeout=5)
-        time.sleep(0.5)  # so that what dies with the supervisor has died
-        assert mesh_members(mesh.layout), "the services live on without a supervisor"
+        time.sleep(0.5)  # so that processes that end with the supervisor have ended
+        assert mesh_members(mesh.layout), "the services must survive the supervisor"
 
         start(mesh.layout, SilentProgress())
 

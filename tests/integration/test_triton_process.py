@@ -1,4 +1,4 @@
-"""Triton's process: what is left when something is killed, and how long an end takes."""
+"""Triton's process: nothing is left when a part is killed, and it stops in time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import grpc
 import psutil
 import pytest
 
-from deploy.triton.run import SHARED_MEMORY
+from deploy.triton.command import SHARED_MEMORY
 from tests.support.triton_server import (
     ROOT,
     Chunk,
@@ -38,8 +38,8 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
 
 
 @pytest.fixture(autouse=True)
-def _whole_again(triton: RunningTriton) -> Iterator[None]:
-    """Brings back what a test has killed."""
+def _restarted(triton: RunningTriton) -> Iterator[None]:
+    """Restarts what a test has killed."""
     yield
     if triton.process is None or triton.process.poll() is not None:
         triton.start()
@@ -54,7 +54,7 @@ def members(triton: RunningTriton) -> list[psutil.Process]:
 
 
 def ended(processes: list[psutil.Process]) -> bool:
-    """Tells whether none of them runs any more, after a while at most."""
+    """Returns whether all of them have ended within `END_SECONDS`."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         if not any(is_alive(process) for process in processes):
@@ -70,8 +70,8 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_killed_server_takes_its_models_and_its_parent_along(triton):
-    """The supervisor sees the end at once, and nothing is left in memory."""
+def test_a_killed_server_ends_its_models_and_its_parent(triton):
+    """The supervisor notices at once, and nothing is left in memory."""
     server, stub = members(triton)
     server.kill()
     assert triton.process.wait(END_SECONDS) != 0
@@ -79,14 +79,14 @@ def test_a_killed_server_takes_its_models_and_its_parent_along(triton):
 
 
 def test_a_killed_parent_leaves_nothing(triton):
-    """What the supervisor started is killed: server and models go with it."""
+    """Server and models end when the process that the supervisor started is killed."""
     before = members(triton)
     triton.kill()
     assert ended(before)
 
 
 def test_a_killed_supervisor_leaves_nothing(triton):
-    """The parent of all is killed; the kernel ends the rest, one after the other."""
+    """The kernel kills its descendants, one after the other."""
     triton.kill()
     supervisor = subprocess.Popen(
         [sys.executable, "-c", _SUPERVISOR, *triton.argv()], cwd=ROOT, stdout=subprocess.DEVNULL
@@ -103,16 +103,16 @@ def test_a_killed_supervisor_leaves_nothing(triton):
 
 
 def test_it_serves_again_within_ten_seconds(triton):
-    """From the kill to an answer of the model, with what the supervisor and the agent do."""
-    began = time.monotonic()
+    """From the kill to an answer, with the restart and the load of the model."""
+    start = time.monotonic()
     triton.kill()
     triton.start()
     triton.load("smollm2")
     asyncio.run(_one_token(triton))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start < 10
 
 
-def test_it_leaves_no_shared_memory_of_the_one_before(triton):
+def test_it_removes_the_shared_memory_of_a_killed_triton(triton):
     """A killed Triton cannot clean up; the next one does."""
     before = set(SHARED_MEMORY.glob(f"{triton.region_prefix()}*"))
     assert before
@@ -122,8 +122,8 @@ def test_it_leaves_no_shared_memory_of_the_one_before(triton):
     triton.load("smollm2")
 
 
-async def test_a_crashed_model_ends_the_streams_it_had_begun(triton):
-    """Triton alone would let them wait for ever and call the model ready."""
+async def test_a_crashed_model_ends_its_running_streams(triton):
+    """Triton alone would never end them and would report the model as ready."""
     _, stub = members(triton)
     async with grpc.aio.insecure_channel(triton.address) as channel:
         stream = stream_chat(channel, LONG, max_tokens=900)
@@ -135,8 +135,8 @@ async def test_a_crashed_model_ends_the_streams_it_had_begun(triton):
     assert triton.process.wait(END_SECONDS) != 0
 
 
-async def test_a_model_that_fails_to_load_or_is_unloaded_ends_nothing_else(triton):
-    """These are no crashes: other models go on."""
+async def test_a_failed_load_or_an_unload_does_not_affect_other_models(triton):
+    """Neither counts as a crash."""
     triton.write_model("broken", "import os\nos.abort()\n")
     with pytest.raises(grpc.RpcError, match="not healthy"):
         triton.load("broken")
@@ -150,11 +150,11 @@ async def test_a_model_that_fails_to_load_or_is_unloaded_ends_nothing_else(trito
 
 
 def test_it_stops_in_time_with_a_stream_running(triton):
-    """SIGTERM ends all within five seconds, whatever is going on."""
+    """SIGTERM ends all processes within a few seconds."""
     before = members(triton)
-    began = time.monotonic()
+    start = time.monotonic()
     asyncio.run(_terminate_in_mid_stream(triton))
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - start < 6
     assert ended(before)
 
 

@@ -9,26 +9,34 @@ import sys
 
 import pytest
 
-from deploy.triton.artifact import ROOT, write_artifact
+from deploy.host import REPOSITORY
+from deploy.triton.artifact import write_artifact
 from deploy.triton.tune.settings import current
 
 pytestmark = pytest.mark.integration
 
 
 def test_settings_are_measured_and_the_next_version_can_be_packed(tmp_path):
-    """A table, a JSON, a plot, a folder; and no process is left."""
+    """It leaves a JSON file, a plot and a folder, prints the same JSON, and leaves no process."""
     written = tmp_path / "next"
     argv = [sys.executable, "-m", "cli", "model", "tune", "minilm"]
     argv += ["--seconds", "0.5", "--concurrency", "1,3", "--write", str(written)]
-    argv += ["--vary", "queue_delay_microseconds=0,2000"]
+    argv += ["--vary", "queue_delay_microseconds=0,2000", "--json"]
     environment = {**os.environ, "HEADRACE_HOME": str(tmp_path / "home")}
     environment["TMPDIR"] = str(tmp_path)
     ran = subprocess.run(
-        argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100
+        argv,
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     kept = tmp_path / "home" / "tune" / "minilm"
     result = json.loads((kept / "tune.json").read_text())
+    assert json.loads(ran.stdout) == result
     first, second = (trial["settings"] for trial in result["trials"][:2])
     assert first == {"queue_delay_microseconds": "0"}
     assert second == {"queue_delay_microseconds": "2000"}
@@ -50,18 +58,18 @@ def _left_behind(folder: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
-        (["none"], "there are minilm, smollm2"),
+        (["none"], "choose one of minilm, smollm2"),
         (["minilm", "--vary", "n_parallel=1"], "n_parallel"),
         (["minilm", "--concurrency", "0"], "--concurrency"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_line(tmp_path, given, said):
-    """Before anything starts."""
+def test_an_invalid_option_is_one_line(tmp_path, given, message):
+    """It is refused before anything starts."""
     ran = subprocess.run(
         [sys.executable, "-m", "cli", "model", "tune", *given],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         env={**os.environ, "HEADRACE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -69,5 +77,5 @@ def test_what_cannot_be_measured_is_said_in_one_line(tmp_path, given, said):
         timeout=60,
     )
     assert ran.returncode == 1
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert len(ran.stderr.splitlines()) == 1

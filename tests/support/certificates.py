@@ -23,10 +23,13 @@ class Authority:
         constraints = x509.BasicConstraints(ca=True, path_length=0)
         self._certificate = self._signed(self._name, self._key, constraints)
 
+    def pem(self) -> str:
+        """Returns the authority's certificate."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
+
     def trusted(self) -> ssl.SSLContext:
-        """Returns what a client needs that trusts nobody else."""
-        pem = self._certificate.public_bytes(serialization.Encoding.PEM)
-        return ssl.create_default_context(cadata=pem.decode())
+        """Returns the TLS settings of a client that trusts no other authority."""
+        return ssl.create_default_context(cadata=self.pem())
 
     def server(self, *, names: tuple[str, ...] = (), address: str = "") -> ssl.SSLContext:
         """Returns what a server needs that has these names, or this address."""

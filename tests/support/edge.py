@@ -1,4 +1,4 @@
-"""A real Envoy with the mesh's own configuration, in front of whatever a test serves."""
+"""A real Envoy with the configuration of a mesh, in front of the servers of a test."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 import grpc
 
-from deploy.envoy.render import CLUSTERS, Edge, argv, render
-from deploy.keys import mint_token
+from deploy import keys
+from deploy.envoy.render import CLUSTERS, Edge, argv, write
+from deploy.host import PROGRAMS
 from libs.clock import SystemClock
 from libs.http1.server import Handler, HttpServer
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
@@ -34,9 +35,10 @@ class RunningEdge:
     """An edge that accepts calls.
 
     Attributes:
-        address: where, as `host:port`.
-        admin: the URL of Envoy's own interface.
-        log: what it has written to standard output: one line of JSON a request.
+        home: the folder of its keys and files.
+        address: its `host:port` for callers.
+        admin: the URL of Envoy's admin interface.
+        log: its standard output, one line of JSON for each request.
     """
 
     home: Path
@@ -49,11 +51,11 @@ class RunningEdge:
         return f"http://{self.address}"
 
     def token(self, **claims: Any) -> str:
-        """Signs a token of tenant `acme` and user `ann`, or of whom the test says."""
-        return mint_token(self.home, **{"tenant": "acme", "user": "ann", **claims})
+        """Signs a token; tenant `acme` and user `ann` by default."""
+        return keys.mint_token(self.home, **{"tenant": "acme", "user": "ann", **claims})
 
     def bearer(self, **claims: Any) -> dict[str, str]:
-        """Returns the header that carries such a token, for HTTP and for gRPC."""
+        """Returns the header of such a token, for HTTP and for gRPC."""
         return {"authorization": f"Bearer {self.token(**claims)}"}
 
     def metadata(self, **claims: Any) -> tuple[tuple[str, str], ...]:
@@ -64,7 +66,7 @@ class RunningEdge:
         return grpc.aio.insecure_channel(self.address)
 
     async def requests_logged(self, count: int) -> list[dict[str, Any]]:
-        """Waits for the log to have so many requests and returns them."""
+        """Waits until the log has this many requests and returns them."""
         async with asyncio.timeout(START_SECONDS):
             while True:
                 lines = [json.loads(line) for line in self.log.read_text().splitlines()]
@@ -74,7 +76,7 @@ class RunningEdge:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def cluster_is_healthy(self, cluster: str) -> None:
-        """Waits for a host of a cluster to pass its health check."""
+        """Waits until a host of a cluster passes its health check."""
         query = f"{self.admin}/stats?format=json&filter=^cluster.{cluster}.membership_healthy$"
         async with asyncio.timeout(START_SECONDS), aiohttp.ClientSession() as http:
             while True:
@@ -89,19 +91,27 @@ class RunningEdge:
 async def running_edge(
     home: Path, services: Mapping[str, Sequence[str]], **settings: Any
 ) -> AsyncIterator[RunningEdge]:
-    """Runs an edge on ports of the kernel's choice. Clusters that are not named lead nowhere."""
+    """Runs an edge on free ports. Clusters without an address here refuse connections."""
     edge = Edge(
-        home=home,
+        folder=home / "run",
+        jwt_issuer=keys.ISSUER,
+        jwt_audience=keys.AUDIENCE,
+        jwks_file=keys.jwks_path(home),
         listen_address="127.0.0.1:0",
         admin_address="127.0.0.1:0",
         services={name: services.get(name, [NOWHERE]) for name in CLUSTERS},
         **settings,
     )
-    render(edge)
+    keys.ensure_keys(home)
+    write(edge)
     log, errors, admin_file = (home / "run" / name for name in ("edge.log", "edge.err", "admin"))
     with log.open("wb") as stdout, errors.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *argv(edge), "--admin-address-path", str(admin_file), stdout=stdout, stderr=stderr
+            *argv(edge, program=str(PROGRAMS / "envoy")),
+            "--admin-address-path",
+            str(admin_file),
+            stdout=stdout,
+            stderr=stderr,
         )
     try:
         async with asyncio.timeout(START_SECONDS):
@@ -117,7 +127,7 @@ async def running_edge(
 async def serving(
     *register: Callable[[grpc.aio.Server], None], address: str = "127.0.0.1:0"
 ) -> AsyncIterator[str]:
-    """Runs the mesh's own gRPC server with some servicers and yields its `host:port`."""
+    """Runs a gRPC server as in the mesh and yields its `host:port`."""
     server = RpcServer(address, clock=SystemClock())
     for each in register:
         each(server.grpc)
@@ -135,7 +145,7 @@ async def serving_http(
     *,
     address: str = "127.0.0.1:0",
 ) -> AsyncIterator[str]:
-    """Runs the mesh's own HTTP server with some handlers and methods; yields its `host:port`."""
+    """Runs an HTTP server as in the mesh and yields its `host:port`."""
     server = HttpServer(
         address,
         handlers=handlers,

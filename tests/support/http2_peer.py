@@ -1,4 +1,4 @@
-"""A peer that speaks HTTP/2 frame by frame, as a test tells it: also what no server would say."""
+"""An HTTP/2 peer that a test controls frame by frame, so that it can also send invalid frames."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import hpack
 
-from libs.http2 import frames
-from libs.http2.frames import Frame, FrameType
+from tests.support import http2_frames as frames
+from tests.support.http2_frames import Frame, FrameType, data
 
 ANSWER = {":status": "200", "content-type": "application/grpc"}
 OK = {"grpc-status": "0"}
@@ -19,26 +19,27 @@ _HEAD_BYTES = 9
 
 
 class Peer:
-    """The other end of one connection of a client's.
+    """The server's end of one connection.
 
     Attributes:
-        seen: all frames that were read so far.
+        seen: all frames read so far.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.seen: list[Frame] = []
+        self._headers: dict[int, dict[str, str]] = {}
         self._reader = reader
         self._writer = writer
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
 
     async def greet(self, settings: bytes) -> None:
-        """Takes the client's preface, and says what it may do."""
+        """Reads the client's preface and sends the SETTINGS."""
         assert await self._reader.readexactly(len(frames.PREFACE)) == frames.PREFACE
         self.send(settings)
 
     async def next(self, kind: FrameType, *, ack: bool = False) -> Frame:
-        """Returns the next frame of a kind, past all others."""
+        """Returns the next frame of a kind; skips all others."""
         while True:
             frame = await self._read()
             is_ack = kind in {FrameType.SETTINGS, FrameType.PING} and frame.flags & frames.ACK
@@ -46,19 +47,18 @@ class Peer:
                 return frame
 
     async def request(self) -> tuple[int, dict[str, str], bytes]:
-        """Reads a whole request: its stream, headers and body."""
+        """Reads a request; returns its stream id, headers and body."""
         head = await self.next(FrameType.HEADERS)
-        headers = {str(name): str(value) for name, value in self._decoder.decode(head.payload)}
         body = b""
         while True:
             data = await self.next(FrameType.DATA)
             assert data.stream_id == head.stream_id
             body += data.payload
             if data.flags & frames.END_STREAM:
-                return head.stream_id, headers, body
+                return head.stream_id, self._headers[head.stream_id], body
 
     async def closed(self) -> None:
-        """Reads on until the client has closed the connection."""
+        """Reads until the client has closed the connection."""
         try:
             while True:
                 await self._read()
@@ -66,20 +66,20 @@ class Peer:
             return
 
     def send(self, *made: bytes) -> None:
-        """Sends bytes, in one go."""
+        """Sends bytes in one write."""
         self._writer.write(b"".join(made))
 
     def block(self, fields: dict[str, str]) -> bytes:
-        """Encodes headers, for the next to be sent: they enter the tables of the connection."""
-        return self._encoder.encode(list(fields.items()))
+        """Encodes headers, which must be sent next: they enter the table of the connection."""
+        return self._encoder.encode(list(fields.items()), huffman=False)
 
     def headers(self, stream_id: int, fields: dict[str, str], *, end: bool = False) -> bytes:
-        """Returns a frame of headers, for the next to be sent."""
+        """Returns a HEADERS frame, which must be sent next."""
         flags = frames.END_HEADERS | end * frames.END_STREAM
         return frames.frame(FrameType.HEADERS, flags, stream_id, self.block(fields))
 
     def answer(self, stream_id: int, *messages: bytes) -> None:
-        """Sends a whole answer."""
+        """Sends a complete response."""
         self.send(
             self.headers(stream_id, ANSWER),
             *(data(stream_id, message(body)) for body in messages),
@@ -87,7 +87,7 @@ class Peer:
         )
 
     def cut(self) -> None:
-        """Ends the connection without a word."""
+        """Aborts the connection."""
         self._writer.transport.abort()
 
     async def _read(self) -> Frame:
@@ -97,6 +97,9 @@ class Peer:
         payload = await self._reader.readexactly(length)
         frame = Frame(head[3], head[4], stream_id, payload)
         self.seen.append(frame)
+        if frame.type == FrameType.HEADERS:  # all: later blocks refer to what earlier ones added
+            fields = self._decoder.decode(payload)
+            self._headers[stream_id] = {str(name): str(value) for name, value in fields}
         return frame
 
 
@@ -118,13 +121,13 @@ class Peers:
         return len(self._writers)
 
     async def accept(self, settings: bytes = frames.settings({})) -> Peer:
-        """Returns the next connection of a client's, which has been greeted."""
+        """Returns the next connection, greeted."""
         peer = await self._waiting.get()
         await peer.greet(settings)
         return peer
 
     def accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Takes a connection."""
+        """Called for each new connection."""
         self._writers.append(writer)
         self._waiting.put_nowait(Peer(reader, writer))
 
@@ -136,7 +139,7 @@ class Peers:
 
 @asynccontextmanager
 async def http2_peers() -> AsyncIterator[Peers]:
-    """Listens on a port of the loopback."""
+    """Listens on the loopback interface."""
     peers = Peers()
     server = await asyncio.start_server(peers.accepted, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
@@ -150,19 +153,5 @@ async def http2_peers() -> AsyncIterator[Peers]:
 
 
 def message(body: bytes, *, compressed: bool = False) -> bytes:
-    """Returns a message of gRPC's, with what says how long it is."""
+    """Returns a gRPC message with its length prefix."""
     return struct.pack(">BI", compressed, len(body)) + body
-
-
-def data(stream_id: int, payload: bytes, *, padding: int | None = None, end: bool = False) -> bytes:
-    """Returns a frame of a body."""
-    flags = end * frames.END_STREAM
-    if padding is not None:
-        flags |= frames.PADDED
-        payload = bytes((padding,)) + payload + bytes(padding)
-    return frames.frame(FrameType.DATA, flags, stream_id, payload)
-
-
-def goaway(last_stream_id: int, code: int = 0) -> bytes:
-    """Returns the frame by which a peer takes no more streams."""
-    return frames.frame(FrameType.GOAWAY, 0, 0, struct.pack(">II", last_stream_id, code) + b"why")

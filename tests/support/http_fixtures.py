@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from libs.http_client import client as client_module
+from libs.http_client import connector
 from tests.support.certificates import Authority
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -24,10 +24,10 @@ def both_loops(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(name="authority")
 def trusted_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """Is trusted by clients."""
+    """An authority that clients trust."""
     made = Authority(tmp_path)
     trusted = made.trusted()
-    monkeypatch.setattr(client_module, "_tls", lambda: trusted)
+    monkeypatch.setattr(connector, "tls_context", lambda _ca_file: trusted)
     return made
 
 

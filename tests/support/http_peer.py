@@ -10,8 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-from libs.http_client.client import HttpClient
-from libs.http_client.response import Response
+from libs.http_client import HttpClient, Network, Response
 
 # Longer than any test waits for what comes, on the slowest machine.
 PATIENCE_SECONDS = 20.0
@@ -133,13 +132,18 @@ async def peers(
 
 @asynccontextmanager
 async def client_of(
-    url: str, *, connect_seconds: float = PATIENCE_SECONDS, keep_alive_seconds: float = 60.0
+    url: str,
+    *,
+    connect_seconds: float = PATIENCE_SECONDS,
+    keep_alive_seconds: float = 60.0,
+    network: Network | None = None,
 ) -> AsyncIterator[HttpClient]:
     client = HttpClient(
         url,
         headers={"User-Agent": "test"},
         connect_seconds=connect_seconds,
         keep_alive_seconds=keep_alive_seconds,
+        network=network,
     )
     try:
         yield client

@@ -261,6 +261,5 @@ class _Embedding(embedding_pb2_grpc.EmbeddingServiceServicer):
 
 def usage_recorder(bus: Bus) -> UsageRecorder:
     """Records usage at the price of the tests."""
-    recorder = UsageRecorder(bus.publisher, SystemClock())
-    recorder.prices = PriceBook([PRICE])
-    return recorder
+    prices = PriceBook([PRICE])
+    return UsageRecorder(bus.publisher, SystemClock(), prices=lambda: prices)

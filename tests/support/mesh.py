@@ -1,4 +1,4 @@
-"""A whole mesh, started by the command line's own code, with the bundled models."""
+"""A complete mesh, started as `headrace up` starts it, with the bundled models."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ import pytest
 
 from deploy.host import LOOPBACK
 from deploy.keys import mint_token
-from deploy.local.bundled import deploy_bundled_models
 from deploy.local.layout import Layout
-from deploy.local.lifecycle import start, stop
+from deploy.local.lifecycle import deploy_models, start, stop
 from deploy.local.ports import EDGE, address, read_ports
 from deploy.local.processes import ProcessSpec
 from deploy.local.readiness import Probe
@@ -32,7 +31,7 @@ _POLL_SECONDS = 0.05
 
 
 class SilentProgress:
-    """Hears how the start goes and says nothing."""
+    """Ignores the progress of a start."""
 
     def starting(self, names: list[str]) -> None:
         pass
@@ -64,11 +63,11 @@ class RunningMesh:
         return f"http://{self.address}"
 
     def token(self, **claims: Any) -> str:
-        """Signs a token of tenant `acme` and user `ann`, or of whom the test says."""
+        """Signs a token; tenant `acme` and user `ann` by default."""
         return mint_token(self.layout.home, **{"tenant": "acme", "user": "ann", **claims})
 
     def metadata(self, **claims: Any) -> tuple[tuple[str, str], ...]:
-        """Returns the metadata that carries such a token."""
+        """Returns the metadata of such a token."""
         return (("authorization", f"Bearer {self.token(**claims)}"),)
 
     def channel(self) -> grpc.aio.Channel:
@@ -84,7 +83,7 @@ class RunningMesh:
         os.kill(self.pid(name), signal.SIGKILL)
 
     def await_ready(self, name: str, *, seconds: float) -> None:
-        """Waits until a process is ready, by its own account."""
+        """Waits until a process reports that it is ready."""
         (process,) = [process for process in self.processes if process.name == name]
         deadline = time.monotonic() + seconds
         with Probe(process) as probe:
@@ -94,7 +93,7 @@ class RunningMesh:
 
 
 class CollectorThread:
-    """A collector in a thread of its own, so that it outlives the event loops of single tests."""
+    """A collector in its own thread, so that it outlives the event loops of single tests."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -130,25 +129,25 @@ class CollectorThread:
 
 @contextmanager
 def running_mesh(home: Path, *, models: bool, **shape: int) -> Iterator[RunningMesh]:
-    """Starts a mesh at ports of its own and stops it again.
+    """Starts a mesh with its own ports and stops it at the end.
 
     Args:
         home: an empty folder.
-        models: whether the bundled models are to be deployed.
+        models: whether to deploy the bundled models.
         shape: `inference_replicas`, `triton_backends`.
     """
     layout = Layout(home=home, edge_port=free_port(), **shape)
     try:
         processes = start(layout, SilentProgress())
         if models:
-            deploy_bundled_models(layout, SilentProgress())
+            deploy_models(layout, SilentProgress())
         yield RunningMesh(layout=layout, processes=processes)
     finally:
         stop(layout)
 
 
 def free_port() -> int:
-    """Returns a port where nobody listens now."""
+    """Returns a port that nothing listens on now."""
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])
@@ -165,7 +164,7 @@ def collector() -> Iterator[CollectorThread]:
 def mesh(
     tmp_path_factory: pytest.TempPathFactory, collector: CollectorThread
 ) -> Iterator[RunningMesh]:
-    """The session's mesh: one for all tests that only use it."""
+    """The session's mesh, for all tests that only use it."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         environment.setenv("HEADRACE_LOG_LEVEL", "debug")

@@ -1,4 +1,4 @@
-"""A real Triton with the bundled models, on ports of its own."""
+"""A real Triton with the bundled models and its own ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deploy.triton.artifact import model_files
-from deploy.triton.run import TritonPorts, region_prefix, remove_shared_memory
+from deploy.triton.command import TritonPorts, region_prefix, remove_shared_memory
 
 ROOT = Path(__file__).parents[2]
 BACKEND_ID = "triton-test"
@@ -37,11 +37,11 @@ input [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
 output [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 """
-_LOWEST_PORT, _HIGHEST_PORT = 20_000, 32_000  # outside of what the kernel gives to clients
+_LOWEST_PORT, _HIGHEST_PORT = 20_000, 32_000  # outside the range of outgoing connections
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports that nothing listens on, each process beginning somewhere else."""
+    """Returns ports that nothing listens on. Each process starts the search at another port."""
     found: list[int] = []
     span = _HIGHEST_PORT - _LOWEST_PORT
     offset = (os.getpid() * 131 + time.monotonic_ns() // 1_000_000) % span
@@ -79,7 +79,7 @@ class RunningTriton:
         return self.home / "triton" / BACKEND_ID / "models"
 
     def argv(self) -> list[str]:
-        """Returns what the supervisor starts."""
+        """Returns the command that the supervisor runs."""
         argv = [sys.executable, "-m", "deploy.triton.run", "--backend-id", BACKEND_ID]
         argv += ["--home", str(self.home), "--grpc-port", str(self.ports.grpc)]
         return [
@@ -90,7 +90,7 @@ class RunningTriton:
     def start(self) -> None:
         """Starts it and waits until it serves.
 
-        Call it in the main thread: the process ends with the thread that started it.
+        Call it in the main thread: the process is killed when the thread that started it ends.
         """
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -121,22 +121,19 @@ class RunningTriton:
         return stub
 
     def server(self) -> psutil.Process:
-        """Returns `tritonserver`, the child of what the supervisor would start."""
+        """Returns `tritonserver`, the child of the process that the supervisor runs."""
         assert self.process is not None
         [server] = psutil.Process(self.process.pid).children()
         return server
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Sends a signal and waits for the end."""
+        """Sends a signal and waits until the process ends."""
         assert self.process is not None
         self.process.send_signal(number)
         self.process.wait(STOP_SECONDS)
 
     def link_model(self, model: str, *, name: str = "", **parameters: int) -> None:
-        """Puts a bundled model into the repository, without copying its weights.
-
-        Under another name and with other parameters than its own, if the test wants.
-        """
+        """Links a bundled model into the repository, optionally with another name or parameters."""
         folder = self.repository / (name or model)
         for inside, source in model_files(model).items():
             link = folder / inside
@@ -151,7 +148,7 @@ class RunningTriton:
         (folder / "config.pbtxt").write_text(config)
 
     def write_model(self, model: str, code: str) -> None:
-        """Puts a model of the test's own into the repository."""
+        """Writes a model of the test into the repository."""
         version = self.repository / model / "1"
         version.mkdir(parents=True, exist_ok=True)
         (version / "model.py").write_text(code)
@@ -170,7 +167,7 @@ class RunningTriton:
             stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name=model))
 
     def region_prefix(self) -> str:
-        """Returns how the names of its regions of shared memory begin."""
+        """Returns the prefix of the names of its shared memory."""
         return region_prefix(self.home / "triton" / BACKEND_ID)
 
 
@@ -205,7 +202,7 @@ class Chunk:
 
 @dataclass
 class Answer:
-    """A whole answer, or what there is of one."""
+    """A complete answer, or the part that has arrived."""
 
     chunks: list[Chunk] = field(default_factory=list)
 
@@ -225,18 +222,18 @@ class Answer:
 
 
 class ModelError(Exception):
-    """The JSON that a model gave as its error."""
+    """The error of a model, which is JSON."""
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
-        super().__init__(told)
-        self.reason = told["reason"]
-        self.metadata = told["metadata"]
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        super().__init__(error)
+        self.reason = error["reason"]
+        self.metadata = error["metadata"]
 
 
 async def stream_chat(
     channel: grpc.aio.Channel, content: str, *, model: str = "smollm2", **settings: Any
 ) -> AsyncGenerator[Chunk, None]:
-    """Yields the responses of a chat model as they come.
+    """Yields the responses of a chat model as they arrive.
 
     Raises:
         ModelError: the model refused.
@@ -263,14 +260,14 @@ async def stream_chat(
 
 
 async def chat(channel: grpc.aio.Channel, content: str, **settings: Any) -> Answer:
-    """Returns a whole answer of a chat model."""
+    """Returns a complete answer of a chat model."""
     return Answer([chunk async for chunk in stream_chat(channel, content, **settings)])
 
 
 def infer_request(
     model: str, name: str, values: Sequence[bytes], shape: Sequence[int]
 ) -> service_pb2.ModelInferRequest:
-    """Makes the request of a model with one input of bytes."""
+    """Returns a request for a model with one BYTES input."""
     tensor = service_pb2.ModelInferRequest.InferInputTensor(
         name=name, datatype="BYTES", shape=shape
     )

@@ -1,4 +1,4 @@
-"""Artifacts: the same files, the same bytes."""
+"""Equal files give equal artifacts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.host import REPOSITORY
 from deploy.triton import artifact
 from deploy.triton.artifact import (
     ArtifactUnavailableError,
@@ -21,7 +22,7 @@ from deploy.triton.artifact import (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout with small weights in place of the real ones."""
+    """A repository with small weights instead of the real ones."""
     root = tmp_path / "root"
     for model, weights in artifact._WEIGHTS.items():
         folder = root / "deploy" / "triton" / "models" / model
@@ -38,31 +39,31 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_digest_depends_on_nothing_but_names_and_bytes(tmp_path):
-    """Not on times, modes, owners, or the order in which files are given."""
+def test_the_digest_depends_on_names_and_bytes_only(tmp_path):
+    """Not on times, modes, owners, or the order of the files."""
     digests = []
-    for place, order in (("here", ["b", "a"]), ("there", ["a", "b"])):
-        folder = tmp_path / place
+    for folder_name, order in (("here", ["b", "a"]), ("there", ["a", "b"])):
+        folder = tmp_path / folder_name
         folder.mkdir()
         for name in order:
             (folder / name).write_text(f"content of {name}")
-            os.utime(folder / name, (len(place), len(place)))
-        (folder / "a").chmod(0o755 if place == "here" else 0o600)
+            os.utime(folder / name, (len(folder_name), len(folder_name)))
+        (folder / "a").chmod(0o755 if folder_name == "here" else 0o600)
         files = {f"1/{name}": folder / name for name in order}
         digests.append(write_artifact(files, folder / "artifact.tar"))
     assert digests[0] == digests[1] == digest_of(tmp_path / "here" / "artifact.tar")
 
 
 def test_another_byte_gives_another_digest(tmp_path):
-    """A digest stands for its content."""
+    """A digest identifies the content."""
     (tmp_path / "a").write_text("one")
     first = write_artifact({"a": tmp_path / "a"}, tmp_path / "artifact.tar")
     (tmp_path / "a").write_text("two")
     assert write_artifact({"a": tmp_path / "a"}, tmp_path / "artifact.tar") != first
 
 
-def test_the_artifact_holds_the_folder_and_its_weights(tmp_path, root):
-    """Nothing that Python compiled on the way, nothing for people only."""
+def test_the_artifact_has_the_folder_and_its_weights(tmp_path, root):
+    """Without compiled Python files, and with neutral times, owners and modes."""
     models = {model.model: model for model in bundled_models(tmp_path, root=root)}
     assert {name: model.kind for name, model in models.items()} == {
         "minilm": "embedding",
@@ -74,8 +75,8 @@ def test_the_artifact_holds_the_folder_and_its_weights(tmp_path, root):
     assert (member.mtime, member.uid, member.uname, member.mode) == (0, 0, "", 0o644)
 
 
-def test_what_has_not_changed_is_not_packed_again(tmp_path, root):
-    """The second time is quick; a change of one file makes a new artifact."""
+def test_an_unchanged_model_is_not_packed_again(tmp_path, root):
+    """A change of one file makes a new artifact of that model only."""
     first = bundled_models(tmp_path, root=root)
     inodes = [model.artifact.stat().st_ino for model in first]
     again = bundled_models(tmp_path, root=root)
@@ -88,24 +89,24 @@ def test_what_has_not_changed_is_not_packed_again(tmp_path, root):
     assert changed["smollm2"] != before["smollm2"]
 
 
-def test_a_damaged_record_is_no_reason_to_fail(tmp_path, root):
-    """It is packed again."""
+def test_a_damaged_record_is_replaced(tmp_path, root):
+    """The model is packed again."""
     first = bundled_models(tmp_path, root=root)
     first[0].artifact.with_suffix(".json").write_text("{")
     assert bundled_models(tmp_path, root=root) == first
 
 
 def test_missing_weights_are_named(root):
-    """With what to do."""
+    """The message says what to do."""
     path = next(root.rglob("*.gguf"))
     path.unlink()
     with pytest.raises(ArtifactUnavailableError, match=r"SmolLM2.*make install"):
         model_files("smollm2", root=root)
 
 
-def test_the_bundled_models_say_what_the_registry_reads():
-    """The real folders of this checkout; the registry's own test reads the schema."""
-    folder = Path(artifact.ROOT, "deploy", "triton", "models")
+def test_the_bundled_models_have_what_the_registry_reads():
+    """In the folders of this repository; a test of the registry checks the schema."""
+    folder = Path(REPOSITORY, "deploy", "triton", "models")
     for model in artifact._WEIGHTS:
         manifest = json.loads((folder / model / "headrace.json").read_text())
         assert manifest["kind"] in ("chat", "embedding")

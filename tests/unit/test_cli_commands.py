@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import jwt
 import pytest
+
+from deploy import keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +31,7 @@ def headrace(home: Path, *arguments: str, **environment: str) -> subprocess.Comp
 
 
 def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
-    """It stands in other command lines: one line, with the claims that were asked for."""
+    """It is used in other command lines: one line, with the claims of its options."""
     done = headrace(tmp_path, "token", "--tenant", "acme", "--user", "ann", "--scopes", "infer")
 
     assert done.returncode == 0
@@ -37,22 +40,46 @@ def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
     assert (claims["tenant"], claims["sub"], claims["scopes"]) == ("acme", "ann", "infer")
 
 
+def test_a_token_allows_calls_and_reads_by_default(tmp_path: Path):
+    """Whoever changes models or prices asks for the scope `admin`."""
+    done = headrace(tmp_path, "token", "--json")
+
+    answer = json.loads(done.stdout)
+    claims = jwt.decode(answer["access_token"], options={"verify_signature": False})
+    assert claims["scopes"] == answer["scope"] == keys.DEFAULT_SCOPES == "infer read"
+    assert claims["exp"] - claims["iat"] == answer["expires_in"] == keys.DEFAULT_TTL_SECONDS
+
+
+def test_the_help_lists_all_scopes(tmp_path: Path):
+    """And the default."""
+    text = headrace(tmp_path, "token", "--help", COLUMNS="200").stdout
+
+    assert all(f"{scope} (" in text for scope in keys.SCOPES)
+    assert f"[default: ({keys.DEFAULT_SCOPES})]" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "line"),
     [
-        (["token", "--ttl", "0"], {}, "headrace: the time to live must be from 1"),
-        (["token", "--tenant", "a b"], {}, "headrace: tenant 'a b': must be"),
+        (["token", "--ttl", "0"], {}, "headrace: the time to live must be 1 to"),
+        (["token", "--tenant", "a b"], {}, "headrace: tenant 'a b' must be"),
+        (
+            ["token", "--scopes", "infer root"],
+            {},
+            "headrace: unknown scope 'root'; a scope must be",
+        ),
+        (["token", "--scopes", "internal"], {}, "headrace: unknown scope 'internal'"),
         (["demo"], {}, "headrace: no mesh was started in"),
         (["chat"], {}, "headrace: no mesh was started in"),
-        (["logs", "cost"], {}, "headrace: there is no log of cost"),
+        (["logs", "cost"], {}, "headrace: cost has no log"),
         (["up"], {"HEADRACE_EDGE_PORT": "http"}, "headrace: HEADRACE_EDGE_PORT must be a port"),
         (["up"], {"OTEL_EXPORTER_OTLP_ENDPOINT": "x"}, "headrace: OTEL_EXPORTER_OTLP_ENDPOINT is"),
     ],
 )
-def test_what_the_user_can_mend_is_said_in_one_line(
+def test_an_error_that_the_user_can_fix_is_one_line(
     tmp_path: Path, arguments: list[str], environment: dict[str, str], line: str
 ):
-    """No traceback: what is wrong, and an exit status that scripts see."""
+    """No traceback: what is wrong and what to do, and an exit status for scripts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = {"HEADRACE_EDGE_PORT": str(free.getsockname()[1])}
@@ -66,10 +93,10 @@ def test_what_the_user_can_mend_is_said_in_one_line(
 
 def test_a_taken_edge_port_keeps_the_mesh_from_starting(tmp_path: Path):
     """Before any process is started."""
-    with socket.socket() as thief:
-        thief.bind(("127.0.0.1", 0))
-        thief.listen()
-        port = str(thief.getsockname()[1])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
 
         done = headrace(tmp_path, "up", HEADRACE_EDGE_PORT=port)
 
@@ -78,13 +105,24 @@ def test_a_taken_edge_port_keeps_the_mesh_from_starting(tmp_path: Path):
     assert not (tmp_path / "run" / "supervisord.pid").exists()
 
 
-def test_down_where_nothing_runs_is_fine(tmp_path: Path):
+def test_down_succeeds_when_nothing_runs(tmp_path: Path):
     """It can be called at any time."""
     done = headrace(tmp_path, "down")
 
     assert (done.returncode, done.stdout) == (0, "not running\n")
 
 
-def test_status_tells_scripts_that_nothing_runs(tmp_path: Path):
-    """By its exit status."""
+def test_status_fails_when_nothing_runs(tmp_path: Path):
+    """Scripts see it by the exit status, and read why in the JSON."""
     assert headrace(tmp_path, "status").returncode == 1
+
+    done = headrace(tmp_path, "status", "--json")
+
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {
+        "home": str(tmp_path),
+        "ready": False,
+        "problem": f"not running ({tmp_path})",
+        "processes": [],
+        "deployments": [],
+    }

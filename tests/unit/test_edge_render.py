@@ -1,16 +1,18 @@
-"""The edge's configuration is whole, bounded, and refuses settings that cannot work."""
+"""The edge's configuration is complete, has limits, and refuses invalid settings."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from deploy.envoy.render import CLUSTERS, Edge, argv, config_path, render
+from deploy.envoy.render import CLUSTERS, Edge, argv, files, write
 from deploy.envoy.replies import local_replies
 from deploy.envoy.routes import (
     MAX_CALL_SECONDS,
@@ -19,11 +21,15 @@ from deploy.envoy.routes import (
     routes,
     service_names,
 )
+from deploy.host import PROGRAMS
 
 
-def _edge(home: Path, **changes: Any) -> Edge:
+def _edge(folder: Path, **changes: Any) -> Edge:
     settings: dict[str, Any] = {
-        "home": home,
+        "folder": folder,
+        "jwt_issuer": "issuer",
+        "jwt_audience": "audience",
+        "jwks_file": Path("/keys/jwks.json"),
         "listen_address": "127.0.0.1:8080",
         "admin_address": "127.0.0.1:9901",
         "services": {name: [f"127.0.0.1:{7000 + n}"] for n, name in enumerate(CLUSTERS)},
@@ -36,70 +42,86 @@ def _route(path: str) -> dict[str, Any]:
     return found
 
 
-def test_all_placeholders_are_filled_in(tmp_path: Path) -> None:
-    """Nothing of the template is left, and all replicas of a service are in it."""
+def test_all_placeholders_are_replaced(tmp_path: Path) -> None:
+    """No placeholder is left, and all replicas of a service are in the configuration."""
     services = {name: ["127.0.0.1:7001", "10.0.0.2:7002"] for name in CLUSTERS}
-    text = render(_edge(tmp_path, services=services)).read_text()
+    text = write(_edge(tmp_path, services=services)).read_text()
     assert not re.findall(r"\$[a-z_]+\b", text)
-    # Six services, and reflection by four of them.
+    # Each cluster, and reflection by four services.
     assert text.count('"port_value": 7002') == len(CLUSTERS) + 4
 
 
 def test_rendering_again_changes_nothing(tmp_path: Path) -> None:
-    """What is rendered depends on the settings alone, so that a restart is no change."""
-    before = render(_edge(tmp_path)).read_bytes()
-    assert render(_edge(tmp_path)).read_bytes() == before
-    assert {path.name for path in config_path(tmp_path).parent.iterdir()} == {
+    """The files depend on the settings only, so a restart does not change them."""
+    before = write(_edge(tmp_path)).read_bytes()
+    assert write(_edge(tmp_path)).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {
         "envoy.yaml",
         "headrace.pb",
     }
 
 
-def test_the_configuration_holds_no_private_key(tmp_path: Path) -> None:
-    """The edge checks tokens with the public half."""
-    text = render(_edge(tmp_path)).read_text()
-    assert "edge.pem" not in text
-    assert "PRIVATE" not in text
+def test_tokens_are_verified_with_the_public_keys_that_are_given(tmp_path: Path) -> None:
+    """The configuration names their file, their folder, the issuer and the audience."""
+    text = write(_edge(tmp_path)).read_text()
+    assert 'filename: "/keys/jwks.json", watched_directory: { path: "/keys" }' in text
+    assert 'issuer: "issuer"' in text
+    assert 'audiences: ["audience"]' in text
+
+
+def test_files_can_be_rendered_for_another_machine() -> None:
+    """The folder that Envoy will read them from need not exist here."""
+    rendered = files(_edge(Path("/etc/envoy")))
+    assert b'"/etc/envoy/headrace.pb"' in rendered["envoy.yaml"]
+    assert not Path("/etc/envoy").exists()
+
+
+def test_rendering_needs_nothing_of_a_local_mesh() -> None:
+    """Compose and Kubernetes render the same configuration."""
+    script = "import sys, deploy.envoy.render; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    assert not [name for name in loaded if name in ("deploy.local", "deploy.keys", "supervisor")]
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"listen_address": "8080"}, "'8080' is no address"),
-        ({"admin_address": "127.0.0.1:http"}, "is no address"),
+        ({"listen_address": "8080"}, "invalid address '8080'; use host:port"),
+        ({"admin_address": "127.0.0.1:http"}, "invalid address"),
         ({"services": {"inference": ["127.0.0.1:1"]}}, "needs an address of embedding_cache, reg"),
-        ({"otlp_endpoint": "127.0.0.1:4317"}, "http://host:port is needed"),
-        ({"otlp_endpoint": "https://127.0.0.1:4317"}, "http://host:port is needed"),
+        ({"otlp_endpoint": "127.0.0.1:4317"}, "must be http://host:port"),
+        ({"otlp_endpoint": "https://127.0.0.1:4317"}, "must be http://host:port"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_name(
+def test_invalid_settings_are_refused_by_name(
     tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
     """The message says which setting and what is expected; nothing is written."""
     with pytest.raises(ValueError, match=complaint):
-        render(_edge(tmp_path, **changes))
-    assert not config_path(tmp_path).exists()
+        write(_edge(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_an_endpoint_nothing_is_traced(tmp_path: Path) -> None:
-    """No exporter that tries in vain, and no work for spans that nobody wants."""
-    assert "tracing: null" in render(_edge(tmp_path)).read_text()
-    traced = render(_edge(tmp_path, otlp_endpoint="http://127.0.0.1:4317")).read_text()
+    """No exporter that cannot connect, and no work for unused spans."""
+    assert "tracing: null" in write(_edge(tmp_path)).read_text()
+    traced = write(_edge(tmp_path, otlp_endpoint="http://127.0.0.1:4317")).read_text()
     assert "headrace-edge" in traced
     assert '"port_value": 4317' in traced
 
 
-def test_the_command_starts_the_venvs_envoy_apart_from_others(tmp_path: Path) -> None:
-    """Two meshes share no memory region and no file."""
-    command = argv(_edge(tmp_path))
-    assert command[0].endswith("/envoy")
+def test_the_command_separates_the_edges_of_two_meshes(tmp_path: Path) -> None:
+    """They share no memory region and no file."""
+    command = argv(_edge(tmp_path), program=str(PROGRAMS / "envoy"))
     assert Path(command[0]).exists()
-    assert str(config_path(tmp_path)) in command
+    assert str(tmp_path / "envoy.yaml") in command
     assert "--disable-hot-restart" in command
 
 
-def test_every_call_has_a_longest_duration() -> None:
-    """No route lets a stream last for ever, whatever deadline the caller names."""
+def test_every_call_has_a_maximum_duration() -> None:
+    """No route allows an endless stream, whatever deadline the caller sets."""
     for route in routes():
         if "direct_response" in route:
             continue
@@ -124,14 +146,14 @@ def test_every_call_has_a_longest_duration() -> None:
 def test_only_reads_are_retried_after_a_service_has_seen_them(
     path: str, retry_on: str | None
 ) -> None:
-    """Others are sent again only while nothing of them was; uploads never, for want of a copy."""
+    """Others are retried only if nothing was sent; uploads never, since they are not buffered."""
     policy = _route(f"/{path}")["route"].get("retry_policy")
     unsent = "connect-failure,refused-stream,reset-before-request"
     assert (policy and policy["retry_on"]) == (retry_on and retry_on.replace("…", unsent))
 
 
 def test_the_descriptors_are_complete() -> None:
-    """Each file comes after what it imports, with the types of error details."""
+    """Each file comes after its imports, and the types of error details are included."""
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(descriptors()).file:
         pool.Add(file)
@@ -140,8 +162,8 @@ def test_the_descriptors_are_complete() -> None:
     assert pool.FindMessageTypeByName("google.rpc.ErrorInfo").fields
 
 
-def test_the_edges_own_errors_all_name_our_domain() -> None:
-    """Each reply for gRPC has details, and each for HTTP is JSON with the same reason."""
+def test_all_errors_of_the_edge_have_the_domain_headrace() -> None:
+    """Each reply for gRPC has details, and each for HTTP is JSON with the same code."""
     mappers = local_replies()
     for grpc_mapper, json_mapper in zip(mappers[::2], mappers[1::2], strict=True):
         headers = {h["header"]["key"]: h["header"]["value"] for h in grpc_mapper["headers_to_add"]}

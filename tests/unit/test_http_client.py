@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from libs.http_client.client import ClientConnection, HttpClient
+from libs.http_client import HttpClient
+from libs.http_client.connection import ClientConnection
 from tests.support.http_fixtures import both_loops  # noqa: F401  # fixtures
 from tests.support.http_peer import (
     PATIENCE_SECONDS,

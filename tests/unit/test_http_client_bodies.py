@@ -40,7 +40,7 @@ async def test_a_compressed_answer_is_refused_by_name(encoding):
     """Requests ask for none; what came is not taken for text."""
     said = answer(TEXT, f"Content-Encoding: {encoding}")
     async with peers(answering(said)) as server, client_of(server.url) as client:
-        with pytest.raises(HttpError, match=f"nobody asked for {encoding.lower()}"):
+        with pytest.raises(HttpError, match=f"compressed .{encoding.lower()}.*not requested"):
             await ask(client)
 
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from libs.http_client.client import MAX_HEAD_BYTES
+from libs.http_client.connection import MAX_HEAD_BYTES, MAX_INTERIM_RESPONSES
 from libs.http_client.response import HttpError
 from tests.support.http_fixtures import both_loops, loopback_tls, trusted_authority  # noqa: F401  # fixtures
 from tests.support.http_peer import (
@@ -219,9 +219,9 @@ async def test_a_reset_is_an_error_even_where_the_end_is_the_connections():
     ],
 )
 async def test_what_is_not_http_is_an_error_that_says_why(said, text):
-    """The connection is closed: nobody knows where the next answer would begin."""
+    """The connection is closed: the start of the next response is unknown."""
     error = await error_of(answering(said))
-    assert error.startswith("the server breaks HTTP: ")
+    assert error.startswith("invalid HTTP from the server: ")
     assert [word for word in text.split("|") if word in error]
 
 
@@ -299,6 +299,34 @@ async def test_a_head_has_a_limit(before, again):
     script, said = forever(before, again)
     await error_of(script)
     assert said() < FOREVER_BYTES
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n", id="many"),
+        pytest.param(b"HTTP/1.1 103 Hints\r\nlink: " + b"a" * 8000 + b"\r\n\r\n", id="large"),
+    ],
+)
+async def test_interim_responses_have_a_limit(again):
+    """Of number and of bytes, all together: a server may not keep a request waiting with them."""
+    script, said = forever(b"", again)
+    error = await error_of(script)
+    assert "interim" in error or "head of more" in error
+    assert said() < FOREVER_BYTES
+
+
+@pytest.mark.parametrize(("count", "accepted"), [(0, True), (1, False)])
+async def test_interim_responses_are_counted_for_each_request(count, accepted):
+    """Up to the limit they are skipped, also on a connection that had others before."""
+    interim = b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MAX_INTERIM_RESPONSES + count)
+    script = answering(*[interim + answer(b"a")] * 2)
+    if not accepted:
+        assert "more than 16 interim responses" in await error_of(script)
+        return
+    async with peers(script) as server, client_of(server.url) as client:
+        assert [await ask(client) for _ in range(2)] == [b"a"] * 2
+        assert len(server.connections) == 1
 
 
 async def test_a_large_head_within_the_limit_is_read():

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 
 import pytest
+from headrace.common.v1.model_pb2 import Backend, ModelSchema
+from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from prometheus_client import REGISTRY
 
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
-from services.inference.admission import MAX_WAITING_PER_PLACE, Queue
+from libs.routes import EMPTY, RouteTable
+from services.inference.admission import MAX_WAITING_PER_SLOT, Admission, SlotQueue
+
+DEPLOYMENT = "deployments/d"
 
 
 class Clock(SystemClock):
-    """Stands still until it is told to go on."""
+    """Stands still until a test advances it."""
 
     seconds = 0.0
 
@@ -28,11 +38,11 @@ def clock():
 
 @pytest.fixture
 def queue(clock):
-    return Queue("deployments/d", clock)
+    return SlotQueue(DEPLOYMENT, clock)
 
 
-async def hold(queue, *, deadline=None, priority=0, places=1, log=None, name="", release=None):
-    async with queue.place(places=places, deadline_seconds=deadline, priority=priority):
+async def hold(queue, *, deadline=None, priority=0, slots=1, log=None, name="", release=None):
+    async with queue.slot(slots=slots, deadline_seconds=deadline, priority=priority):
         if log is not None:
             log.append(name)
         if release is not None:
@@ -44,16 +54,14 @@ async def settle():
         await asyncio.sleep(0)
 
 
-async def test_places_are_given_at_once_while_there_are_some(queue):
-    """Two places, two requests, no wait."""
+async def test_free_slots_are_acquired_at_once(queue):
+    """Two slots, two requests, no wait."""
     async with AsyncExitStack() as stack:
         for _ in range(2):
-            await stack.enter_async_context(
-                queue.place(places=2, deadline_seconds=None, priority=0)
-            )
+            await stack.enter_async_context(queue.slot(slots=2, deadline_seconds=None, priority=0))
 
 
-async def test_who_must_be_done_first_goes_first_then_who_matters_more(queue):
+async def test_requests_are_ordered_by_deadline_then_by_priority(queue):
     """Deadline, then priority, then arrival."""
     log: list[str] = []
     first = asyncio.Event()
@@ -73,9 +81,9 @@ async def test_who_must_be_done_first_goes_first_then_who_matters_more(queue):
     assert log == ["high", "low", "late", "none"]
 
 
-async def test_a_wait_past_the_deadline_is_refused_at_once(queue, clock):
-    """The estimate comes from how long places were held; the refusal says when to come back."""
-    async with queue.place(places=1, deadline_seconds=None, priority=0):
+async def test_a_wait_that_exceeds_the_deadline_is_refused_at_once(queue, clock):
+    """The estimate comes from how long slots were held; the refusal says when to retry."""
+    async with queue.slot(slots=1, deadline_seconds=None, priority=0):
         clock.seconds += 10
     release = asyncio.Event()
     running = asyncio.create_task(hold(queue, release=release))
@@ -93,7 +101,7 @@ async def test_a_full_queue_refuses(queue):
     """The queue has a limit."""
     release = asyncio.Event()
     tasks = [
-        asyncio.create_task(hold(queue, release=release)) for _ in range(MAX_WAITING_PER_PLACE + 1)
+        asyncio.create_task(hold(queue, release=release)) for _ in range(MAX_WAITING_PER_SLOT + 1)
     ]
     await settle()
     with pytest.raises(ResourceExhausted):
@@ -102,7 +110,7 @@ async def test_a_full_queue_refuses(queue):
     await asyncio.gather(*tasks)
 
 
-async def test_a_cancelled_request_leaves_no_place_behind(queue):
+async def test_a_cancelled_request_holds_no_slot(queue):
     """Neither one that waits nor one that was just admitted."""
     release = asyncio.Event()
     running = asyncio.create_task(hold(queue, release=release))
@@ -124,3 +132,215 @@ async def test_a_cancelled_request_leaves_no_place_behind(queue):
     lucky.cancel()
     await asyncio.gather(blocker, lucky, return_exceptions=True)
     await asyncio.wait_for(hold(queue), 1)
+
+
+@pytest.mark.parametrize("cancel_first", [False, True])
+async def test_a_cancellation_in_the_turn_in_which_a_slot_becomes_free(queue, cancel_first):
+    """In either order the request ends as cancelled, and the slot is free for the next one."""
+    running = queue.slot(slots=1, deadline_seconds=None, priority=0)
+    await running.__aenter__()
+    waits, next_one = (asyncio.create_task(hold(queue)) for _ in range(2))
+    await settle()
+    if cancel_first:
+        waits.cancel()
+    await running.__aexit__(None, None, None)
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    await asyncio.wait_for(next_one, 1)
+    await asyncio.wait_for(hold(queue), 1)
+
+
+async def test_more_slots_admit_who_waits(queue):
+    """A backend that becomes ready is used at once, not when a request ends."""
+    release = asyncio.Event()
+    log: list[str] = []
+    tasks = [
+        asyncio.create_task(hold(queue, log=log, name=name, release=release)) for name in "abc"
+    ]
+    await settle()
+    assert log == ["a"]
+    queue.resize(3)
+    await settle()
+    assert log == ["a", "b", "c"]
+    release.set()
+    await asyncio.gather(*tasks)
+
+
+def routes_to(*deployments: str, backends: int = 1) -> RouteTable:
+    targets = [
+        RouteTarget(
+            deployment=deployment,
+            model_version=f"models/m/versions/{index}.0.0",
+            schema=ModelSchema(max_concurrent_requests=1),
+            backends=[Backend(id=f"b{number}") for number in range(backends)],
+        )
+        for index, deployment in enumerate(deployments)
+    ]
+    return RouteTable(revision=1, routes=[ModelRoute(model="m", targets=targets)])
+
+
+def gauge(deployment: str) -> float | None:
+    return REGISTRY.get_sample_value(
+        "headrace_inference_waiting_requests", {"deployment": deployment}
+    )
+
+
+async def test_queues_of_deployments_without_a_route_are_dropped(clock):
+    """With their gauges; one that still has requests is dropped after the last of them."""
+    admission = Admission(clock)
+    admission.update(routes_to("deployments/a", "deployments/b"))
+    release = asyncio.Event()
+    await hold(admission.queue("deployments/a"))
+    busy = admission.queue("deployments/b")
+    tasks = [asyncio.create_task(hold(busy, release=release)) for _ in range(2)]
+    await settle()
+    assert gauge("deployments/b") == 1
+    admission.update(EMPTY)
+    assert gauge("deployments/a") is None
+    assert admission.queue("deployments/b") is busy
+    release.set()
+    await asyncio.gather(*tasks)
+    assert gauge("deployments/b") is None
+    assert not admission._queues
+
+
+async def test_a_queue_stays_while_its_deployment_has_a_route(clock):
+    """Also where the route was missing for a moment, or no backend is ready."""
+    admission = Admission(clock)
+    queue = admission.queue(DEPLOYMENT)
+    release = asyncio.Event()
+    tasks = [asyncio.create_task(hold(queue, release=release)) for _ in range(2)]
+    await settle()
+    admission.update(EMPTY)
+    admission.update(routes_to(DEPLOYMENT, backends=0))
+    admission.update(routes_to(DEPLOYMENT, backends=2))
+    await settle()
+    assert gauge(DEPLOYMENT) == 0  # two backends have two slots
+    release.set()
+    await asyncio.gather(*tasks)
+    assert admission.queue(DEPLOYMENT) is queue
+
+
+@dataclass(eq=False)
+class Request:
+    """A request in the queue, or past it."""
+
+    task: asyncio.Task[None] | None = None
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    entered: bool = False
+    left: bool = False
+
+
+class Requests(RuleBasedStateMachine):
+    """Any interleaving of arrivals, ends and cancellations, in one turn of the loop or several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.queue = SlotQueue(DEPLOYMENT, Clock())
+        self.slots = 1
+        self.requests: list[Request] = []
+        self.settled = True
+
+    async def work(self, request: Request, deadline: float | None, priority: int) -> None:
+        async with self.queue.slot(slots=self.slots, deadline_seconds=deadline, priority=priority):
+            request.entered = True
+            try:
+                await request.release.wait()
+            finally:
+                request.left = True
+
+    @staticmethod
+    async def all_results(tasks: list[asyncio.Task[None]]) -> list[BaseException | None]:
+        async with asyncio.timeout(5):
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    def waiting(self) -> list[Request]:
+        return [
+            request
+            for request in self.requests
+            if request.task is not None and not request.task.done() and not request.entered
+        ]
+
+    def running(self) -> int:
+        return sum(request.entered and not request.left for request in self.requests)
+
+    @rule(
+        deadline=st.sampled_from([None, 1.0, 2.0]), priority=st.integers(0, 2), runs=st.booleans()
+    )
+    def arrive(self, deadline: float | None, priority: int, *, runs: bool) -> None:
+        request = Request()
+        request.task = self.loop.create_task(self.work(request, deadline, priority))
+        self.requests.append(request)
+        self.settled = False
+        if runs:
+            self.one_turn()
+
+    @precondition(lambda self: self.requests)
+    @rule(index=st.integers(0, 100))
+    def end(self, index: int) -> None:
+        self.requests[index % len(self.requests)].release.set()
+        self.settled = False
+
+    @precondition(lambda self: self.requests)
+    @rule(index=st.integers(0, 100))
+    def cancel(self, index: int) -> None:
+        task = self.requests[index % len(self.requests)].task
+        assert task is not None
+        task.cancel()
+        self.settled = False
+
+    @precondition(lambda self: self.running() and self.waiting())
+    @rule(ended=st.integers(0, 100), cancelled=st.integers(0, 100))
+    def end_one_and_cancel_another(self, ended: int, cancelled: int) -> None:
+        """In one turn: the slot becomes free before the cancelled request can leave."""
+        running = [each for each in self.requests if each.entered and not each.left]
+        others = self.waiting()
+        running[ended % len(running)].release.set()
+        self.cancel(self.requests.index(others[cancelled % len(others)]))
+        self.settled = False
+
+    @rule(slots=st.integers(1, 3))
+    def resize(self, slots: int) -> None:
+        self.slots = max(self.slots, slots)
+        self.queue.resize(self.slots)
+        self.settled = False
+
+    @rule()
+    def one_turn(self) -> None:
+        self.loop.run_until_complete(asyncio.sleep(0))
+
+    @rule()
+    def settle(self) -> None:
+        for _ in range(20):
+            self.one_turn()
+        self.settled = True
+
+    @invariant()
+    def no_more_run_than_there_are_slots(self) -> None:
+        assert 0 <= self.running() <= self.slots
+
+    @invariant()
+    def nobody_waits_while_a_slot_is_free(self) -> None:
+        if self.settled:
+            assert not self.waiting() or self.running() == self.slots
+
+    def teardown(self) -> None:
+        """All requests end, as cancelled or as done, and all slots are free again."""
+        for request in self.requests:
+            request.release.set()
+        tasks = [request.task for request in self.requests if request.task is not None]
+        try:
+            results = self.loop.run_until_complete(self.all_results(tasks))
+        finally:
+            self.loop.close()
+        assert all(
+            result is None or isinstance(result, asyncio.CancelledError | ResourceExhausted)
+            for result in results
+        )
+        assert (self.queue._running, self.queue._waiters) == (0, [])
+
+
+TestRequests = Requests.TestCase
+TestRequests.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

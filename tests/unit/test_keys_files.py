@@ -1,4 +1,4 @@
-"""The keys of a mesh are made once, whole, and for their owner's eyes."""
+"""The keys of a mesh are created once, atomically, and readable by their owner only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _ensure_and_read(home: Path, barrier, results) -> None:
 
 
 def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
-    """Nobody else on the machine can sign tokens or compute the hashes of inputs."""
+    """Other users of the machine can neither sign tokens nor compute the hashes of inputs."""
     ensure_keys(tmp_path)
     assert _mode(keys_dir(tmp_path)) == 0o700
     assert _mode(keys_dir(tmp_path) / "edge.pem") == 0o600
@@ -32,7 +32,7 @@ def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
 
 
 def test_the_public_file_holds_no_private_part(tmp_path: Path) -> None:
-    """What the edge reads lets it check tokens and not sign them."""
+    """With what the edge reads it can verify tokens but not sign them."""
     ensure_keys(tmp_path)
     (key,) = json.loads(jwks_path(tmp_path).read_bytes())["keys"]
     assert key["alg"] == "ES256"
@@ -48,7 +48,7 @@ def test_a_second_start_keeps_the_keys(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_at_once_agree_on_the_keys(tmp_path: Path) -> None:
-    """However many commands race at the first start, all sign with the same key."""
+    """Commands that create the keys concurrently all sign with the same key."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(4), context.Queue()
     processes = [
@@ -64,8 +64,8 @@ def test_processes_that_start_at_once_agree_on_the_keys(tmp_path: Path) -> None:
     assert sorted(path.name for path in keys_dir(tmp_path).iterdir()) == sorted(seen[0])
 
 
-def test_a_lost_public_file_is_made_again_from_the_key(tmp_path: Path) -> None:
-    """A deleted or stale `jwks.json` does not lock everybody out."""
+def test_a_lost_public_file_is_created_again_from_the_key(tmp_path: Path) -> None:
+    """With a deleted or stale `jwks.json` tokens stay valid."""
     ensure_keys(tmp_path)
     good = jwks_path(tmp_path).read_bytes()
     jwks_path(tmp_path).write_text("{}")
@@ -75,7 +75,7 @@ def test_a_lost_public_file_is_made_again_from_the_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "mode", "complaint"),
-    [(b"garbage", 0o600, "is no PEM private key"), (None, 0o640, "other users can read it")],
+    [(b"garbage", 0o600, "invalid PEM private key"), (None, 0o640, "other users can read it")],
 )
 def test_a_key_that_cannot_be_trusted_is_refused_by_name(
     tmp_path: Path, content: bytes | None, mode: int, complaint: str
@@ -89,9 +89,9 @@ def test_a_key_that_cannot_be_trusted_is_refused_by_name(
         ensure_keys(tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    """A file in the way of `HEADRACE_HOME` is told plainly."""
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+    """The message says that a file has the path of `HEADRACE_HOME`."""
     home = tmp_path / "home"
     home.write_text("in the way")
-    with pytest.raises(KeyFileError, match="home/keys: cannot make the keys"):
+    with pytest.raises(KeyFileError, match="home/keys: cannot create the keys"):
         ensure_keys(home)

@@ -158,3 +158,14 @@ async def test_a_registry_without_deployments_is_a_snapshot_too():
 
 def take(snapshots: RouteSnapshots, *deployments: registry_pb2.Deployment) -> None:
     snapshots.take(registry_pb2.WatchDeploymentsResponse(deployments=deployments))
+
+
+async def test_a_snapshot_that_cannot_be_read_changes_nothing():
+    """The routes before it stay in force, for single requests and for watchers."""
+    snapshots = RouteSnapshots()
+    take(snapshots, deployment("a", "1.0.0", backend()))
+    poison = registry_pb2.Deployment(model_version="models/smollm2/versions/no-version")
+    with pytest.raises(ValueError, match="no-version"):
+        take(snapshots, deployment("a", "1.0.0"), poison)
+    assert snapshots.table().choose("smollm2", kind=None).revision == 1
+    assert (await anext(snapshots.follow())).revision == 1

@@ -1,4 +1,4 @@
-"""Log lines, as a process of its own writes them."""
+"""Log lines, as a process writes them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def lines_of(script: str, *, level: str = "info") -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def test_each_line_tells_its_service_level_and_time() -> None:
+def test_each_line_has_its_service_level_and_time() -> None:
     """A line can be read on its own."""
     (line,) = lines_of("log.info('served', tenant='acme')")
     assert line.pop("time").endswith("Z")
     assert line == {"event": "served", "level": "info", "service": "test", "tenant": "acme"}
 
 
-def test_a_line_inside_a_span_tells_the_trace() -> None:
+def test_a_line_inside_a_span_has_the_trace_id() -> None:
     """The trace id is the one that `current_trace_id` gives to clients."""
     (line,) = lines_of(
         "with trace.get_tracer('t').start_as_current_span('s'):\n"
@@ -49,7 +49,7 @@ def test_a_line_inside_a_span_tells_the_trace() -> None:
 
 
 def test_libraries_log_alike() -> None:
-    """What goes through the standard library has the same form, with the logger's name."""
+    """Records of the standard library have the same form, with the logger's name."""
     (line,) = lines_of("logging.getLogger('some.library').warning('slow: %s ms', 5)")
     assert line["event"] == "slow: 5 ms"
     assert line["logger"] == "some.library"
@@ -58,13 +58,13 @@ def test_libraries_log_alike() -> None:
 
 
 def test_warnings_are_lines_too() -> None:
-    """Nothing is written to the terminal that is not JSON."""
+    """Nothing but JSON is written."""
     (line,) = lines_of("warnings.warn('old', UserWarning)")
     assert "old" in line["event"]
 
 
 def test_bound_context_is_in_every_line() -> None:
-    """What a task bound is merged into its lines, those of libraries included."""
+    """Bound variables are merged into all lines, those of libraries included."""
     first, second = lines_of(
         "structlog.contextvars.bind_contextvars(request_id='r1')\n"
         "log.info('a')\n"
@@ -73,8 +73,8 @@ def test_bound_context_is_in_every_line() -> None:
     assert (first["request_id"], second["request_id"]) == ("r1", "r1")
 
 
-def test_a_traceback_holds_no_values_of_variables() -> None:
-    """What a user asked stands in local variables; a traceback shows only the code."""
+def test_a_traceback_contains_no_values_of_variables() -> None:
+    """Local variables contain users' inputs; a traceback shows only the code."""
     script = """
 def handle(prompt):
     raise RuntimeError("failed")
@@ -99,11 +99,11 @@ def test_lines_below_the_level_are_not_written() -> None:
 
 
 def test_an_unknown_level_is_refused() -> None:
-    """A typing error must not silence a service."""
+    """A typo must not silence a service."""
     ended = subprocess.run(
         [sys.executable, "-c", SETUP.format(level="lout")],
         check=False,
         capture_output=True,
         text=True,
     )
-    assert "ValueError: log level 'lout'" in ended.stderr
+    assert "ValueError: unknown log level 'lout'" in ended.stderr

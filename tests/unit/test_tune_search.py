@@ -1,4 +1,4 @@
-"""Which settings win."""
+"""Which settings are chosen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def point(throughput: float, *, p95_ms: float | None = 10.0, errors: int = 0) ->
 
 
 def find(worth, *, p95_ms: float | None = None, trial_limit: int = 99):
-    """Searches where `worth(settings, times measured before)` gives the points."""
+    """Searches with `worth(settings, times measured before)` as the measured points."""
     seen: list[dict[str, str]] = []
 
     def measure(settings):
@@ -31,13 +31,13 @@ def find(worth, *, p95_ms: float | None = None, trial_limit: int = 99):
         return trial
 
     result = search(
-        NOW, AXES, measure=measure, p95_ms=p95_ms, may_go_on=lambda: len(seen) < trial_limit
+        NOW, AXES, measure=measure, p95_ms=p95_ms, may_continue=lambda: len(seen) < trial_limit
     )
     return result, seen
 
 
 def test_each_setting_is_varied_from_the_best_so_far():
-    """And the winner is measured again beside what there is now."""
+    """And the best is measured again together with the current settings."""
     worth = {("0", "1"): 100, ("1", "1"): 120, ("1", "2"): 150, ("0", "2"): 500}
     result, seen = find(lambda s, _: [point(worth[s["delay"], s["instances"]])])
     best = {"delay": "1", "instances": "2"}
@@ -45,8 +45,8 @@ def test_each_setting_is_varied_from_the_best_so_far():
     assert seen == [NOW, {"delay": "1", "instances": "1"}, best, NOW, best]
 
 
-def test_luck_does_not_win():
-    """What was faster once and not again leaves things as they are."""
+def test_one_lucky_measurement_is_not_enough():
+    """If the repeated measurement is not faster, the current settings stay."""
 
     def worth(settings, times):
         lucky = settings["instances"] == "2" and not times
@@ -57,15 +57,15 @@ def test_luck_does_not_win():
     assert result.chosen is result.now
 
 
-def test_a_little_more_is_not_enough():
-    """Within the machine's own unrest nothing changes, and nothing is measured again."""
+def test_a_gain_within_the_noise_is_not_enough():
+    """The current settings stay, and nothing is measured again."""
     result, seen = find(lambda s, _: [point(100 + 2 * int(s["delay"]) + int(s["instances"]))])
     assert result.chosen.settings == NOW
     assert len(seen) == 3
 
 
-def test_the_bound_decides_before_throughput():
-    """The fastest is too slow to answer."""
+def test_the_limit_of_latency_comes_before_throughput():
+    """The highest throughput has too long a latency."""
 
     def worth(settings, _):
         fast = settings["instances"] == "2"
@@ -75,14 +75,14 @@ def test_the_bound_decides_before_throughput():
     assert result.chosen.settings == NOW
 
 
-def test_where_nothing_keeps_the_bound_nothing_is_chosen():
-    """Not even what there is now."""
+def test_nothing_is_chosen_if_nothing_is_within_the_limit():
+    """Not even the current settings."""
     result, _ = find(lambda *_: [point(100, p95_ms=80)], p95_ms=50)
     assert result.chosen is None
 
 
-def test_what_keeps_the_bound_beats_what_does_not():
-    """However slow it is."""
+def test_settings_within_the_limit_are_better_than_others():
+    """Whatever their throughput."""
 
     def worth(settings, _):
         keeps = settings["delay"] == "1"
@@ -92,8 +92,8 @@ def test_what_keeps_the_bound_beats_what_does_not():
     assert result.chosen.settings["delay"] == "1"
 
 
-def test_when_the_time_is_up_it_says_so():
-    """Of what was measured the best is chosen."""
+def test_the_result_is_incomplete_when_the_time_runs_out():
+    """The best of the measured settings is chosen."""
     result, seen = find(lambda s, _: [point(100 * (1 + int(s["delay"])))], trial_limit=2)
     assert not result.complete
     assert {"delay": "1", "instances": "2"} not in seen
@@ -101,14 +101,14 @@ def test_when_the_time_is_up_it_says_so():
 
 
 def test_a_trial_counts_by_its_best_point_without_errors():
-    """Refusing is no way to be fast; and what was not answered keeps no bound."""
+    """Points with errors or without an answer do not count."""
     trial = Trial(settings=NOW, points=[point(50), point(90), point(400, errors=1)])
     assert trial.best(None) == point(90)
     unanswered = Trial(settings=NOW, points=[point(90, p95_ms=None)])
     assert unanswered.best(50) is None
 
 
-def test_a_candidate_that_does_not_load_never_wins():
+def test_a_candidate_that_does_not_load_is_never_chosen():
     """It has no points."""
     failed = Trial(settings=NOW, failure="Triton: no")
     assert not gains(failed, over=Trial(settings=NOW, points=[point(1)]), p95_ms=None)

@@ -1,4 +1,4 @@
-"""Values get into a model's configuration, and nothing else changes."""
+"""Values are set in a model's configuration, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_value_that_is_tried_can_be_set(model, kind):
 
 
 def test_only_the_setting_changes():
-    """All else is as it was, for Triton and for people: comments stay."""
+    """Everything else stays as it was, comments included."""
     tuned = configured(SMOLLM2, {"threads": "7"})
     expected = parse(SMOLLM2)
     expected.parameters["threads"].string_value = "7"
@@ -34,8 +34,8 @@ def test_only_the_setting_changes():
     assert len(tuned.splitlines()) == len(SMOLLM2.splitlines())
 
 
-def test_preferred_sizes_come_and_go():
-    """A list is written once, replaced, and taken away without a trace."""
+def test_preferred_sizes_are_added_replaced_and_removed():
+    """Removing them gives the original text again."""
     one = configured(MINILM, {"preferred_batch_size": "8+16"})
     assert list(parse(one).dynamic_batching.preferred_batch_size) == [8, 16]
     other = configured(one, {"preferred_batch_size": "4"})
@@ -45,34 +45,34 @@ def test_preferred_sizes_come_and_go():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("instances", "two"), ("queue_delay_microseconds", "1.5"), ("unheard_of", "1")],
+    [("instances", "two"), ("queue_delay_microseconds", "1.5"), ("unknown", "1")],
 )
-def test_what_cannot_be_set_is_refused(name, value):
-    """Before anything is measured."""
+def test_an_invalid_value_is_refused(name, value):
+    """The message names the setting."""
     with pytest.raises(CliError, match=name):
         configured(MINILM, {name: value})
 
 
 def test_a_chat_model_has_no_dynamic_batching():
-    """Its engine batches; asking for a queue delay is a mistake."""
+    """Its engine does the batching, so a queue delay cannot be set."""
     with pytest.raises(CliError, match="queue_delay"):
         current(SMOLLM2, ["queue_delay_microseconds"])
 
 
-def test_values_to_try_are_read():
-    """An empty value is one, and none is tried twice."""
+def test_values_to_try_are_parsed():
+    """An empty value is allowed, and none is tried twice."""
     given = ["preferred_batch_size=,8", "threads=1,2,1"]
     assert parse_axes(given) == {"preferred_batch_size": ("", "8"), "threads": ("1", "2")}
 
 
 @pytest.mark.parametrize("given", ["threads", "=1", "threads=" + ",".join(map(str, range(99)))])
-def test_values_that_cannot_be_tried_are_refused(given):
-    """Without a name, or too many."""
+def test_invalid_values_to_try_are_refused(given):
+    """Without a name or without values, and too many."""
     with pytest.raises(CliError):
         parse_axes([given])
 
 
-def test_the_next_version_hands_over_as_many_requests_as_are_decoded_at_once(tmp_path):
+def test_the_next_version_takes_as_many_requests_as_its_engine_decodes_at_once(tmp_path):
     """The manifest follows `n_parallel`; everything else is copied."""
     files = {
         name: MODELS / "smollm2" / name for name in ("config.pbtxt", "headrace.json", "1/stops.py")
@@ -87,8 +87,8 @@ def test_the_next_version_hands_over_as_many_requests_as_are_decoded_at_once(tmp
     assert (tmp_path / "next/1/stops.py").read_bytes() == files["1/stops.py"].read_bytes()
 
 
-def test_what_is_there_is_not_overwritten(tmp_path):
-    """A version's folder is made once."""
+def test_a_folder_with_files_is_not_overwritten(tmp_path):
+    """A version's folder must be new."""
     require_new(tmp_path)
     (tmp_path / "something").touch()
     with pytest.raises(CliError, match="not empty"):

@@ -1,4 +1,4 @@
-"""Who used the cores while something was measured."""
+"""The CPU time that was used during a measurement, and by which programs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import psutil
 
-# More than this, taken by others, moves the figures by more than what is looked for.
+# More than this, used by other programs, changes the figures more than the settings do.
 QUIET_CORES = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuUsed:
-    """CPU seconds, up to a moment or between two.
+    """CPU seconds up to a time or between two times.
 
     Attributes:
+        at_seconds: the time, or the time between.
         triton_seconds: of Triton and its models.
-        own_seconds: of this process, whose clients are part of what is measured.
+        own_seconds: of this process, which runs the clients.
         machine_seconds: of all processes.
     """
 
@@ -28,7 +29,7 @@ class CpuUsed:
 
     @classmethod
     def now(cls, *, triton_seconds: float) -> CpuUsed:
-        """Returns what was used until now."""
+        """Returns the CPU time used until now."""
         times = psutil.cpu_times()
         return cls(
             at_seconds=time.monotonic(),
@@ -38,7 +39,7 @@ class CpuUsed:
         )
 
     def since(self, before: CpuUsed) -> CpuUsed:
-        """Returns what was used between two moments."""
+        """Returns the CPU time used since then."""
         return CpuUsed(
             at_seconds=self.at_seconds - before.at_seconds,
             triton_seconds=self.triton_seconds - before.triton_seconds,
@@ -48,6 +49,6 @@ class CpuUsed:
 
     @property
     def neighbours_cores(self) -> float:
-        """How many cores others kept busy, of what lies between two moments."""
+        """The average number of cores that other programs used, of a difference."""
         others = self.machine_seconds - self.triton_seconds - self.own_seconds
         return max(0.0, others / self.at_seconds)

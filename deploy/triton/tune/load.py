@@ -14,7 +14,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 WARM_UP_SECONDS = 1.0
-# After the window requests may end for as long again, at least so long.
+# After the window, running requests may take as long as the window, and at least this long.
 MIN_DRAIN_SECONDS = 2.0
 ANSWER_TOKENS = 24
 _PAUSE_AFTER_ERROR_SECONDS = 0.05
@@ -28,7 +28,7 @@ _WORDS = _PROSE.split()
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is sent, and where to."""
+    """What to send, and where."""
 
     address: str
     model: str
@@ -37,19 +37,21 @@ class Load:
 
     @property
     def longest_seconds(self) -> float:
-        """How long one measurement takes at most."""
+        """The longest duration of one measurement."""
         return WARM_UP_SECONDS + self.seconds + max(MIN_DRAIN_SECONDS, self.seconds)
 
 
 @dataclass
 class Observed:
-    """What the clients saw within the window.
+    """What the clients observed within the window.
 
     Attributes:
-        units: texts or tokens that came within the window.
-        all_units: those of the warm-up and the end, too.
-        latencies_seconds: of the requests begun in it. Those that were given up unanswered count
-            with the time that they had waited.
+        units: texts or tokens received within the window.
+        all_units: those received before and after it as well.
+        requests: completed requests.
+        errors: failed requests.
+        latencies_seconds: of the requests sent within the window. A request that was cancelled
+            without an answer counts with the time it had waited.
     """
 
     units: int = 0
@@ -59,13 +61,13 @@ class Observed:
     latencies_seconds: list[float] = field(default_factory=list)
 
     def percentile_ms(self, share: float) -> float | None:
-        """Returns the latency that this share of the requests does not exceed."""
+        """Returns the latency that this share of the requests does not exceed; None without any."""
         ordered = sorted(self.latencies_seconds)
         return 1000 * ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
 
 
 async def observe(load: Load, concurrency: int) -> Observed:
-    """Runs the clients for a warm-up, the window, and until their last requests are answered."""
+    """Runs the clients for a warm-up and the window, and waits for their last requests."""
     async with grpc.aio.insecure_channel(load.address) as channel:
         clients = _Clients(service_pb2_grpc.GRPCInferenceServiceStub(channel), load)
         tasks = [
@@ -85,11 +87,11 @@ class _Clients:
         self.observed = Observed()
         self._stub = stub
         self._load = load
-        self._begin = time.monotonic() + WARM_UP_SECONDS
-        self._end = self._begin + load.seconds
+        self._start = time.monotonic() + WARM_UP_SECONDS
+        self._end = self._start + load.seconds
 
     async def run(self, number: int, concurrency: int) -> None:
-        # The first answers are of different lengths, so that not all begin and end at once.
+        # The first answers have different lengths, so that the clients are not synchronised.
         tokens = max(1, ANSWER_TOKENS * (number + 1) // concurrency)
         sent = 0
         while time.monotonic() < self._end:
@@ -98,28 +100,28 @@ class _Clients:
             sent += 1
 
     async def _request(self, text: str, max_tokens: int) -> None:
-        began = time.monotonic()
-        counts = self._begin <= began < self._end
+        sent_at = time.monotonic()
+        counts = self._start <= sent_at < self._end
         answered = False
         try:
             async for units in self._units(text, max_tokens):
                 now = time.monotonic()
                 if counts and not answered:
-                    self.observed.latencies_seconds.append(now - began)
+                    self.observed.latencies_seconds.append(now - sent_at)
                 answered = True
                 self.observed.all_units += units
-                self.observed.units += units if self._begin <= now < self._end else 0
+                self.observed.units += units if self._start <= now < self._end else 0
             self.observed.requests += 1
         except (grpc.aio.AioRpcError, RuntimeError):
             self.observed.errors += 1
             await asyncio.sleep(_PAUSE_AFTER_ERROR_SECONDS)
         except asyncio.CancelledError:
             if counts and not answered:
-                self.observed.latencies_seconds.append(time.monotonic() - began)
+                self.observed.latencies_seconds.append(time.monotonic() - sent_at)
             raise
 
     async def _units(self, text: str, max_tokens: int) -> AsyncIterator[int]:
-        """Yields how many texts or tokens came, as they come."""
+        """Yields the number of texts or tokens of each message as it arrives."""
         if self._load.kind == "embedding":
             await self._stub.ModelInfer(self._infer_request("text", text.encode(), [1, 1]))
             yield 1
@@ -154,7 +156,7 @@ class _Clients:
 
 
 def _text(number: int) -> str:
-    """Returns a text of 6 to 29 words; texts of near numbers differ from their first word on."""
+    """Returns a text of 6 to 29 words. Texts of adjacent numbers differ from the first word on."""
     length = 6 + number % 24
-    words = [_WORDS[(number + place * (1 + number % 5)) % len(_WORDS)] for place in range(length)]
+    words = [_WORDS[(number + index * (1 + number % 5)) % len(_WORDS)] for index in range(length)]
     return f"{number} {' '.join(words)}"

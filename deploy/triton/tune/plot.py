@@ -1,13 +1,12 @@
-"""Draws what tuning found, where matplotlib is at hand: it is no part of what the mesh needs."""
+"""Draws the result of tuning if matplotlib is installed, which a mesh does not need."""
 
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.triton.tune.report import describe, latency_name, unit
-from deploy.triton.tune.search import Result, Trial
+from deploy.triton.tune.report import Report, describe, latency_name, unit
+from deploy.triton.tune.search import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,12 +16,13 @@ _SIZE_INCHES = (9.0, 5.5)
 _DPI = 120
 
 
-def draw(result: Result, path: Path, *, model: str, kind: str, p95_ms: float | None) -> bool:
-    """Draws latency over throughput, one line for each trial; False without matplotlib."""
+def draw(report: Report) -> None:
+    """Draws latency over throughput, one line per trial, into the report's folder."""
     if importlib.util.find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure  # noqa: PLC0415 - it may not be there
+        return
+    from matplotlib.figure import Figure  # noqa: PLC0415 - it may not be installed
 
+    result, kind = report.result, report.kind
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     axes.plot([], [], "o-", color=_OTHER, linewidth=1.0, markersize=5, label="also measured")
@@ -34,8 +34,8 @@ def draw(result: Result, path: Path, *, model: str, kind: str, p95_ms: float | N
         _line(
             axes, result.chosen, color=_CHOSEN, label=f"chosen: {describe(result.chosen.settings)}"
         )
-    if p95_ms is not None:
-        axes.axhline(p95_ms, color="black", linestyle="--", linewidth=1, label="p95 bound")
+    if report.p95_ms is not None:
+        axes.axhline(report.p95_ms, color="black", linestyle="--", linewidth=1, label="p95 limit")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -43,11 +43,12 @@ def draw(result: Result, path: Path, *, model: str, kind: str, p95_ms: float | N
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{unit(kind)}/s")
     axes.set_ylabel(f"p95 to the {latency_name(kind)}, ms")
-    axes.set_title(f"{model}: each point is a number of clients, each line one set of settings")
+    axes.set_title(
+        f"{report.model}: one point for each number of clients, one line for each set of settings"
+    )
     axes.grid(visible=True, which="both", alpha=0.2)
     figure.legend(loc="outside lower center", fontsize="small")
-    figure.savefig(path)
-    return True
+    figure.savefig(report.plot)
 
 
 def _line(axes: Axes, trial: Trial, *, color: str, label: str) -> None:

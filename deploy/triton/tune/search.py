@@ -1,8 +1,8 @@
-"""Finds the settings that give the most within a bound of latency.
+"""Searches for the settings with the highest throughput within a limit of latency.
 
-One setting is varied after the other, each from the best so far: a grid of three settings with
-three values each would take four times as long. Two settings that are good only together are
-missed.
+Settings are varied one after the other, each from the best so far: a grid of three settings with
+three values each would take four times as long. The search misses two settings that are good only
+in combination.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from dataclasses import dataclass
 
 from deploy.triton.tune.settings import Axes, Settings
 
-# What a machine's own unrest makes up. A change must be worth more.
+# The noise of a machine. A change must gain more than this.
 MIN_GAIN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What was measured with so many clients at once.
+    """What was measured with one number of clients.
 
     Attributes:
-        throughput_per_second: texts, or tokens, that came within the window.
-        p50_ms: of a text, or of a first token; None where none was begun and answered.
-        errors: requests that failed, in all.
-        cpu_ms_per_unit: of Triton and its models, for one text or token.
-        neighbours_cores: what programs other than Triton and the clients took of the machine.
+        concurrency: the number of clients.
+        throughput_per_second: texts or tokens received within the window.
+        p50_ms: latency of an answer or a first token; None if no request was sent and answered
+            within the window.
+        errors: the number of failed requests.
+        cpu_ms_per_unit: CPU time of Triton and its models for one text or token.
+        neighbours_cores: the cores used by programs other than Triton and the clients.
     """
 
     concurrency: int
@@ -40,14 +42,14 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One set of settings, measured, or why it could not be."""
+    """The measurement of one set of settings, or why it failed."""
 
     settings: Settings
     points: Sequence[Point] = ()
     failure: str = ""
 
     def best(self, p95_ms: float | None) -> Point | None:
-        """Returns the point with the most throughput that keeps the bound and had no errors."""
+        """Returns the point of highest throughput that is within the limit and has no errors."""
         kept = [
             point
             for point in self.points
@@ -59,13 +61,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was found.
+    """The result of a search.
 
     Attributes:
-        trials: in their order.
-        now: the version as it is, in the measurement that `chosen` is held against.
-        chosen: None where nothing keeps the bound.
-        complete: whether the time sufficed for all.
+        trials: in the order of their measurement.
+        now: the current settings, in the measurement that `chosen` is compared with.
+        chosen: None if no settings are within the limit.
+        complete: False if the time ran out.
     """
 
     trials: Sequence[Trial]
@@ -83,12 +85,12 @@ def search(
     *,
     measure: Measure,
     p95_ms: float | None,
-    may_go_on: Callable[[], bool],
+    may_continue: Callable[[], bool],
 ) -> Result:
     """Measures and chooses.
 
-    What wins is measured once more, beside the settings of now: the best of many is in part the
-    luckiest.
+    The best settings and the current ones are measured again at the end: the best of many
+    measurements is partly luck.
     """
     now = measure(start)
     trials = [now]
@@ -99,7 +101,7 @@ def search(
             settings = {**best.settings, name: value}
             if any(settings == trial.settings for trial in trials):
                 continue
-            if not may_go_on():
+            if not may_continue():
                 complete = False
                 break
             trial = measure(settings)
@@ -115,7 +117,7 @@ def search(
 
 
 def gains(trial: Trial, *, over: Trial, p95_ms: float | None) -> bool:
-    """Tells whether a trial is better than another by more than chance."""
+    """Returns whether a trial is better than another by more than noise."""
     mine, other = trial.best(p95_ms), over.best(p95_ms)
     if mine is None or other is None:
         return mine is not None

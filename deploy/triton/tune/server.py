@@ -1,4 +1,4 @@
-"""A Triton of the tuning's own, beside whatever mesh runs here."""
+"""A Triton for tuning, independent of any mesh on this machine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deploy.errors import CliError
 from deploy.host import LOOPBACK, REPOSITORY, free_ports
-from deploy.triton.run import STOP_SECONDS, remove_shared_memory
+from deploy.triton.command import remove_shared_memory
+from deploy.triton.run import STOP_SECONDS
 
 BACKEND_ID = "tune"
 START_SECONDS = 60.0
 LOAD_SECONDS = 120.0
 UNLOAD_SECONDS = 30.0
-# Triton's parent kills it after STOP_SECONDS and looks after it twice a second.
+# Triton's parent kills it after STOP_SECONDS, which it checks twice a second.
 _STOP_SECONDS = STOP_SECONDS + 2.0
 _POLL_SECONDS = 0.05
 
 
 class TuningTriton:
-    """One Triton, into which one candidate at a time is loaded."""
+    """One Triton. Load one candidate at a time into it."""
 
     def __init__(self, process: subprocess.Popen[bytes], *, address: str, repository: Path) -> None:
         self.address = address
@@ -38,12 +39,15 @@ class TuningTriton:
 
     @contextlib.contextmanager
     def loaded(self, name: str, files: Mapping[str, Path], config: str) -> Iterator[None]:
-        """Has a model loaded, under a name that was not there before.
+        """Loads a model, and unloads it at the end.
 
-        Each candidate has a name of its own: Triton keeps overridden settings of a name.
+        Args:
+            name: a name that was not used before: Triton keeps overridden settings of a name.
+            files: the files of the model's folder, by their paths in it.
+            config: the text of its `config.pbtxt`.
 
         Raises:
-            CannotRun: Triton refuses it; the message says why.
+            CliError: Triton cannot load it; the message says why.
         """
         folder = self._repository / name
         for inside, source in files.items():
@@ -61,7 +65,7 @@ class TuningTriton:
             self._unload(name)
 
     def cpu_seconds(self) -> float:
-        """Returns the CPU time of Triton and of the models that are loaded."""
+        """Returns the CPU time of Triton and of its running models."""
         total = 0.0
         for process in self._family():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -70,7 +74,7 @@ class TuningTriton:
         return total
 
     def _unload(self, name: str) -> None:
-        """Returns when the model's processes are gone: they would share the cores with the next."""
+        """Unloads and waits for the model's processes, which would slow down the next candidate."""
         self._call(
             "RepositoryModelUnload",
             service_pb2.RepositoryModelUnloadRequest(model_name=name),
@@ -79,7 +83,7 @@ class TuningTriton:
         deadline = time.monotonic() + UNLOAD_SECONDS
         while any(f"/{name}/" in " ".join(_command_line(each)) for each in self._family()):
             if time.monotonic() > deadline:
-                raise CliError(f"{name} does not end")
+                raise CliError(f"the process of {name} does not end after {UNLOAD_SECONDS:.0f} s")
             time.sleep(_POLL_SECONDS)
 
     def _family(self) -> list[psutil.Process]:
@@ -99,12 +103,12 @@ class TuningTriton:
 
 @contextlib.contextmanager
 def tuning_triton(log: Path) -> Iterator[TuningTriton]:
-    """Runs a Triton in a folder of its own, which goes with it.
+    """Runs a Triton with a temporary folder.
 
-    Call it in the main thread: the process ends with the thread that started it.
+    Call it in the main thread: the process is killed when the thread that started it ends.
 
     Raises:
-        CannotRun: it does not start.
+        CliError: it does not start.
     """
     grpc_port, http_port, metrics_port = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="headrace-tune-") as temporary:
@@ -113,7 +117,7 @@ def tuning_triton(log: Path) -> Iterator[TuningTriton]:
         argv += ["--home", temporary, "--grpc-port", str(grpc_port)]
         argv += ["--http-port", str(http_port), "--metrics-port", str(metrics_port)]
         with log.open("wb") as stream:
-            process = subprocess.Popen(  # noqa: S603  # our own command
+            process = subprocess.Popen(  # noqa: S603  # this Python
                 argv, cwd=REPOSITORY, stdout=stream, stderr=stream, start_new_session=True
             )
         address = f"{LOOPBACK}:{grpc_port}"
@@ -136,7 +140,7 @@ def _wait_ready(process: subprocess.Popen[bytes], *, address: str, log: Path) ->
                 if stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=1).ready:
                     return
             time.sleep(_POLL_SECONDS)
-    raise CliError(f"Triton does not start; see {log}")
+    raise CliError(f"Triton does not start; its log is {log}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -145,7 +149,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()  # the kernel ends Triton with it
+        process.kill()  # then the kernel kills Triton
         process.wait()
 
 

@@ -1,29 +1,27 @@
-"""Measures settings of a bundled model on this machine, and chooses.
+"""Tunes a model: loads candidates into a separate Triton, measures, and keeps the result.
 
-Settings are part of a version: what is chosen becomes a new model folder, to be packed as the next
-version. No running mesh is touched, but one that works at the same time takes its cores.
+Settings are part of a version, so the chosen ones become a new model folder, to be packed as the
+next version. A running mesh is not changed, but its work takes cores from the measurement.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
+from typing import Protocol
 
 from deploy.errors import CliError
-from deploy.triton.artifact import ArtifactUnavailableError, bundled_names, model_files
-from deploy.triton.tune.cpu import QUIET_CORES, CpuUsed
+from deploy.triton.artifact import bundled_names, model_files
+from deploy.triton.tune.cpu import CpuUsed
 from deploy.triton.tune.load import Load, observe
 from deploy.triton.tune.plot import draw
-from deploy.triton.tune.report import describe, table, unit, write_json
-from deploy.triton.tune.search import Point, Result, Trial, search
+from deploy.triton.tune.report import Report, write_json
+from deploy.triton.tune.search import Point, Trial, search
 from deploy.triton.tune.server import TuningTriton, tuning_triton
 from deploy.triton.tune.settings import Axes, Settings, configured, current, default_axes
 from deploy.triton.tune.write import require_new, write_folder
@@ -34,14 +32,15 @@ MAX_POINTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user asks for.
+    """What to measure.
 
     Attributes:
-        seconds: of each window.
-        axes: the values to try; empty: the usual ones of the model's kind.
-        p95_ms: the bound, of a text or of a first token; None: there is none.
-        limit_seconds: no new candidate begins after so long.
-        write: where the chosen folder goes.
+        seconds: the length of each measurement.
+        concurrency: the numbers of clients to measure with.
+        axes: the values to try; empty: the usual ones for the model's kind.
+        p95_ms: the longest allowed p95, of an answer or a first token; None: no limit.
+        limit_seconds: no new candidate is started after this time.
+        write: the new folder for the chosen version; None: none is written.
     """
 
     seconds: float
@@ -52,11 +51,21 @@ class Options:
     write: Path | None
 
 
-def tune(home: Path, model: str, options: Options) -> Result:
-    """Measures, shows and keeps what was found in `HEADRACE_HOME/tune/<model>`.
+class TuneProgress(Protocol):
+    """Callbacks for the progress of a measurement."""
+
+    def point(self, kind: str, settings: Settings, point: Point) -> None:
+        """Called when a candidate was measured with one number of clients."""
+
+    def failed(self, settings: Settings, message: str) -> None:
+        """Called when a candidate cannot be loaded or measured."""
+
+
+def tune(home: Path, model: str, options: Options, progress: TuneProgress) -> Report:
+    """Measures, chooses and keeps the result in `HEADRACE_HOME/tune/<model>`.
 
     Raises:
-        CannotRun: what is asked cannot be done here.
+        CliError: an option is invalid, or Triton does not start.
     """
     if options.write:
         require_new(options.write)
@@ -65,50 +74,51 @@ def tune(home: Path, model: str, options: Options) -> Result:
     config = files["config.pbtxt"].read_text()
     axes = options.axes or default_axes(kind)
     start = current(config, axes)
-    for name, values in axes.items():  # what cannot be set is said before anything is measured
+    for name, values in axes.items():  # refuse invalid values before anything is measured
         for value in values:
             configured(config, {name: value})
     folder = home / "tune" / model
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console()
     until = time.monotonic() + options.limit_seconds
     with tuning_triton(folder / "triton.log") as triton:
         trials = _Trials(
-            triton, files=files, config=config, kind=kind, options=options, console=console
+            triton, files=files, config=config, kind=kind, options=options, progress=progress
         )
         result = search(
             start,
             axes,
             measure=trials.measure,
             p95_ms=options.p95_ms,
-            may_go_on=lambda: time.monotonic() < until,
+            may_continue=lambda: time.monotonic() < until,
         )
-    _show(result, model=model, kind=kind, options=options, folder=folder, console=console)
+    (folder / "tune.png").unlink(missing_ok=True)  # an earlier run may have left one
+    report = Report(model=model, kind=kind, p95_ms=options.p95_ms, result=result, folder=folder)
+    write_json(report)
+    draw(report)
     if options.write and result.chosen:
         write_folder(files, options.write, start=start, chosen=result.chosen.settings)
-        console.print(f"the next version's folder: {options.write}", highlight=False)
-    return result
+    return report
 
 
 def parse_concurrency(text: str) -> Sequence[int]:
-    """Reads `1,4,16`.
+    """Parses numbers of clients such as `1,4,16`.
 
     Raises:
-        CannotRun: these are no numbers of clients.
+        CliError: the text has another form.
     """
     parts = text.split(",")
     if len(parts) > MAX_POINTS or not all(
         part.isdecimal() and 0 < int(part) <= MAX_CLIENTS for part in parts
     ):
         raise CliError(
-            f"--concurrency takes at most {MAX_POINTS} numbers from 1 to {MAX_CLIENTS}, "
-            f"separated by commas, and it is {text!r}"
+            f"--concurrency must be up to {MAX_POINTS} numbers from 1 to {MAX_CLIENTS}, "
+            f"separated by commas, but it is {text!r}"
         )
     return sorted({int(part) for part in parts})
 
 
 class _Trials:
-    """Measures one set of settings after another on one Triton."""
+    """Measures one set of settings after the other on one Triton."""
 
     def __init__(
         self,
@@ -118,14 +128,14 @@ class _Trials:
         config: str,
         kind: str,
         options: Options,
-        console: Console,
+        progress: TuneProgress,
     ) -> None:
-        self._console = console
         self._triton = triton
         self._files = files
         self._config = config
         self._kind = kind
         self._options = options
+        self._progress = progress
         self._numbers = itertools.count()
 
     def measure(self, settings: Settings) -> Trial:
@@ -135,9 +145,9 @@ class _Trials:
             with self._triton.loaded(name, self._files, configured(self._config, settings)):
                 for concurrency in self._options.concurrency:
                     points.append(self._point(name, concurrency))
-                    self._tell(settings, points[-1])
+                    self._progress.point(self._kind, settings, points[-1])
         except CliError as error:
-            self._console.print(f"{describe(settings)}: {error}", highlight=False)
+            self._progress.failed(settings, str(error))
             return Trial(settings=settings, points=tuple(points), failure=str(error))
         return Trial(settings=settings, points=tuple(points))
 
@@ -165,51 +175,10 @@ class _Trials:
     def _cpu_used(self) -> CpuUsed:
         return CpuUsed.now(triton_seconds=self._triton.cpu_seconds())
 
-    def _tell(self, settings: Settings, point: Point) -> None:
-        p95 = "-" if point.p95_ms is None else f"{point.p95_ms:.0f} ms"
-        self._console.print(
-            f"[dim]{describe(settings)}  {point.concurrency} at once: "
-            f"{point.throughput_per_second:.1f} {unit(self._kind)}/s, p95 {p95}[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
-
 
 def _files(model: str) -> Mapping[str, Path]:
     if model not in bundled_names():
-        raise CliError(f"{model} is not a bundled model; there are {', '.join(bundled_names())}")
-    try:
-        return model_files(model)
-    except ArtifactUnavailableError as error:
-        raise CliError(str(error)) from error
-
-
-def _show(
-    result: Result, *, model: str, kind: str, options: Options, folder: Path, console: Console
-) -> None:
-    console.print(table(result, kind=kind, p95_ms=options.p95_ms))
-    if not result.complete:
-        console.print("the time was up before all was tried: see --limit-seconds")
-    unrest = max(
-        (point.neighbours_cores for trial in result.trials for point in trial.points), default=0.0
-    )
-    if unrest > QUIET_CORES:
-        console.print(
-            f"[yellow]other programs took up to {unrest:.1f} cores meanwhile: measure again on a "
-            "quiet machine before you believe this[/]",
-            highlight=False,
+        raise CliError(
+            f"{model} is not a bundled model; choose one of {', '.join(bundled_names())}"
         )
-    if any(point.p95_ms is None for trial in result.trials for point in trial.points):
-        console.print("some windows were too short to time a request: see --seconds")
-    if result.chosen is None:
-        console.print(f"nothing keeps a p95 of {options.p95_ms} ms without errors")
-    else:
-        same = result.chosen is result.now
-        said = "what the version has now stays" if same else "chosen"
-        console.print(f"{said}: [b]{describe(result.chosen.settings)}[/]", highlight=False)
-    with contextlib.suppress(FileNotFoundError):  # a plot of an earlier run is not this one's
-        (folder / "tune.png").unlink()
-    write_json(result, folder / "tune.json", model=model, kind=kind, p95_ms=options.p95_ms)
-    drawn = draw(result, folder / "tune.png", model=model, kind=kind, p95_ms=options.p95_ms)
-    missing = "" if drawn else " (no plot: matplotlib is not installed)"
-    console.print(f"kept in {folder}{missing}", highlight=False, soft_wrap=True)
+    return model_files(model)

@@ -1,7 +1,7 @@
-"""What can be tuned in a model's `config.pbtxt`, and how a value gets into it.
+"""Reads and changes the settings in a model's `config.pbtxt` that can be tuned.
 
-Values are edited in the text, so that what people wrote beside them stays; Triton's own schema then
-checks the result.
+Values are replaced in the text, which keeps its comments. The result is then parsed with Triton's
+schema.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _INSTANCES_PATTERN = r"(instance_group\s*\[\s*\{[^}]*?\bcount:\s*)\d+"
 
 
 def default_axes(kind: str) -> Axes:
-    """Returns what is tried where the user says nothing.
+    """Returns the values that are tried by default.
 
-    `n_batch` stays at 32 and below: larger prefills round otherwise, and a resumed answer would not
-    be the one that was begun.
+    `n_batch` is at most 32: with larger prefills the rounding differs, and a resumed answer would
+    differ from the one that was interrupted.
     """
     if kind == "embedding":
         return {
@@ -52,27 +52,27 @@ def default_axes(kind: str) -> Axes:
 
 
 def parse_axes(given: list[str]) -> Axes:
-    """Reads `name=value,value` of the command line; `preferred_batch_size=,8,8+16` has none first.
+    """Parses `name=value,value`. In `preferred_batch_size=,8,8+16` the first value is empty: none.
 
     Raises:
-        CannotRun: it is not of this form.
+        CliError: a text has another form, or there are too many values.
     """
     axes = {}
     for text in given:
         name, equals, values = text.partition("=")
         if not name or not equals:
-            raise CliError(f"--vary takes name=value,value, and it is {text!r}")
+            raise CliError(f"--vary must be name=value,value, but it is {text!r}")
         axes[name] = tuple(dict.fromkeys(values.split(",")))
     if sum(map(len, axes.values())) > MAX_TRIALS:
-        raise CliError(f"--vary takes at most {MAX_TRIALS} values in all")
+        raise CliError(f"--vary must have at most {MAX_TRIALS} values in total")
     return axes
 
 
 def current(config: str, names: Iterable[str]) -> Settings:
-    """Returns the values that a configuration has now.
+    """Returns the values of these settings in a configuration.
 
     Raises:
-        CannotRun: it has no such setting, or is no configuration.
+        CliError: it has no such setting, or it is invalid.
     """
     parsed = parse(config)
     return {name: _value(parsed, name) for name in names}
@@ -82,7 +82,7 @@ def configured(config: str, settings: Settings) -> str:
     """Returns the configuration with these values.
 
     Raises:
-        CannotRun: it has no such setting, or does not take the value.
+        CliError: it has no such setting, or the value is invalid.
     """
     for name, value in settings.items():
         config = _edited(config, name, value)
@@ -94,10 +94,10 @@ def configured(config: str, settings: Settings) -> str:
 
 
 def parse(config: str) -> model_config_pb2.ModelConfig:
-    """Reads a configuration as Triton does.
+    """Parses a configuration with Triton's schema.
 
     Raises:
-        CannotRun: it is none.
+        CliError: it is invalid.
     """
     try:
         return text_format.Parse(config, model_config_pb2.ModelConfig())
@@ -115,7 +115,7 @@ def _value(parsed: model_config_pb2.ModelConfig, name: str) -> str:
         return "+".join(map(str, batching.preferred_batch_size))
     if name in parsed.parameters:
         return str(parsed.parameters[name].string_value)
-    raise CliError(f"config.pbtxt has nothing that {name} could be set in")
+    raise CliError(f"config.pbtxt has no setting {name}")
 
 
 def _edited(config: str, name: str, value: str) -> str:

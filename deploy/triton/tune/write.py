@@ -1,4 +1,4 @@
-"""Makes the folder of a model's next version from what tuning chose."""
+"""Writes the folder of a model's next version with the chosen settings."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from deploy.triton.tune.settings import Settings, configured
 
 _CONFIG = "config.pbtxt"
 _MANIFEST = "headrace.json"
-# How many requests the mesh hands to a backend at once must follow what the engine decodes at once.
+# The mesh must send a backend as many requests at once as the engine decodes at once.
 _N_PARALLEL = "n_parallel"
 _CONCURRENCY = "max_concurrent_requests"
 
 
 def require_new(folder: Path) -> None:
-    """Checks that nothing would be overwritten.
+    """Checks that the folder does not exist or is empty.
 
     Raises:
-        CannotRun: the folder has something in it.
+        CliError: it is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CliError(f"--write takes a new folder, and {folder} is not empty")
+        raise CliError(f"--write must be a new folder, but {folder} is not empty")
 
 
 def write_folder(
     files: Mapping[str, Path], folder: Path, *, start: Settings, chosen: Settings
 ) -> None:
-    """Copies the version's files, with the chosen settings in its configuration."""
+    """Copies a version's files and puts the chosen settings into its configuration."""
     for name, source in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +52,12 @@ def _tuned(config: str, *, start: Settings, chosen: Settings) -> str:
     if not changed:
         return config
     cores = len(os.sched_getaffinity(0))
-    told = [
+    header = [
         f"# Measured and chosen by `headrace model tune` on {cores} cores. Comments below may",
-        "# speak of the values before:",
+        "# describe the previous values:",
         *changed,
     ]
-    return "\n".join(told) + "\n\n" + configured(config, chosen)
+    return "\n".join(header) + "\n\n" + configured(config, chosen)
 
 
 def _manifest(text: str, chosen: Settings) -> str:

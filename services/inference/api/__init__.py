@@ -1,0 +1,1 @@
+"""What comes in: the RPCs and HTTP endpoints of the service. They translate, nothing else."""

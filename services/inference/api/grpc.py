@@ -16,7 +16,7 @@ GENERATE_PATH = "/headrace.inference.v1.InferenceService/Generate"
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """The gRPC side of generation and embedding."""
+    """The gRPC side of generation, token counts and embeddings."""
 
     def __init__(
         self, *, generator: Generator, embedder: Embedder, counter: TokenCounter, clock: Clock
@@ -33,20 +33,29 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         deadline_seconds = convert.deadline_seconds(context, self._clock)
         call = convert.chat_call(request, self._clock, deadline_seconds=deadline_seconds)
 
-        async def deliver(piece: Chunk) -> None:
-            await context.write(convert.delta(piece))
+        async def deliver(chunk: Chunk) -> None:
+            await context.write(convert.delta(chunk))
 
-        final = await self._generator.answer(call, identity_of(context), deliver)
-        await context.write(inference_pb2.GenerateResponse(final=final))
+        result = await self._generator.answer(call, identity_of(context), deliver)
+        await context.write(convert.final(result))
 
     async def Embed(
-        self, request: inference_pb2.EmbedRequest, _context: Context
+        self, request: inference_pb2.EmbedRequest, context: Context
     ) -> inference_pb2.EmbedResponse:
-        """Returns vectors, uncached and unbilled: `embedding_cache` bills."""
-        return await self._embedder.embed(request.model, request.texts)
+        """Returns vectors. They are neither cached nor billed: `embedding_cache` does both."""
+        embeddings = await self._embedder.embed(
+            request.model,
+            request.texts,
+            deadline_seconds=convert.deadline_seconds(context, self._clock),
+        )
+        return convert.embed_response(embeddings)
 
     async def CountTokens(
-        self, request: inference_pb2.CountTokensRequest, _context: Context
+        self, request: inference_pb2.CountTokensRequest, context: Context
     ) -> inference_pb2.CountTokensResponse:
         """Returns the tokens of a prompt."""
-        return await self._counter.count(convert.counted_call(request, self._clock))
+        count = await self._counter.count(
+            convert.count_request(request),
+            deadline_seconds=convert.deadline_seconds(context, self._clock),
+        )
+        return convert.count_response(count)

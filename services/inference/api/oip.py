@@ -1,6 +1,6 @@
-"""`inference.GRPCInferenceService`: translates, nothing else.
+"""`inference.GRPCInferenceService`, the Open Inference Protocol v2: translation only.
 
-Messages that carry tensors come and go as bytes.
+Messages that carry tensors stay bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from importlib import metadata
+from importlib.metadata import version as version_of_package
 from typing import Any, TypeAlias
 
 import grpc
@@ -16,14 +16,13 @@ from tritonclient.grpc import service_pb2
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, NotFound, Unavailable
-from libs.routes import EMPTY
 from libs.rpc.identity import Context, identity_of
 from services.inference.api.convert import deadline_seconds
+from services.inference.backends.triton.client import SERVICE
 from services.inference.tensors import codec
-from services.inference.tensors.calls import SERVICE
 from services.inference.tensors.oip import Caller, OpenInference, version_of
 
-# Requests of one stream that run at once; of one that sends more, no more is read.
+# Requests of one stream that run at once; further ones are read when one of them ends.
 MAX_REQUESTS_PER_STREAM = 64
 
 GenericHandler: TypeAlias = "grpc.GenericRpcHandler[Any, Any]"
@@ -39,64 +38,66 @@ class OpenInferenceServicer:
         self._clock = clock
 
     async def server_live(self, _request: Any, _context: Context) -> Any:
-        """Tells that the process answers."""
+        """Answers: the process runs."""
         return service_pb2.ServerLiveResponse(live=True)
 
     async def server_ready(self, _request: Any, _context: Context) -> Any:
-        """Tells whether routes are known."""
-        return service_pb2.ServerReadyResponse(ready=self._service.routes is not EMPTY)
+        """Returns whether routes are known."""
+        return service_pb2.ServerReadyResponse(ready=self._service.ready)
 
     async def server_metadata(self, _request: Any, _context: Context) -> Any:
-        """Tells what this is."""
+        """Returns the server's name, version and extensions."""
         return service_pb2.ServerMetadataResponse(
-            name="headrace", version=metadata.version("headrace"), extensions=_EXTENSIONS
+            name="headrace", version=version_of_package("headrace"), extensions=_EXTENSIONS
         )
 
     async def model_ready(self, request: Any, _context: Context) -> Any:
-        """Tells whether a backend has the model ready. Of unknown models it says no, as Triton."""
+        """Returns whether a backend has the model ready; False for unknown models, as in Triton."""
         try:
             self._service.choose(request.name, request.version)
         except (NotFound, Unavailable):
             return service_pb2.ModelReadyResponse(ready=False)
         return service_pb2.ModelReadyResponse(ready=True)
 
-    async def model_metadata(self, request: Any, _context: Context) -> Any:
-        """Tells a model's tensors."""
+    async def model_metadata(self, request: Any, context: Context) -> Any:
+        """Returns a model's tensors."""
         choice = self._service.choose(request.name, request.version)
-        told = await self._service.describe(
+        metadata = await self._service.describe(
             choice,
             "ModelMetadata",
             lambda name: service_pb2.ModelMetadataRequest(name=name),
             service_pb2.ModelMetadataResponse,
+            deadline_seconds=deadline_seconds(context, self._clock),
         )
-        told.name = choice.model
-        told.versions[:] = [version_of(choice)]
-        return told
+        metadata.name = choice.model
+        metadata.versions[:] = [version_of(choice)]
+        return metadata
 
-    async def model_config(self, request: Any, _context: Context) -> Any:
-        """Tells a model's configuration."""
+    async def model_config(self, request: Any, context: Context) -> Any:
+        """Returns a model's configuration."""
         choice = self._service.choose(request.name, request.version)
-        told = await self._service.describe(
+        response = await self._service.describe(
             choice,
             "ModelConfig",
             lambda name: service_pb2.ModelConfigRequest(name=name),
             service_pb2.ModelConfigResponse,
+            deadline_seconds=deadline_seconds(context, self._clock),
         )
-        told.config.name = choice.model
-        return told
+        response.config.name = choice.model
+        return response
 
     async def model_infer(self, request: bytes, context: Context) -> bytes:
         """Answers one request."""
         return await self._service.infer(request, self._caller(context))
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        """Answers many requests at once; whose an answer is tells its id."""
+        """Answers many requests at once; each answer has the id of its request."""
         caller = self._caller(context)
-        places = asyncio.Semaphore(MAX_REQUESTS_PER_STREAM)
+        slots = asyncio.Semaphore(MAX_REQUESTS_PER_STREAM)
         writing = asyncio.Lock()
 
         async def deliver(message: bytes) -> None:
-            async with writing:  # gRPC takes one message after the other
+            async with writing:  # gRPC accepts one message at a time
                 await context.write(message)
 
         async def answer(request: bytes) -> None:
@@ -105,23 +106,23 @@ class OpenInferenceServicer:
             except HeadraceError as error:
                 await deliver(_error_message(error, request))
             finally:
-                places.release()
+                slots.release()
 
         try:
             async with asyncio.TaskGroup() as group:
                 async for request in requests:
-                    await places.acquire()
+                    await slots.acquire()
                     group.create_task(answer(request))
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # one is enough, and is logged
+            raise errors.exceptions[0] from None  # one error is enough for the caller
 
     def _caller(self, context: Context) -> Caller:
         return Caller(identity_of(context), deadline_seconds(context, self._clock))
 
 
 def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
-    """Returns the handler of the methods that there are; others are unknown to the server."""
-    plain = {
+    """Returns the handler of the methods that are offered."""
+    unary = {
         "ServerLive": servicer.server_live,
         "ServerReady": servicer.server_ready,
         "ServerMetadata": servicer.server_metadata,
@@ -135,7 +136,7 @@ def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
             request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
             response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
         )
-        for name, behavior in plain.items()
+        for name, behavior in unary.items()
     }
     return grpc.method_handlers_generic_handler(
         SERVICE,
@@ -148,10 +149,10 @@ def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
 
 
 def _error_message(error: HeadraceError, request: bytes) -> bytes:
-    """Returns a failure as models of the bundled contract tell theirs: the stream goes on."""
-    told = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
+    """Returns an error as Headrace's models report theirs: the stream continues."""
+    fields = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
     try:
         request_id = codec.read_request(request).request_id
     except HeadraceError:
         request_id = ""
-    return codec.streamed_error(json.dumps(told), request_id)
+    return codec.streamed_error(json.dumps(fields), request_id)

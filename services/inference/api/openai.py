@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from google.api import httpbody_pb2
 from google.protobuf import empty_pb2
-from headrace.inference.v1 import inference_pb2
 from headrace.openai.v1 import openai_pb2, openai_pb2_grpc
 
+from libs.chat.request import GenerationRequest, Message
 from libs.clock import Clock
 from libs.errors import HeadraceError, ResourceExhausted
 from libs.http1.exchange import Exchange
@@ -26,8 +26,9 @@ from libs.openai.bodies import (
 )
 from libs.openai.chat_request import ChatRequest, parse_chat_completion
 from libs.openai.chat_response import DONE, ChunkWriter, completion_object, error_event
+from libs.routes import RouteTable
 from libs.rpc.identity import Context, Identity, identity_of
-from services.inference.domain import ChatCall, Chunk, Message
+from services.inference.domain import ChatCall, Chunk, GenerationResult
 from services.inference.generation.generator import Generator
 from services.inference.generation.relay import READER_TOO_SLOW
 
@@ -58,17 +59,17 @@ class ChatCompletions:
     async def _whole(self, asked: ChatRequest, call: ChatCall, identity: Identity) -> bytes:
         texts: list[str] = []
 
-        async def collect(piece: Chunk) -> None:
-            texts.append(piece.text)
+        async def collect(chunk: Chunk) -> None:
+            texts.append(chunk.text)
 
-        final = await self._generator.answer(call, identity, collect)
+        result = await self._generator.answer(call, identity, collect)
         completion = completion_object(
             model=asked.model,
             created_seconds=int(self._clock.now().timestamp()),
             content="".join(texts),
-            finish_reason=final.finish_reason,
-            usage=final.usage,
-            served=_served(final),
+            finish_reason=result.finish_reason,
+            usage=result.usage,
+            served=_served(result),
         )
         return to_json(completion)
 
@@ -83,20 +84,22 @@ class ChatCompletions:
         )
         prefix = chunks.role()
 
-        async def deliver(piece: Chunk) -> None:
+        async def deliver(chunk: Chunk) -> None:
             nonlocal prefix
-            events, prefix = prefix + chunks.delta(piece.text), b""
+            if not chunk.text:
+                return
+            events, prefix = prefix + chunks.delta(chunk.text), b""
             await write(events)
 
         try:
-            final = await self._generator.answer(call, identity, deliver)
+            result = await self._generator.answer(call, identity, deliver)
         except HeadraceError as error:
             # The status line is gone: the error must be an event, for one that reads.
             if not prefix and error.reason != READER_TOO_SLOW:
                 await write(error_event(error))
             raise
-        usage = chunks.usage(final.usage) if asked.include_usage else b""
-        ending = chunks.finish(final.finish_reason, _served(final))
+        usage = chunks.usage(result.usage) if asked.include_usage else b""
+        ending = chunks.finish(result.finish_reason, _served(result))
         await write(prefix + ending + usage + DONE)
 
 
@@ -141,45 +144,47 @@ def chat_completions_over_http(completions: ChatCompletions) -> Handler:
 class ModelServicer(openai_pb2_grpc.ModelServiceServicer):
     """`GET /v1/models`."""
 
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
+    def __init__(self, routes: Callable[[], RouteTable]) -> None:
+        self._routes = routes
 
     async def ListModels(
         self, _request: empty_pb2.Empty, _context: Context
     ) -> httpbody_pb2.HttpBody:
         """Lists the deployed models."""
-        models = self._generator.routes.models()
+        models = self._routes().models()
         return json_body(list_object(model_object(model) for model in models))
 
     async def GetModel(
         self, request: openai_pb2.GetModelRequest, _context: Context
     ) -> httpbody_pb2.HttpBody:
         """Gets one deployed model."""
-        self._generator.routes.choose(request.model, kind=None)
+        self._routes().choose(request.model, kind=None)
         return json_body(model_object(request.model))
 
 
 def _chat_call(asked: ChatRequest, request_id: str) -> ChatCall:
     return ChatCall(
         request_id=request_id,
-        model=asked.model,
-        turns=tuple(Message(role, content) for role, content in asked.messages),
-        max_tokens=asked.max_tokens,
-        temperature=asked.temperature or 0.0,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
-        seed=asked.seed,
-        stop=asked.stop,
+        request=GenerationRequest(
+            model=asked.model,
+            messages=tuple(Message(role, content) for role, content in asked.messages),
+            max_tokens=asked.max_tokens,
+            temperature=asked.temperature or 0.0,
+            top_p=1.0 if asked.top_p is None else asked.top_p,
+            seed=asked.seed,
+            stop=asked.stop,
+        ),
         streamed=asked.stream,
     )
 
 
-def _served(final: inference_pb2.Final) -> Served:
+def _served(result: GenerationResult) -> Served:
     return Served(
-        model_version=final.model_version,
-        artifact_digest=final.artifact_digest,
-        deployment=final.route.deployment,
-        route_reason=final.route.reason,
-        cost_nano_usd=final.cost_nano_usd,
-        request_id=final.request_id,
-        trace_id=final.trace_id,
+        model_version=result.route.model_version,
+        artifact_digest=result.route.artifact_digest,
+        deployment=result.route.deployment,
+        route_reason=result.route.reason,
+        cost_nano_usd=result.cost_nano_usd,
+        request_id=result.request_id,
+        trace_id=result.trace_id,
     )

@@ -1,4 +1,4 @@
-"""The backends in reach and which of them a request takes."""
+"""The backends that the routes name: their connections, their load and which one a request gets."""
 
 from __future__ import annotations
 
@@ -6,125 +6,102 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
-from headrace.common.v1.model_pb2 import Backend, BackendKind
+import structlog
+from headrace.common.v1.model_pb2 import Backend
 
 from libs.clock import Clock
 from libs.errors import InvalidArgument
+from libs.http_client import Network
+from libs.routes import RouteTable
 from services.inference import metrics
 from services.inference.backends.breaker import Breaker, BreakerLimits, Permit
+from services.inference.backends.chat import ChatBackend
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.client import Provider
 from services.inference.backends.stall import StallLimits
-from services.inference.backends.triton import Triton
-from services.inference.domain import (
-    BACKENDS_FAILED,
-    BackendFailedError,
-    ChatCall,
-    ClientError,
-    Delivered,
-    Finish,
-)
-from services.inference.generation.relay import ChunkSink
+from services.inference.backends.targets import Endpoint, Protocol, Target, target_of
+from services.inference.backends.triton.client import Triton
+from services.inference.domain import BACKENDS_FAILED, BackendFailedError, ClientError
 
-# A Triton that was restarted is back within seconds, and streams wait for it.
+_log = structlog.get_logger()
+
+# A Triton that is restarted is back within seconds, and streams wait for it.
 TRITON_BREAKER = BreakerLimits(open_seconds=0.25, max_open_seconds=2.0)
-# A provider has other customers: the longer it fails, the less it is asked.
+# A provider has other customers: the longer it fails, the less often it is called.
 PROVIDER_BREAKER = BreakerLimits(open_seconds=1.0, max_open_seconds=30.0)
 
 
-class ChatBackend(Protocol):
-    """What generates answers."""
-
-    async def generate(
-        self,
-        backend_model: str,
-        call: ChatCall,
-        *,
-        max_tokens: int,
-        delivered: Delivered,
-        relay: ChunkSink,
-    ) -> Finish:
-        """Puts the pieces of an answer into the relay, from where it stopped.
-
-        Each piece is added to `delivered` first: what is there need not be generated again.
-
-        Raises:
-            BackendFailedError: the backend is at fault; another one may go on.
-            HeadraceError: the request is; it says what the caller hears.
-        """
-
-    async def close(self) -> None:
-        """Closes all connections."""
-
-
-class _Address(NamedTuple):
-    kind: BackendKind.ValueType
-    address: str
-    api_key_name: str
-
-    @classmethod
-    def of(cls, backend: Backend) -> _Address:
-        kind = backend.kind or BackendKind.BACKEND_KIND_TRITON
-        return cls(kind, backend.address, backend.api_key_name)
-
-
 @dataclass
-class _Served:
-    """One model at one address."""
+class _ServedModel:
+    """One model at one endpoint, with its last failure."""
 
     breaker: Breaker
-    told: ClientError = BACKENDS_FAILED
+    client_error: ClientError = BACKENDS_FAILED
     attempts: int | None = None
 
 
 @dataclass
-class _Endpoint:
-    """One address: what it can take is shared by its models."""
+class _Connection:
+    """The client of one endpoint; its models share the load."""
 
     client: Triton | Provider
     in_flight: int = 0
-    served: dict[str, _Served] = field(default_factory=dict)
+    models: dict[str, _ServedModel] = field(default_factory=dict)
+
+
+class _Candidate(NamedTuple):
+    backend: Backend
+    target: Target
+    connection: _Connection
+    served: _ServedModel
 
 
 class Lease:
-    """A backend for one attempt. How the block ends tells the breaker how the backend is."""
+    """A backend for one attempt. How its block ends is reported to the backend's breaker.
 
-    def __init__(
-        self, backend: Backend, endpoint: _Endpoint, served: _Served, permit: Permit, clock: Clock
-    ) -> None:
-        self.backend = backend
-        self._endpoint = endpoint
-        self._served = served
+    Attributes:
+        backend: as the route names it.
+        target: how it is called.
+    """
+
+    def __init__(self, candidate: _Candidate, permit: Permit, clock: Clock) -> None:
+        self.backend = candidate.backend
+        self.target = candidate.target
+        self._connection = candidate.connection
+        self._served = candidate.served
         self._permit = permit
         self._clock = clock
-        self._told_well = False
+        self._succeeded = False
 
     @property
     def chat(self) -> ChatBackend:
-        """The backend, to generate with."""
-        return self._endpoint.client
+        """The backend, as one that generates answers."""
+        return self._connection.client
 
     @property
     def triton(self) -> Triton:
-        """The backend, where only a Triton will do.
+        """The backend, where only a Triton can do the work.
 
         Raises:
-            BackendFailedError: it is none.
+            BackendFailedError: it is a provider.
         """
-        if not isinstance(self._endpoint.client, Triton):
-            raise BackendFailedError(f"{self.backend.id} is no Triton")
-        return self._endpoint.client
+        if not isinstance(self._connection.client, Triton):
+            raise BackendFailedError(f"{self.backend.id} is a provider, not a Triton")
+        return self._connection.client
 
-    def works(self) -> None:
-        """The backend has begun to answer: a probe need not wait for the end of a long answer."""
-        if not self._told_well:
-            self._told_well = True
+    def report_success(self) -> None:
+        """Tells the breaker that the backend works, before the block ends.
+
+        A probe has succeeded with its first token: it need not wait for the end of the answer.
+        """
+        if not self._succeeded:
+            self._succeeded = True
             self._served.breaker.succeeded(self._permit)
 
     def __enter__(self) -> Self:
-        self._endpoint.in_flight += 1
+        self._connection.in_flight += 1
         return self
 
     def __exit__(
@@ -133,17 +110,17 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._endpoint.in_flight -= 1
+        self._connection.in_flight -= 1
         if isinstance(error, BackendFailedError):
-            self._failed(error)
+            self._report_failure(error)
         elif error is None or isinstance(error, InvalidArgument):
-            self.works()
-        elif not self._told_well:
+            self.report_success()
+        elif not self._succeeded:  # the caller left, or its deadline passed
             self._served.breaker.abandoned(self._permit)
 
-    def _failed(self, error: BackendFailedError) -> None:
+    def _report_failure(self, error: BackendFailedError) -> None:
         error.backends |= {self.backend.id}
-        self._served.told, self._served.attempts = error.told, error.attempts
+        self._served.client_error, self._served.attempts = error.client_error, error.attempts
         self._served.breaker.failed(
             self._permit,
             self._clock.monotonic_seconds(),
@@ -154,99 +131,128 @@ class Lease:
 class Backends:
     """Connections to the backends of the routes, with their requests in flight and breakers."""
 
-    def __init__(self, *, clock: Clock, keys: ApiKeys, stall: StallLimits) -> None:
+    def __init__(
+        self, *, clock: Clock, keys: ApiKeys, stall: StallLimits, network: Network | None = None
+    ) -> None:
         self._clock = clock
         self._keys = keys
         self._stall = stall
-        self._endpoints: dict[_Address, _Endpoint] = {}
+        self._network = network
+        self._connections: dict[Endpoint, _Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._unknown: frozenset[tuple[str, str]] = frozenset()
 
     def lease(
         self, candidates: Sequence[Backend], *, avoid: Collection[str] = frozenset()
     ) -> Lease:
-        """Picks the backend with the fewest requests of ours; those to avoid come last.
+        """Picks the backend with the fewest requests in flight; those to avoid come last.
 
-        Use it with `with`, at once: a permit of a breaker goes with it.
+        Use it with `with`, at once: it holds a permit of the backend's breaker.
 
         Args:
-            candidates: at least one.
-            avoid: ids of backends that failed this request before.
+            candidates: at least one of a known kind, see `callable_routes`.
+            avoid: ids of backends at which this request failed before.
 
         Raises:
             BackendFailedError: the breakers of all are open.
         """
         now = self._clock.monotonic_seconds()
-        found = [(backend, *self._find(backend)) for backend in candidates]
-        willing = [one for one in found if one[2].breaker.has_permit(now)]
+        found = [
+            self._find(backend, target) for backend in candidates if (target := target_of(backend))
+        ]
+        willing = [each for each in found if each.served.breaker.has_permit(now)]
         if willing:
-            backend, endpoint, served = min(
-                willing, key=lambda one: (one[0].id in avoid, one[1].in_flight)
+            picked = min(
+                willing, key=lambda each: (each.backend.id in avoid, each.connection.in_flight)
             )
-            permit = served.breaker.permit(now)
+            permit = picked.served.breaker.permit(now)
             assert permit is not None  # noqa: S101  # `has_permit` said so
-            return Lease(backend, endpoint, served, permit, self._clock)
-        raise self._none_willing(found, now)
+            return Lease(picked, permit, self._clock)
+        raise self._all_open(found, now)
+
+    def callable_routes(self, routes: RouteTable) -> RouteTable:
+        """Returns the routes without the backends whose kind this service does not know.
+
+        Such a backend comes from a newer registry. It is logged once and counted in a gauge. A
+        model that has no other backends is not ready (`MODEL_NOT_READY`).
+        """
+        unknown = frozenset(
+            (target.deployment, backend.id)
+            for target in routes.targets()
+            for backend in target.backends
+            if target_of(backend) is None
+        )
+        for deployment, backend_id in sorted(unknown - self._unknown):
+            _log.error(
+                "a backend of an unknown kind is skipped: update this service",
+                deployment=deployment,
+                backend=backend_id,
+            )
+        self._unknown = unknown
+        metrics.UNKNOWN_BACKENDS.set(len(unknown))
+        if not unknown:
+            return routes
+        return routes.with_backends(lambda backend: target_of(backend) is not None)
 
     def retain(self, backends: Iterable[Backend]) -> None:
-        """Closes the connections to all but these, where no request runs."""
-        kept = {_Address.of(backend) for backend in backends}
-        for address, endpoint in list(self._endpoints.items()):
-            if address not in kept and endpoint.in_flight == 0:
-                del self._endpoints[address]
-                for model in endpoint.served:
-                    metrics.BREAKER_STATE.remove(address.address, model)
-                task = asyncio.create_task(endpoint.client.close())
+        """Closes the connections to all but these, except where a request still runs."""
+        targets = (target_of(backend) for backend in backends)
+        retained = {target.endpoint for target in targets if target is not None}
+        for endpoint, connection in list(self._connections.items()):
+            if endpoint not in retained and connection.in_flight == 0:
+                del self._connections[endpoint]
+                for model in connection.models:
+                    metrics.BREAKER_STATE.remove(endpoint.address, model)
+                task = asyncio.create_task(connection.client.close())
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Closes all connections."""
-        clients = [endpoint.client.close() for endpoint in self._endpoints.values()]
+        clients = [connection.client.close() for connection in self._connections.values()]
         await asyncio.gather(*clients, *self._closing)
 
-    def _find(self, backend: Backend) -> tuple[_Endpoint, _Served]:
-        address = _Address.of(backend)
-        endpoint = self._endpoints.get(address)
-        if endpoint is None:
-            endpoint = self._endpoints[address] = _Endpoint(self._open(address))
-        served = endpoint.served.get(backend.backend_model)
+    def _find(self, backend: Backend, target: Target) -> _Candidate:
+        connection = self._connections.get(target.endpoint)
+        if connection is None:
+            connection = _Connection(self._open(target.endpoint))
+            self._connections[target.endpoint] = connection
+        served = connection.models.get(target.model)
         if served is None:
-            served = self._serve(address, backend.backend_model)
-            endpoint.served[backend.backend_model] = served
-        return endpoint, served
+            served = connection.models[target.model] = self._serve(target)
+        return _Candidate(backend, target, connection, served)
 
-    def _open(self, address: _Address) -> Triton | Provider:
-        if address.kind == BackendKind.BACKEND_KIND_OPENAI:
+    def _open(self, endpoint: Endpoint) -> Triton | Provider:
+        if endpoint.protocol is Protocol.OPENAI:
             return Provider(
-                address.address,
-                api_key_name=address.api_key_name,
+                endpoint.address,
+                api_key_name=endpoint.api_key_name,
                 keys=self._keys,
                 stall=self._stall,
                 clock=self._clock,
+                network=self._network,
             )
-        return Triton(address.address, stall=self._stall)
+        return Triton(endpoint.address, stall=self._stall, clock=self._clock)
 
-    def _serve(self, address: _Address, model: str) -> _Served:
-        is_provider = address.kind == BackendKind.BACKEND_KIND_OPENAI
+    def _serve(self, target: Target) -> _ServedModel:
+        is_provider = target.endpoint.protocol is Protocol.OPENAI
         breaker = Breaker(PROVIDER_BREAKER if is_provider else TRITON_BREAKER)
-        # Asked when it is scraped: it changes with time alone.
-        metrics.BREAKER_STATE.labels(address.address, model).set_function(
+        # Computed when it is scraped: the state changes with time alone.
+        metrics.BREAKER_STATE.labels(target.endpoint.address, target.model).set_function(
             lambda: breaker.state(self._clock.monotonic_seconds())
         )
-        return _Served(breaker)
+        return _ServedModel(breaker)
 
-    def _none_willing(
-        self, found: Sequence[tuple[Backend, _Endpoint, _Served]], now_seconds: float
-    ) -> BackendFailedError:
-        """Returns the failure that the backend had which is tried again first."""
-        soonest = min(
-            (one[2] for one in found), key=lambda one: one.breaker.wait_seconds(now_seconds)
-        )
+    def _all_open(self, found: Sequence[_Candidate], now_seconds: float) -> BackendFailedError:
+        """Returns the last failure of the backend that may be called again first."""
+        if not found:
+            return BackendFailedError("no backend is of a known kind", attempts=1)
+        soonest = min(found, key=lambda each: each.served.breaker.wait_seconds(now_seconds)).served
         wait_seconds = soonest.breaker.wait_seconds(now_seconds)
         error = BackendFailedError(
-            f"the breakers of all backends are open, for {wait_seconds:.3f} s at least",
-            told=soonest.told.after(wait_seconds),
+            f"the breakers of all backends are open, for at least {wait_seconds:.3f} s",
+            client_error=soonest.client_error.retry_after(wait_seconds),
             attempts=soonest.attempts,
         )
-        error.backends = frozenset(one[0].id for one in found)
+        error.backends = frozenset(each.backend.id for each in found)
         return error

@@ -1,4 +1,4 @@
-"""A deadline for each token of a stream."""
+"""The time limit for each token of a stream."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Self
 
 from services.inference.domain import BackendFailedError
 
-# How much later than its time a stall may be seen.
-LOOK_SECONDS = 0.1
+# A stall is noticed at most this much later than its limit.
+CHECK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class StallLimits:
     """How long a backend may be silent.
 
     Attributes:
-        first_token_seconds: from the request to the first token; connecting counts.
+        first_token_seconds: from the request to the first token, connecting included.
         between_tokens_seconds: from one token to the next.
     """
 
@@ -28,17 +28,17 @@ class StallLimits:
 
 
 class StallGuard:
-    """Ends the block it guards with `BackendFailedError` where `progress` is not told in time.
+    """Ends its block with `BackendFailedError` if `progress` is not called in time.
 
-    `asyncio.timeout` around every read would make and cancel a timer for each token, and one timer
-    a guard is still a few per cent of a request. A guard only says until when; one timer looks at
-    all that are, every `LOOK_SECONDS`.
+    `asyncio.timeout` around every read would create and cancel a timer per token, and one timer
+    per guard still costs a few per cent of a request. A guard only stores its time limit; one timer
+    per event loop checks all guards every `CHECK_SECONDS`.
     """
 
     def __init__(self, limits: StallLimits) -> None:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._watch = _watches.get(self._loop) or _watches.setdefault(self._loop, _Watch())
+        self._checks = _checks.get(self._loop) or _checks.setdefault(self._loop, _Checks())
         self._deadline = 0.0
         self._started = False
         self._stalled = False
@@ -49,7 +49,7 @@ class StallGuard:
         self._task = task
         self._cancelling = task.cancelling()
         self._deadline = self._loop.time() + self._limits.first_token_seconds
-        self._watch.add(self)
+        self._checks.add(self)
         return self
 
     def __exit__(
@@ -58,57 +58,57 @@ class StallGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._watch.remove(self)
-        # As in `asyncio.timeout`: only a cancellation of our own becomes another error.
-        ours = self._stalled and self._task.uncancel() <= self._cancelling
-        if ours and kind is asyncio.CancelledError:
-            raise BackendFailedError(self._story()) from error
+        self._checks.remove(self)
+        # As in `asyncio.timeout`: only this guard's own cancellation becomes another error.
+        own = self._stalled and self._task.uncancel() <= self._cancelling
+        if own and kind is asyncio.CancelledError:
+            raise BackendFailedError(self._message()) from error
 
     def progress(self) -> None:
-        """A token came."""
+        """Restarts the time limit: a token came."""
         self._deadline = self._loop.time() + self._limits.between_tokens_seconds
         self._started = True
 
-    def wait(self) -> None:
-        """The reader is the slow one: no token is asked for until `progress` is told again."""
+    def pause(self) -> None:
+        """Stops the time limit until the next `progress`: the reader, not the backend, is slow."""
         self._deadline = float("inf")
 
-    def look(self, now_seconds: float) -> None:
-        """Ends the block if its time is over."""
+    def check(self, now_seconds: float) -> None:
+        """Cancels the block if its time limit has passed."""
         if now_seconds >= self._deadline and not self._stalled:
             self._stalled = True
             self._task.cancel()
 
-    def _story(self) -> str:
+    def _message(self) -> str:
         if self._started:
             return f"no token for {self._limits.between_tokens_seconds:g} s"
         return f"no first token in {self._limits.first_token_seconds:g} s"
 
 
-class _Watch:
-    """The guards of one event loop."""
+class _Checks:
+    """The guards of one event loop, and the timer that checks them while there are any."""
 
     def __init__(self) -> None:
         self._guards: set[StallGuard] = set()
-        self._looks = False
+        self._scheduled = False
 
     def add(self, guard: StallGuard) -> None:
         self._guards.add(guard)
-        if not self._looks:
-            self._looks = True
-            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_later(CHECK_SECONDS, self._check)
 
     def remove(self, guard: StallGuard) -> None:
         self._guards.discard(guard)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         loop = asyncio.get_running_loop()
         now_seconds = loop.time()
         for guard in self._guards:
-            guard.look(now_seconds)
-        self._looks = bool(self._guards)
-        if self._looks:
-            loop.call_later(LOOK_SECONDS, self._look)
+            guard.check(now_seconds)
+        self._scheduled = bool(self._guards)
+        if self._scheduled:
+            loop.call_later(CHECK_SECONDS, self._check)
 
 
-_watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = weakref.WeakKeyDictionary()
+_checks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Checks] = weakref.WeakKeyDictionary()

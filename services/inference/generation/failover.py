@@ -1,24 +1,23 @@
-"""One answer over as many backends as it takes."""
+"""An answer from the backends of one deployment, as many as it takes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import structlog
-from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind
-from headrace.router.v1.router_pb2 import RouteTarget
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT
 from opentelemetry import trace
 
 from libs.clock import Clock
 from libs.errors import HeadraceError
 from libs.routes import Choice, RouteTable
-from libs.rpc.identity import Identity
 from libs.telemetry.tracing import child_span
 from services.inference import metrics
-from services.inference.backends.pool import Backends
+from services.inference.backends.chat import ChunkSink
+from services.inference.backends.pool import Backends, Lease
+from services.inference.backends.targets import Protocol
 from services.inference.domain import (
     BackendFailedError,
     ChatCall,
@@ -32,36 +31,17 @@ from services.inference.generation.hedging import (
     HedgedCall,
     HedgeLimits,
 )
-from services.inference.generation.relay import ChunkSink
 
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("headrace.inference")
 
-# A backend that is back within this time is waited for, and the stream goes on there.
+# If no backend is left, one is waited for so long; the answer then continues there.
 FAILOVER_WAIT_SECONDS = 15.0
 FAILOVER_POLL_SECONDS = 0.1
 
 
-@dataclass
-class Run:
-    """What is known of a running answer."""
-
-    call: ChatCall
-    identity: Identity
-    choice: Choice
-    max_tokens: int
-    started_seconds: float
-    fallbacks: tuple[RouteTarget, ...] = ()
-    fell_back: bool = False
-    delivered: Delivered = field(default_factory=Delivered)
-    first_seconds: float | None = None
-    ending: Finish | None = None
-    resumed_count: int = 0
-    recomputed_tokens: int = 0
-
-
 class Failover:
-    """Runs attempts until one ends the answer; the reader sees one unbroken text."""
+    """Makes the calls to deployments, and holds what they share."""
 
     def __init__(
         self,
@@ -71,133 +51,176 @@ class Failover:
         hedge: HedgeLimits,
         clock: Clock,
     ) -> None:
-        self._backends = backends
-        self._routes = routes
-        self._hedge = hedge
-        self._hedges = HedgeBudget(hedge)
-        self._clock = clock
+        self.backends = backends
+        self.routes = routes
+        self.hedge = hedge
+        self.hedge_budget = HedgeBudget(hedge)
+        self.clock = clock
 
-    async def run(self, run: Run, relay: ChunkSink) -> None:
-        """Puts the whole answer into the relay.
+    def call(self, call: ChatCall, choice: Choice, *, has_fallback: bool) -> DeploymentCall:
+        """Returns the call of a deployment.
+
+        Args:
+            call: the request.
+            choice: the deployment.
+            has_fallback: whether another deployment can answer if all backends of this one fail.
 
         Raises:
-            HeadraceError: no backend ended it.
-            DeploymentFailedError: nothing was delivered, and the run has fallbacks.
+            InvalidArgument: the request wants more tokens than the model generates.
         """
-        failures: Counter[str] = Counter()
+        max_tokens = call.max_tokens_for(choice.target.schema.max_output_tokens)
+        return DeploymentCall(self, call, choice, max_tokens=max_tokens, has_fallback=has_fallback)
+
+
+class DeploymentCall:
+    """One answer from one deployment; the reader sees one unbroken text.
+
+    Only this class sets its attributes; they are valid during `run` and after it, however it ends.
+
+    Attributes:
+        choice: where the answer comes from; after a failover the same version, perhaps elsewhere.
+        delivered: what was put into the sink.
+        finish: how the engine ended the answer; None: it did not.
+        resumed_count: how often another backend continued the answer.
+        recomputed_tokens: of the answer, processed again because of that.
+    """
+
+    def __init__(
+        self,
+        shared: Failover,
+        call: ChatCall,
+        choice: Choice,
+        *,
+        max_tokens: int,
+        has_fallback: bool,
+    ) -> None:
+        self.choice = choice
+        self.delivered = Delivered()
+        self.finish: Finish | None = None
+        self.resumed_count = 0
+        self.recomputed_tokens = 0
+        self._shared = shared
+        self._call = call
+        self._max_tokens = max_tokens
+        self._has_fallback = has_fallback
+        self._failures: Counter[str] = Counter()
+
+    async def run(self, sink: ChunkSink) -> None:
+        """Puts the whole answer into the sink.
+
+        Raises:
+            HeadraceError: no backend completed it.
+            DeploymentFailedError: nothing was delivered, and there is a fallback.
+        """
         progress, give_up_seconds = -1, 0.0
-        self._hedges.count_request()
+        self._shared.hedge_budget.count_request()
         while True:
             try:
-                run.ending = await self._attempt(run, relay, failures.keys())
+                self.finish = await self._attempt(sink)
             except BackendFailedError as error:
                 failure = error
             else:
                 return
-            failures.update(failure.backends)
-            if run.delivered.token_count > progress:  # it came further: the time starts anew
-                progress = run.delivered.token_count
-                give_up_seconds = self._clock.monotonic_seconds() + FAILOVER_WAIT_SECONDS
-                _count_resume(run)
-            await self._next_choice(run, failures, give_up_seconds, failure)
+            self._failures.update(failure.backends)
+            if self.delivered.token_count > progress:  # there was progress: the time starts again
+                progress = self.delivered.token_count
+                give_up_seconds = self._shared.clock.monotonic_seconds() + FAILOVER_WAIT_SECONDS
+                self._count_resume()
+            await self._next_choice(failure, give_up_seconds)
 
-    async def _attempt(self, run: Run, relay: ChunkSink, failed: Collection[str]) -> Finish:
-        def begin(lane: HedgeAttempt) -> None:
-            run.delivered = lane.delivered
+    async def _attempt(self, sink: ChunkSink) -> Finish:
+        def take_over(winner: HedgeAttempt) -> None:
+            self.delivered = winner.delivered
 
-        race = HedgedCall(relay, on_begin=begin)
-        if not self._hedge.after_seconds or run.delivered.token_count:
-            return await self._generate(run, race, avoid=failed, delivered=run.delivered)
+        hedged, limits = HedgedCall(sink, on_winner=take_over), self._shared.hedge
+        if not limits.after_seconds or self.delivered.token_count:
+            return await self._generate(hedged, avoid=self._failures, delivered=self.delivered)
 
         def may_hedge() -> bool:
-            others = {backend.id for backend in run.choice.target.backends}
-            return bool(others - {lane.backend for lane in race.lanes}) and self._hedges.take()
+            others = {backend.id for backend in self.choice.target.backends}
+            others -= {attempt.backend for attempt in hedged.attempts}
+            return bool(others) and self._shared.hedge_budget.take()
 
-        ending = await race.run(
+        finish = await hedged.run(
             lambda: self._generate(
-                run,
-                race,
-                avoid={*failed, *(lane.backend for lane in race.lanes)},
+                hedged,
+                avoid={*self._failures, *(attempt.backend for attempt in hedged.attempts)},
                 delivered=Delivered(),
             ),
-            after_seconds=self._hedge.after_seconds,
+            after_seconds=limits.after_seconds,
             may_hedge=may_hedge,
         )
-        if len(race.lanes) > 1:
-            first = "first" if race.winner is race.lanes[0] else "second"
-            metrics.HEDGED_REQUESTS.labels(run.choice.model, first).inc()
-        return ending
+        if len(hedged.attempts) > 1:
+            first = "first" if hedged.winner is hedged.attempts[0] else "second"
+            metrics.HEDGED_REQUESTS.labels(self.choice.model, first).inc()
+        return finish
 
     async def _generate(
-        self, run: Run, race: HedgedCall, *, avoid: Collection[str], delivered: Delivered
+        self, hedged: HedgedCall, *, avoid: Collection[str], delivered: Delivered
     ) -> Finish:
-        with self._backends.lease(run.choice.target.backends, avoid=avoid) as lease:
+        with self._shared.backends.lease(self.choice.target.backends, avoid=avoid) as lease:
             backend = lease.backend
-            lane = race.lane(backend=backend.id, delivered=delivered, works=lease.works)
-            with _span(backend, delivered):
+            sink = hedged.attempt(
+                backend=backend.id, delivered=delivered, on_first=lease.report_success
+            )
+            with _span(lease, delivered):
                 try:
                     return await lease.chat.generate(
-                        backend.backend_model,
-                        run.call,
-                        max_tokens=run.max_tokens,
+                        lease.target.model,
+                        self._call,
+                        max_tokens=self._max_tokens,
                         delivered=delivered,
-                        relay=lane,
+                        relay=sink,
                     )
                 except BackendFailedError as error:
-                    metrics.BACKEND_FAILURES.labels(run.choice.model, backend.id).inc()
+                    metrics.BACKEND_FAILURES.labels(self.choice.model, backend.id).inc()
                     _log.warning("backend failed", backend=backend.id, error=str(error))
                     raise
 
-    async def _next_choice(
-        self,
-        run: Run,
-        failures: Counter[str],
-        give_up_seconds: float,
-        failure: BackendFailedError,
-    ) -> None:
-        """Waits until a backend has the same version again, one that has not failed at best.
+    async def _next_choice(self, failure: BackendFailedError, give_up_seconds: float) -> None:
+        """Waits until a backend has the same version, preferably one that has not failed.
 
         Raises:
-            HeadraceError: none was back in time, or none can help.
+            HeadraceError: there was none in time, or none can continue.
         """
-        backends = run.choice.target.backends
-        if run.fallbacks and not run.delivered.token_count:
-            # One that failed again was asked because no other was willing.
-            if all(failures[each.id] for each in backends) or max(failures.values()) > 1:
-                raise DeploymentFailedError(failure.told.error(failures)) from failure
+        failures, clock = self._failures, self._shared.clock
+        if self._has_fallback and not self.delivered.token_count:
+            # One that failed again was tried because no other one was willing.
+            tried_all = all(failures[backend.id] for backend in self.choice.target.backends)
+            if tried_all or max(failures.values()) > 1:
+                raise DeploymentFailedError(failure.client_error.to_error(failures)) from failure
             return
-        version = run.choice.target.model_version
-        while failure.resumable and self._clock.monotonic_seconds() < give_up_seconds:
+        version = self.choice.target.model_version
+        while failure.resumable and clock.monotonic_seconds() < give_up_seconds:
             try:
-                choice = self._routes().choose(version, kind=MODEL_KIND_CHAT)
-                run.choice = choice._replace(reason=run.choice.reason)
-            except HeadraceError:
-                await self._clock.sleep(FAILOVER_POLL_SECONDS)
+                choice = self._shared.routes().choose(version, kind=MODEL_KIND_CHAT)
+                self.choice = choice._replace(reason=self.choice.reason)
+            except HeadraceError:  # not ready anywhere now, perhaps soon
+                await clock.sleep(FAILOVER_POLL_SECONDS)
                 continue
-            tried = [failures[backend.id] for backend in run.choice.target.backends]
+            tried = [failures[backend.id] for backend in self.choice.target.backends]
             if failure.attempts is not None and min(tried) >= failure.attempts:
                 break
-            if min(tried):  # all have failed: one that fails again is asked less often
-                await self._clock.sleep(FAILOVER_POLL_SECONDS * min(tried))
+            if min(tried):  # all have failed: retry more slowly after each failure
+                await clock.sleep(FAILOVER_POLL_SECONDS * min(tried))
             return
-        raise failure.told.error(failures) from failure
+        raise failure.client_error.to_error(failures) from failure
+
+    def _count_resume(self) -> None:
+        if self.delivered.token_count:
+            self.resumed_count += 1
+            self.recomputed_tokens += self.delivered.token_count
+            metrics.RESUMED_STREAMS.labels(self.choice.model).inc()
 
 
-def _count_resume(run: Run) -> None:
-    if run.delivered.token_count:
-        run.resumed_count += 1
-        run.recomputed_tokens += run.delivered.token_count
-        metrics.RESUMED_STREAMS.labels(run.choice.model).inc()
-
-
-def _span(backend: Backend, delivered: Delivered) -> AbstractContextManager[trace.Span]:
-    is_provider = backend.kind == BackendKind.BACKEND_KIND_OPENAI
+def _span(lease: Lease, delivered: Delivered) -> AbstractContextManager[trace.Span]:
+    is_provider = lease.target.endpoint.protocol is Protocol.OPENAI
     return child_span(
         _tracer,
         "openai chat completion" if is_provider else "triton ModelStreamInfer",
         kind=trace.SpanKind.CLIENT,
         attributes={
-            "headrace.backend": backend.id,
+            "headrace.backend": lease.backend.id,
             "headrace.resumed_tokens": delivered.token_count,
         },
     )

@@ -7,177 +7,178 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-import structlog
 from headrace.common.v1 import model_pb2
-from headrace.inference.v1 import inference_pb2
-from headrace.router.v1.router_pb2 import RouteTarget
 
 from libs.clock import Clock
 from libs.errors import ResourceExhausted
-from libs.routes import EMPTY, Choice, RouteTable
+from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import Admission, places_of
+from services.inference.admission import Admission
 from services.inference.backends.pool import Backends
-from services.inference.domain import ChatCall, Chunk, DeploymentFailedError, Finish
-from services.inference.generation.failover import Failover, Run
+from services.inference.domain import ChatCall, Chunk, Finish, GenerationResult, TokenUsage
+from services.inference.generation.failover import DeploymentCall, Failover
+from services.inference.generation.fallback import FallbackCall
 from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import (
     READER_TOO_SLOW,
-    ChunkSink,
     Collector,
     Relay,
     RelayLimits,
     SkipDelivered,
     merged,
 )
+from services.inference.routing import route_of
 
-_log = structlog.get_logger()
-
+# Sends a chunk to the client; returns when the next one may be sent.
 Deliver = Callable[[Chunk], Awaitable[None]]
 
 
 class Generator:
-    """Answers chat calls: relays an answer, whichever backends it takes, and bills it."""
+    """Answers chat calls: runs them on backends, relays their chunks and records their usage."""
 
     def __init__(
         self,
         *,
+        routes: Callable[[], RouteTable],
         backends: Backends,
+        admission: Admission,
         recorder: Recorder,
         hedge: HedgeLimits,
         relay: RelayLimits,
         clock: Clock,
     ) -> None:
+        self._routes = routes
+        self._admission = admission
         self._recorder = recorder
         self._relay_limits = relay
         self._clock = clock
-        self.routes: RouteTable = EMPTY
-        self.admission = Admission(clock)
-        self._failover = Failover(
-            backends=backends, routes=lambda: self.routes, hedge=hedge, clock=clock
-        )
+        self._failover = Failover(backends=backends, routes=routes, hedge=hedge, clock=clock)
 
     async def answer(
         self, call: ChatCall, identity: Identity, deliver: Deliver
-    ) -> inference_pb2.Final:
-        """Delivers the answer piece by piece and returns its end, once its usage is durable.
+    ) -> GenerationResult:
+        """Delivers the answer chunk by chunk and returns its end, once its usage is durable.
 
         Raises:
             HeadraceError: see `InferenceService.Generate`. What was generated before is billed.
         """
         call.check()
-        choice = self.routes.choose(call.model, kind=model_pb2.MODEL_KIND_CHAT)
-        run = Run(
-            call=call,
-            identity=identity,
-            choice=choice,
-            max_tokens=call.limited_to(choice.target.schema.max_output_tokens),
-            started_seconds=self._clock.monotonic_seconds(),
-            fallbacks=_fallbacks(call, choice),
-        )
+        choice = self._routes().choose(call.request.model, kind=model_pb2.MODEL_KIND_CHAT)
+        fallback = FallbackCall(call, choice, failover=self._failover, admission=self._admission)
+        generation = _Generation(call, identity, fallback, clock=self._clock)
         with metrics.LIVE_STREAMS.track_inprogress():
             try:
-                await self._run(run, deliver)
+                await generation.run(deliver, self._relay_limits)
             except BaseException as error:
-                self._recorder.record_later(self._outcome(run, error))
+                self._recorder.record_later(generation.outcome(error))
                 raise
-        outcome = self._outcome(run, None)
+        outcome = generation.outcome(None)
         cost_nano_usd = await self._recorder.record(outcome)
-        return _final(run, outcome.usage, cost_nano_usd)
+        return generation.result(outcome, cost_nano_usd)
 
-    async def _run(self, run: Run, deliver: Deliver) -> None:
-        """Runs the answer on the chosen deployment, or on the next one that its name stands for.
 
-        Where all of them have failed, it is the first one's again, which is then waited for.
-        """
-        first = run.choice
-        while True:
-            try:
-                return await self._relay(run, deliver)
-            except DeploymentFailedError as failed:
-                _log.warning("fallback", model=run.choice.model, because=failed.error.message)
-                target, *others = run.fallbacks
-                run.fallbacks = tuple(others)
-                run.max_tokens = run.call.limited_to(target.schema.max_output_tokens)
-                failed_version = run.choice.target.model_version
-                run.fell_back = bool(others)
-                if not others:
-                    run.choice = first
-                    continue
-                reason = f"fallback: the backends of {failed_version} failed"
-                run.choice = first._replace(target=target, reason=reason)
-                metrics.FALLBACKS.labels(first.model).inc()
+class _Generation:
+    """A running answer: who asked, when its first chunk came, and what the backends did."""
 
-    async def _work(self, run: Run, sink: ChunkSink) -> None:
-        """Holds a place for as long as the backends work, whatever the reader does."""
-        queue = self.admission.queue(run.choice.target.deployment)
-        try:
-            async with queue.place(
-                places=places_of(run.choice),
-                deadline_seconds=run.call.deadline_seconds,
-                priority=run.call.priority,
-            ):
-                await self._failover.run(run, sink)
-        except ResourceExhausted as busy:
-            # The caller asked for the first deployment; that a fallback is busy is not its matter.
-            if run.fallbacks and run.fell_back and not run.delivered.token_count:
-                raise DeploymentFailedError(busy) from busy
-            raise
+    def __init__(
+        self, call: ChatCall, identity: Identity, fallback: FallbackCall, *, clock: Clock
+    ) -> None:
+        self._call = call
+        self._identity = identity
+        self._fallback = fallback
+        self._clock = clock
+        self._started_seconds = clock.monotonic_seconds()
+        self._first_seconds: float | None = None
 
-    async def _relay(self, run: Run, deliver: Deliver) -> None:
-        if not run.call.streamed:
-            await self._relay_whole(run, deliver)
+    async def run(self, deliver: Deliver, limits: RelayLimits) -> None:
+        """Delivers the whole answer."""
+        if not self._call.streamed:
+            await self._run_unstreamed(deliver)
             return
-        relay = Relay(self._relay_limits)
-        skipped = run.call.resume_from
+        relay = Relay(limits)
+        skipped = self._call.request.resume_from
         sink = SkipDelivered(relay, token_count=skipped) if skipped else relay
-        async with _filled(relay, self._work(run, sink)):
-            while (piece := await relay.take()) is not None:
-                if run.first_seconds is None:
-                    run.first_seconds = self._clock.monotonic_seconds()
-                if piece.text:
-                    await deliver(piece)
+        async with _filled(relay, self._fallback.run(sink)):
+            while (chunk := await relay.take()) is not None:
+                if self._first_seconds is None:
+                    self._note_first()
+                if chunk.text or chunk.token_count:
+                    await deliver(chunk)
 
-    async def _relay_whole(self, run: Run, deliver: Deliver) -> None:
-        """Nobody reads while the engine writes: no task and no buffer are needed between them."""
+    async def _run_unstreamed(self, deliver: Deliver) -> None:
+        """Needs no task and no buffer: nothing is read while the backend writes."""
+        collector = Collector(on_first=self._note_first)
+        await self._fallback.run(collector)
+        if collector.chunks:
+            await deliver(merged(collector.chunks))
 
-        def first() -> None:
-            run.first_seconds = self._clock.monotonic_seconds()
-
-        whole = Collector(on_first=first)
-        await self._work(run, whole)
-        if whole.pieces:
-            await deliver(merged(whole.pieces))
-
-    def _outcome(self, run: Run, error: BaseException | None) -> Outcome:
-        ending = run.ending or Finish("", 0, run.delivered.token_count, 0)
+    def outcome(self, error: BaseException | None) -> Outcome:
+        """Returns what is recorded of the answer, which has ended."""
+        current = self._fallback.current
+        messages = self._call.request.messages
         return Outcome(
             operation="generate",
-            request_id=run.call.request_id,
-            identity=run.identity,
-            choice=run.choice,
-            usage=_usage(run),
-            inputs=tuple(text for turn in run.call.turns for text in (turn.role, turn.content)),
-            started_seconds=run.started_seconds,
-            first_seconds=run.first_seconds,
-            finish_reason=ending.finish_reason,
+            request_id=self._call.request_id,
+            identity=self._identity,
+            choice=current.choice,
+            usage=self._usage(current),
+            inputs=tuple(text for each in messages for text in (each.role, each.content)),
+            started_seconds=self._started_seconds,
+            first_seconds=self._first_seconds,
+            finish_reason=current.finish.finish_reason if current.finish else "",
             error=error,
         )
+
+    def result(self, outcome: Outcome, cost_nano_usd: int) -> GenerationResult:
+        """Returns the end of the answer, which is complete."""
+        current = self._fallback.current
+        finish = _finish_of(current)
+        first_seconds = self._first_seconds or self._started_seconds
+        return GenerationResult(
+            request_id=self._call.request_id,
+            trace_id=current_trace_id(),
+            route=route_of(current.choice),
+            finish_reason=finish.finish_reason,
+            usage=outcome.usage,
+            cost_nano_usd=cost_nano_usd,
+            first_token_seconds=first_seconds - self._started_seconds,
+            resumed_count=current.resumed_count,
+            recomputed_tokens=current.recomputed_tokens
+            + current.resumed_count * finish.prompt_tokens,
+        )
+
+    def _usage(self, current: DeploymentCall) -> TokenUsage:
+        """Returns what the client pays for: not what was computed again after a failure."""
+        finish = current.finish
+        delivered = current.delivered.token_count - self._call.request.resume_from
+        return TokenUsage(
+            prompt_tokens=finish.prompt_tokens if finish else 0,
+            completion_tokens=max(0, delivered),
+            cached_tokens=finish.cached_tokens if finish else 0,
+        )
+
+    def _note_first(self) -> None:
+        self._first_seconds = self._clock.monotonic_seconds()
+
+
+def _finish_of(call: DeploymentCall) -> Finish:
+    assert call.finish is not None  # noqa: S101  # `run` returned: the answer is complete
+    return call.finish
 
 
 @asynccontextmanager
 async def _filled(relay: Relay, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs what fills a relay beside the block that reads it; raises what ended it early."""
+    """Runs what fills a relay while the block reads it; raises the error that ended it early."""
     reader = asyncio.current_task()
     assert reader is not None  # noqa: S101  # a coroutine runs in a task
     source = asyncio.create_task(work)
 
     def ended(_: asyncio.Task[None]) -> None:
         relay.close()
-        if _too_slow(source):  # the reader waits for room to write, perhaps for ever
+        if _too_slow(source):  # the reader may wait forever until it can write
             reader.cancel()
 
     source.add_done_callback(ended)
@@ -195,46 +196,8 @@ async def _filled(relay: Relay, work: Coroutine[Any, Any, None]) -> AsyncIterato
 
 
 def _too_slow(source: asyncio.Task[None]) -> ResourceExhausted | None:
-    """Returns the error of a source that ended because nobody took what it had."""
+    """Returns the error of a source that ended because its chunks were not read."""
     error = source.exception() if source.done() and not source.cancelled() else None
     if isinstance(error, ResourceExhausted) and error.reason == READER_TOO_SLOW:
         return error
     return None
-
-
-def _fallbacks(call: ChatCall, choice: Choice) -> tuple[RouteTarget, ...]:
-    """Returns who may answer after the first one, which is the last resort, too."""
-    if call.resume_from:  # another version would not go on with the text that came before
-        return ()
-    wanted = call.max_tokens or 1
-    others = [t for t in choice.fallbacks if t.schema.max_output_tokens >= wanted]
-    return (*others, choice.target) if others else ()
-
-
-def _usage(run: Run) -> model_pb2.TokenUsage:
-    """Returns what the client pays: tokens that were computed again after a failure are ours."""
-    ending = run.ending
-    return model_pb2.TokenUsage(
-        prompt_tokens=ending.prompt_tokens if ending else 0,
-        completion_tokens=max(0, run.delivered.token_count - run.call.resume_from),
-        cached_tokens=ending.cached_tokens if ending else 0,
-    )
-
-
-def _final(run: Run, usage: model_pb2.TokenUsage, cost_nano_usd: int) -> inference_pb2.Final:
-    assert run.ending is not None  # noqa: S101  # `answer` comes here only after the end
-    first = run.first_seconds or run.started_seconds
-    target = run.choice.target
-    return inference_pb2.Final(
-        finish_reason=run.ending.finish_reason,
-        usage=usage,
-        cost_nano_usd=cost_nano_usd,
-        model_version=target.model_version,
-        artifact_digest=target.artifact_digest,
-        route=inference_pb2.RouteDecision(deployment=target.deployment, reason=run.choice.reason),
-        request_id=run.call.request_id,
-        trace_id=current_trace_id(),
-        time_to_first_token_ms=round((first - run.started_seconds) * 1000),
-        resumed_count=run.resumed_count,
-        recomputed_tokens=run.recomputed_tokens + run.resumed_count * run.ending.prompt_tokens,
-    )

@@ -1,6 +1,6 @@
-"""A hedged first token: where the first backend is late, a second one is asked for the same.
+"""Hedging: if the first token is late, a second backend gets the same request.
 
-The first of them with a piece goes on to the end, the other is cancelled: the reader sees one
+The first of the two that sends a chunk continues, the other is cancelled: the reader sees one
 answer.
 """
 
@@ -11,20 +11,20 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from services.inference.backends.chat import ChunkSink
 from services.inference.domain import BackendFailedError, Chunk, Delivered, Finish
-from services.inference.generation.relay import ChunkSink
 
-# Hedges that quiet times leave for busy ones.
+# How many unused hedges are saved for later.
 MAX_SAVED_HEDGES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class HedgeLimits:
-    """When a second backend is asked.
+    """When a second backend is called.
 
     Attributes:
-        after_seconds: the first one has this long for its first token. 0: no second one is asked.
-        max_share: of all requests, at most this share is hedged.
+        after_seconds: how long the first one has for its first token. 0: hedging is off.
+        max_share: the largest share of all requests that is hedged.
     """
 
     after_seconds: float = 0.0
@@ -32,18 +32,18 @@ class HedgeLimits:
 
 
 class HedgeBudget:
-    """Counts requests and hedges, so that a slow pool is not asked for twice the work."""
+    """Limits hedges to a share of the requests, so that a slow pool does not get twice the work."""
 
     def __init__(self, limits: HedgeLimits) -> None:
         self._limits = limits
         self._saved = 0.0
 
     def count_request(self) -> None:
-        """Each request earns a share of a hedge."""
+        """Adds one request's share of a hedge."""
         self._saved = min(MAX_SAVED_HEDGES, self._saved + self._limits.max_share)
 
     def take(self) -> bool:
-        """Returns whether another hedge may be made, which is then counted."""
+        """Returns whether another hedge is allowed, and counts it."""
         if self._saved < 1:
             return False
         self._saved -= 1
@@ -51,7 +51,7 @@ class HedgeBudget:
 
 
 class HedgeAttempt:
-    """One backend's way to the reader. It opens with its first piece, unless another one's has.
+    """The sink of one backend. Its chunks pass if it is the first backend with a chunk.
 
     Attributes:
         backend: its id.
@@ -59,76 +59,76 @@ class HedgeAttempt:
     """
 
     def __init__(
-        self, race: HedgedCall, *, backend: str, delivered: Delivered, works: Callable[[], None]
+        self, call: HedgedCall, *, backend: str, delivered: Delivered, on_first: Callable[[], None]
     ) -> None:
         self.backend = backend
         self.delivered = delivered
-        self._race = race
-        self._works = works
-        self._begun = False
+        self._call = call
+        self._on_first = on_first
+        self._started = False
 
     @property
     def full(self) -> bool:
-        """Whether to wait for `room` before the next piece."""
-        return self._race.relay.full
+        """Whether to wait for `room` before the next chunk."""
+        return self._call.sink.full
 
-    def put(self, piece: Chunk) -> None:
-        """Adds a piece; those of a backend that came second go nowhere."""
-        if not self._begun:
-            self._begun = True
-            self._works()
-            self._race.begin(self)
-        if self._race.winner is self:
-            self._race.relay.put(piece)
+    def put(self, chunk: Chunk) -> None:
+        """Adds a chunk; it is dropped if another backend was first."""
+        if not self._started:
+            self._started = True
+            self._on_first()
+            self._call.start(self)
+        if self._call.winner is self:
+            self._call.sink.put(chunk)
 
     async def room(self) -> None:
-        """Returns when another piece may be added."""
-        await self._race.relay.room()
+        """Returns when another chunk may be added."""
+        await self._call.sink.room()
 
 
 class HedgedCall:
-    """The lanes of one attempt: one, or two where the first was late.
+    """The attempts that compete for one answer: one, or two if the first was late.
 
     Attributes:
-        relay: where the winner's pieces go.
-        lanes: in the order in which they started.
-        winner: the first with a piece.
+        sink: takes the winner's chunks.
+        attempts: in the order in which they started.
+        winner: the first with a chunk.
     """
 
-    def __init__(self, relay: ChunkSink, *, on_begin: Callable[[HedgeAttempt], None]) -> None:
-        self.relay = relay
-        self.lanes: list[HedgeAttempt] = []
+    def __init__(self, sink: ChunkSink, *, on_winner: Callable[[HedgeAttempt], None]) -> None:
+        self.sink = sink
+        self.attempts: list[HedgeAttempt] = []
         self.winner: HedgeAttempt | None = None
-        self._on_begin = on_begin
+        self._on_winner = on_winner
         self._tasks: list[asyncio.Task[Finish]] = []
         self._won: asyncio.Future[asyncio.Task[Finish] | None] | None = None
 
-    def lane(
-        self, *, backend: str, delivered: Delivered, works: Callable[[], None]
+    def attempt(
+        self, *, backend: str, delivered: Delivered, on_first: Callable[[], None]
     ) -> HedgeAttempt:
-        """Adds a lane.
+        """Adds an attempt.
 
         Args:
             backend: its id.
-            delivered: what it puts in is added here.
-            works: is called with its first piece.
+            delivered: what the backend puts in is added here, by the backend's client.
+            on_first: called with its first chunk.
         """
-        lane = HedgeAttempt(self, backend=backend, delivered=delivered, works=works)
-        self.lanes.append(lane)
-        return lane
+        attempt = HedgeAttempt(self, backend=backend, delivered=delivered, on_first=on_first)
+        self.attempts.append(attempt)
+        return attempt
 
-    def begin(self, lane: HedgeAttempt) -> None:
-        """Tells that a lane has its first piece: if it is the first, the others end."""
+    def start(self, attempt: HedgeAttempt) -> None:
+        """Called when an attempt has its first chunk: if none was before it, the others end."""
         if self.winner is not None:
             return
-        self.winner = lane
-        self._on_begin(lane)
+        self.winner = attempt
+        self._on_winner(attempt)
         if self._won is None:
             return
-        ours = next(task for task in self._tasks if task is asyncio.current_task())
-        self._won.set_result(ours)
+        winning = next(task for task in self._tasks if task is asyncio.current_task())
+        self._won.set_result(winning)
         for task in self._tasks:
-            if task is not ours:
+            if task is not winning:
                 task.cancel()
 
     async def run(
@@ -138,10 +138,10 @@ class HedgedCall:
         after_seconds: float,
         may_hedge: Callable[[], bool],
     ) -> Finish:
-        """Runs an attempt, and another one beside it where no piece comes in time.
+        """Runs an attempt, and a second one beside it if no chunk comes in time.
 
         Raises:
-            BackendFailedError: all that ran failed.
+            BackendFailedError: all attempts failed.
             HeadraceError: one of them refuses the request.
         """
         self._won = asyncio.get_running_loop().create_future()
@@ -167,7 +167,7 @@ class HedgedCall:
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if won.done() and task is not won.result():
-                    continue  # it came second, and was cancelled or failed meanwhile
+                    continue  # it was second; it was cancelled, or failed in the meantime
                 error = task.exception()
                 if not isinstance(error, BackendFailedError):
                     return task.result()

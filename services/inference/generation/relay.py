@@ -1,52 +1,37 @@
-"""Between an engine and a reader: the first piece at once, later ones together if it lags."""
+"""The buffer between a backend and the reader of an answer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from libs.errors import InvalidArgument, ResourceExhausted
 from services.inference.domain import Chunk
 
-# An engine that is so far ahead of its reader is not read further: its connection slows it down.
-MAX_WAITING_PIECES = 256
+# A backend that is so far ahead of the reader is not read further: flow control slows it down.
+MAX_WAITING_CHUNKS = 256
 READER_TOO_SLOW = "READER_TOO_SLOW"
 
 
-class ChunkSink(Protocol):
-    """Where a backend puts the pieces of an answer."""
-
-    @property
-    def full(self) -> bool:
-        """Whether to wait for `room` before the next piece."""
-
-    def put(self, piece: Chunk) -> None:
-        """Adds a piece."""
-
-    async def room(self) -> None:
-        """Returns when another piece may be added."""
-
-
 class Collector:
-    """Keeps all pieces, for a caller that takes the answer whole; it is as long as a model answers.
+    """Collects an answer that is not streamed. Its size is limited by the model's `max_tokens`.
 
     Attributes:
-        pieces: so far.
+        chunks: so far.
     """
 
     full = False
 
     def __init__(self, *, on_first: Callable[[], None]) -> None:
-        self.pieces: list[Chunk] = []
+        self.chunks: list[Chunk] = []
         self._on_first = on_first
 
-    def put(self, piece: Chunk) -> None:
-        """Adds a piece."""
-        if not self.pieces:
+    def put(self, chunk: Chunk) -> None:
+        """Adds a chunk."""
+        if not self.chunks:
             self._on_first()
-        self.pieces.append(piece)
+        self.chunks.append(chunk)
 
     async def room(self) -> None:
         """Returns at once."""
@@ -54,12 +39,11 @@ class Collector:
 
 @dataclass(frozen=True, kw_only=True)
 class RelayLimits:
-    """How a relay treats a reader that lags.
+    """How a relay treats a reader that is slower than the backend.
 
     Attributes:
-        max_delay_seconds: its pieces are gathered for so long at most. 0: they are not.
-        slow_reader_seconds: one that leaves the buffer full for so long ends the answer. 0: it may
-            take its time.
+        max_delay_seconds: the longest time for which chunks are held back to be merged. 0: never.
+        slow_reader_seconds: the answer ends when the buffer stays full for so long. 0: never.
     """
 
     max_delay_seconds: float = 0.020
@@ -67,11 +51,10 @@ class RelayLimits:
 
 
 class Relay:
-    """Holds the pieces that the reader has not taken yet.
+    """Holds the chunks that the reader has not taken yet.
 
-    A reader as fast as the model gets every piece on its own. One that is slower, or a process
-    that is busy, comes back to several: these are gathered for a moment and go out as one. Under
-    load a token costs less, not more.
+    A reader that keeps up gets every chunk on its own. If the reader or this process lags, several
+    chunks wait: they are held for a moment and merged into one. A token costs less under load.
     """
 
     def __init__(self, limits: RelayLimits = RelayLimits()) -> None:  # never changes
@@ -80,24 +63,24 @@ class Relay:
         self._waiting: list[Chunk] = []
         self._changed = asyncio.Event()
         self._taken = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._flush = asyncio.Event()
         self._closed = False
         self._taken_seconds = 0.0
 
     @property
     def full(self) -> bool:
-        """Whether to wait for `room` before the next piece."""
-        return len(self._waiting) >= MAX_WAITING_PIECES
+        """Whether to wait for `room` before the next chunk."""
+        return len(self._waiting) >= MAX_WAITING_CHUNKS
 
-    def put(self, piece: Chunk) -> None:
-        """Adds a piece. Ask `room()` between two of them."""
-        self._waiting.append(piece)
+    def put(self, chunk: Chunk) -> None:
+        """Adds a chunk. Check `full` between two of them."""
+        self._waiting.append(chunk)
         self._changed.set()
         if self.full:
-            self._hurry.set()
+            self._flush.set()
 
     async def room(self) -> None:
-        """Returns when another piece may be added: mostly at once.
+        """Returns when another chunk may be added, usually at once.
 
         Raises:
             ResourceExhausted: the reader is too slow (`READER_TOO_SLOW`).
@@ -112,21 +95,21 @@ class Relay:
                     await self._taken.wait()
         except TimeoutError as error:
             raise ResourceExhausted(
-                f"nothing was read for {limit:g} s while the model had more",
+                f"the client read nothing for {limit:g} s while more was generated; read faster",
                 reason=READER_TOO_SLOW,
                 metadata={"limit_seconds": f"{limit:g}"},
             ) from error
 
     def close(self) -> None:
-        """Says that no more will come."""
+        """Ends the buffer: `take` returns None after the last chunk."""
         self._closed = True
         self._changed.set()
-        self._hurry.set()
+        self._flush.set()
 
     async def take(self) -> Chunk | None:
-        """Returns all that has come since the last take, as one piece; None at the end."""
-        if len(self._waiting) > 1:  # the reader was not back when the second one came
-            await self._gather()
+        """Returns everything since the last call, merged; None at the end."""
+        if len(self._waiting) > 1:  # the reader came back after the second chunk
+            await self._hold()
         while not self._waiting:
             if self._closed:
                 return None
@@ -137,58 +120,60 @@ class Relay:
         self._taken_seconds = self._loop.time()
         return taken[0] if len(taken) == 1 else merged(taken)
 
-    async def _gather(self) -> None:
-        """Waits until the delay is over, the buffer is full, or no more will come."""
+    async def _hold(self) -> None:
+        """Waits until the delay is over, the buffer is full, or no more chunks will come."""
         at = self._taken_seconds + self._limits.max_delay_seconds
         if self._closed or self.full or at <= self._loop.time():
             return
-        self._hurry.clear()
-        timer = self._loop.call_at(at, self._hurry.set)
+        self._flush.clear()
+        timer = self._loop.call_at(at, self._flush.set)
         try:
-            await self._hurry.wait()
+            await self._flush.wait()
         finally:
             timer.cancel()
 
 
 class SkipDelivered:
-    """Lets nothing through of the first tokens of an answer: the reader has them."""
+    """Drops the first tokens of an answer, which the client already has."""
 
     def __init__(self, relay: Relay, *, token_count: int) -> None:
         self._relay = relay
-        self._ahead = token_count
+        self._remaining = token_count
 
     @property
     def full(self) -> bool:
-        """Whether to wait for `room` before the next piece."""
+        """Whether to wait for `room` before the next chunk."""
         return self._relay.full
 
-    def put(self, piece: Chunk) -> None:
-        """Adds a piece, if it is behind those tokens.
+    def put(self, chunk: Chunk) -> None:
+        """Adds a chunk, unless the client has it.
 
         Raises:
-            InvalidArgument: they end inside of a piece: no message of the answer ended there.
+            InvalidArgument: the count ends in the middle of a chunk, where no delta ended.
         """
-        if self._ahead >= piece.token_count > 0:
-            self._ahead -= piece.token_count
-            piece = Chunk("", ending=piece.ending)
-        elif self._ahead and (piece.token_count or piece.ending):
+        if self._remaining >= chunk.token_count > 0:
+            self._remaining -= chunk.token_count
+            if chunk.finish is None:
+                return
+            chunk = Chunk("", finish=chunk.finish)
+        elif self._remaining and (chunk.token_count or chunk.finish):
             raise InvalidArgument.of_field(
-                "resume_from", "is not where a message of this answer ended"
+                "resume_from", "no delta of this answer ended at this position"
             )
-        self._relay.put(piece)
+        self._relay.put(chunk)
 
     async def room(self) -> None:
-        """Returns when another piece may be added."""
+        """Returns when another chunk may be added."""
         await self._relay.room()
 
 
-def merged(pieces: list[Chunk]) -> Chunk:
-    """Returns several pieces as one."""
-    if len(pieces) == 1:
-        return pieces[0]
+def merged(chunks: list[Chunk]) -> Chunk:
+    """Returns several chunks as one."""
+    if len(chunks) == 1:
+        return chunks[0]
     return Chunk(
-        text="".join(piece.text for piece in pieces),
-        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-        token_count=sum(piece.token_count for piece in pieces),
-        ending=pieces[-1].ending,
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        token_count=sum(chunk.token_count for chunk in chunks),
+        finish=chunks[-1].finish,
     )

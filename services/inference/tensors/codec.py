@@ -1,10 +1,10 @@
-"""Messages of the Open Inference Protocol, read and renamed without being decoded.
+"""Messages of the Open Inference Protocol, read and renamed without decoding their tensors.
 
-Two rules of protobuf's wire format make that possible: of a scalar field that comes twice the last
-one holds, and a message that comes twice is merged. So a few bytes at the end of a message rename
-its model, whatever tensors stand before them. To read the names takes a walk over the outermost
-fields, whose contents are skipped: 1.3 us for a tensor of 1 MB, where upb parses for 44 us and
-writes for 2,000.
+Two rules of protobuf's wire format make this possible: if a scalar field occurs twice, the last one
+counts, and if a message field occurs twice, both are merged. So a few bytes appended to a message
+rename its model, whatever tensors precede them. Reading the names takes a walk over the outermost
+fields, which skips their contents: 1.3 us for a tensor of 1 MB, where upb needs 44 us to parse it
+and 2,000 us to serialize it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import NamedTuple
 from headrace.common.v1 import model_pb2
 
 from libs.errors import InvalidArgument
+from services.inference.backends.triton.codec import LENGTH, malformed
 
-# A walk is Python: a message of millions of empty fields must not hold the process up.
+# The walk is Python: a message of millions of empty fields must not block the process.
 MAX_FIELDS = 4096
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -33,8 +34,9 @@ _OUTPUT_NAME = 1
 # ModelStreamInferResponse
 _ERROR_MESSAGE, _INFER_RESPONSE = 1, 2
 
-_BYTES_LENGTH = struct.Struct("<I")
-# What a model of each kind tells of its tokens.
+_MALFORMED = (ValueError, IndexError, struct.error)
+
+# The outputs of each kind of model that report its tokens.
 USAGE_OUTPUTS = {
     model_pb2.MODEL_KIND_CHAT: ("token_ids", "final"),
     model_pb2.MODEL_KIND_EMBEDDING: ("token_count",),
@@ -42,12 +44,12 @@ USAGE_OUTPUTS = {
 
 
 class InferRequestHead(NamedTuple):
-    """What a `ModelInferRequest` says outside of its tensors.
+    """The fields of a `ModelInferRequest`, apart from its tensors.
 
     Attributes:
-        outputs: the names of the outputs that are wanted; none: all.
-        altered_outputs: those of them that shall not come as they are, but as classes, say.
-        tensors_at: where in the message the tensors begin.
+        outputs: the names of the requested outputs; none: all.
+        altered_outputs: those of them that are not requested as they are, but as classes, say.
+        tensors_at: the position in the message at which the tensors start.
     """
 
     model_name: str
@@ -59,13 +61,13 @@ class InferRequestHead(NamedTuple):
 
 
 class InferResponseTokens(NamedTuple):
-    """What a `ModelInferResponse` says of its tokens.
+    """The tokens of a `ModelInferResponse`.
 
     Attributes:
-        final: what a chat model says at the end, in JSON; else empty.
-        generated_tokens: the tokens that this message of a chat model brings.
-        input_tokens: the tokens of the texts that an embedding model has read.
-        has_outputs: False in the empty message that may follow the last.
+        final: the JSON of a chat model at the end of its answer; else empty.
+        generated_tokens: of a chat model, in this message.
+        input_tokens: of the texts that an embedding model processed.
+        has_outputs: False in the empty message that may follow the last one.
     """
 
     final: bytes = b""
@@ -75,20 +77,20 @@ class InferResponseTokens(NamedTuple):
 
 
 class StreamedResponse(NamedTuple):
-    """A `ModelStreamInferResponse`, which has either of the two."""
+    """A `ModelStreamInferResponse`, which has one of the two."""
 
     error_message: str
-    answered: InferResponseTokens
+    tokens: InferResponseTokens
 
 
 def read_request(message: bytes) -> InferRequestHead:
     """Reads a `ModelInferRequest`.
 
-    The walk goes to the very end, so that what is appended cannot become part of a field that was
-    cut off.
+    The walk covers the whole message, so that appended bytes cannot become part of a field that is
+    incomplete.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is malformed.
     """
     found = {_NAME: "", _VERSION: "", _ID: ""}
     outputs: list[str] = []
@@ -106,7 +108,7 @@ def read_request(message: bytes) -> InferRequestHead:
                 altered.update([name] if has_parameters else [])
     except (ValueError, IndexError) as error:
         raise InvalidArgument(
-            f"the message is no ModelInferRequest: {error}", reason="INVALID_FIELD"
+            f"the message is not a valid ModelInferRequest: {error}", reason="INVALID_FIELD"
         ) from error
     name, version, request_id = found.values()
     return InferRequestHead(
@@ -117,16 +119,23 @@ def read_request(message: bytes) -> InferRequestHead:
 def renamed_request(
     message: bytes, model_name: str, *, more_outputs: Collection[str] = ()
 ) -> bytes:
-    """Returns a `ModelInferRequest` for another model, of no version, with outputs added."""
-    wanted = b"".join(
+    """Returns a `ModelInferRequest` for another model, without a version, with outputs added."""
+    requested = b"".join(
         _field(_REQUESTED_OUTPUTS, _field(_REQUESTED_NAME, name.encode())) for name in more_outputs
     )
-    return b"".join((message, wanted, _names(model_name, "")))
+    return b"".join((message, requested, _names(model_name, "")))
 
 
 def read_response(message: bytes) -> InferResponseTokens:
-    """Reads a `ModelInferResponse` of a backend."""
-    return _answered(message, 0, len(message))
+    """Reads a `ModelInferResponse` of a backend.
+
+    Raises:
+        BackendFailedError: it is malformed.
+    """
+    try:
+        return _tokens(message, 0, len(message))
+    except _MALFORMED as error:
+        raise malformed(error) from error
 
 
 def renamed_response(message: bytes, model_name: str, model_version: str) -> bytes:
@@ -135,18 +144,25 @@ def renamed_response(message: bytes, model_name: str, model_version: str) -> byt
 
 
 def read_streamed(message: bytes) -> StreamedResponse:
-    """Reads a `ModelStreamInferResponse` of a backend."""
-    error_message, answered = "", InferResponseTokens()
-    for number, start, end in _fields(message, 0, len(message)):
-        if number == _ERROR_MESSAGE:
-            error_message = message[start:end].decode()
-        elif number == _INFER_RESPONSE:
-            answered = _answered(message, start, end)
-    return StreamedResponse(error_message, answered)
+    """Reads a `ModelStreamInferResponse` of a backend.
+
+    Raises:
+        BackendFailedError: it is malformed.
+    """
+    error_message, tokens = "", InferResponseTokens()
+    try:
+        for number, start, end in _fields(message, 0, len(message)):
+            if number == _ERROR_MESSAGE:
+                error_message = message[start:end].decode()
+            elif number == _INFER_RESPONSE:
+                tokens = _tokens(message, start, end)
+    except _MALFORMED as error:
+        raise malformed(error) from error
+    return StreamedResponse(error_message, tokens)
 
 
 def renamed_streamed(message: bytes, model_name: str, model_version: str) -> bytes:
-    """Returns a `ModelStreamInferResponse` whose answer has another name and version."""
+    """Returns a `ModelStreamInferResponse` under another name and version."""
     return message + _field(_INFER_RESPONSE, _names(model_name, model_version))
 
 
@@ -156,14 +172,14 @@ def streamed_error(error_message: str, request_id: str) -> bytes:
     return _field(_ERROR_MESSAGE, error_message.encode()) + answer
 
 
-def _answered(message: bytes, start: int, end: int) -> InferResponseTokens:
+def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
     names: list[str] = []
     raw: list[tuple[int, int]] = []
-    for number, begin, stop in _fields(message, start, end):
+    for number, first, last in _fields(message, start, end):
         if number == _OUTPUTS:
-            names.append(_last_string(message, begin, stop, number=_OUTPUT_NAME))
+            names.append(_last_string(message, first, last, number=_OUTPUT_NAME))
         elif number == _RAW_OUTPUTS:
-            raw.append((begin, stop))
+            raw.append((first, last))
     if not names:
         return InferResponseTokens()
     outputs = dict(zip(names, raw, strict=False))
@@ -171,37 +187,41 @@ def _answered(message: bytes, start: int, end: int) -> InferResponseTokens:
     final_start, final_end = outputs.get("final", nothing)
     ids_start, ids_end = outputs.get("token_ids", nothing)
     counts_start, counts_end = outputs.get("token_count", nothing)
-    counts = message[counts_start:counts_end]
+    counts = struct.unpack(
+        f"<{(counts_end - counts_start) // 4}i", message[counts_start:counts_end]
+    )
+    if min(counts, default=0) < 0:
+        raise ValueError("a negative number of tokens")
     return InferResponseTokens(
-        final=message[final_start + _BYTES_LENGTH.size : final_end],
+        final=message[final_start + LENGTH.size : final_end],
         generated_tokens=(ids_end - ids_start) // 4,
-        input_tokens=sum(struct.unpack(f"<{len(counts) // 4}i", counts)),
+        input_tokens=sum(counts),
         has_outputs=True,
     )
 
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, begin, stop in _fields(message, start, end):
+    for number, first, last in _fields(message, start, end):
         if number == _REQUESTED_NAME:
-            name = message[begin:stop].decode()
+            name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
     return name, has_parameters
 
 
 def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
     value = ""
-    for found, begin, stop in _fields(message, start, end):
+    for found, first, last in _fields(message, start, end):
         if found == number:
-            value = message[begin:stop].decode()
+            value = message[first:last].decode()
     return value
 
 
 def _fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yields number, start and end of each field that has a length; passes over the others.
+    """Yields number, start and end of each length-delimited field; skips the others.
 
     Raises:
-        ValueError: the bytes are no message, or one of too many fields.
+        ValueError: the bytes are not a message, or it has too many fields.
         IndexError: they end early.
     """
     position, count = start, 0
@@ -222,9 +242,9 @@ def _fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, in
         elif wire_type in _FIXED_SIZES:
             position += _FIXED_SIZES[wire_type]
         else:
-            raise ValueError(f"there is no wire type {wire_type}")
+            raise ValueError(f"unknown wire type {wire_type}")
     if position != end:
-        raise ValueError("the last field is cut off")
+        raise ValueError("the last field is incomplete")
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
@@ -235,7 +255,7 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:  # noqa: PLR2004  # the last one has no continuation bit
             return value, position
-    raise ValueError("a number is too long")
+    raise ValueError("a varint is too long")
 
 
 def _names(model_name: str, model_version: str) -> bytes:
@@ -247,7 +267,7 @@ def _field(number: int, value: bytes) -> bytes:
 
 
 def encode_varint(value: int) -> bytes:
-    """Returns a number as protobuf writes it."""
+    """Returns a number in protobuf's variable-length encoding."""
     out = bytearray()
     while value > 0x7F:  # noqa: PLR2004  # seven bits a byte
         out.append(value & 0x7F | 0x80)

@@ -1,52 +1,55 @@
-"""The tokens of a conversation, counted by the model that would answer it."""
+"""The number of tokens of a conversation, counted by the model that would answer it."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from headrace.common.v1 import model_pb2
-from headrace.inference.v1 import inference_pb2
 
-from libs.routes import EMPTY, RouteTable
+from libs.chat.request import GenerationRequest
+from libs.errors import InvalidArgument
+from libs.routes import RouteTable
 from services.inference.backends.pool import Backends, Lease
-from services.inference.backends.triton import count_request
-from services.inference.domain import BackendFailedError, ChatCall
-from services.inference.tensors import calls
-from services.inference.tensors.codec import StreamedResponse
+from services.inference.domain import Route
+from services.inference.routing import route_of
 from services.inference.tensors.retry import Retrier
 
 
+@dataclass(frozen=True)
+class TokenCount:
+    """How many tokens a prompt has, and which version counted them."""
+
+    prompt_tokens: int
+    route: Route
+
+
 class TokenCounter:
-    """Counts without generating, so that nothing is billed."""
+    """Counts tokens. Nothing is generated, so nothing is billed."""
 
-    def __init__(self, *, backends: Backends) -> None:
-        self._attempts = Retrier(backends)
-        self.routes: RouteTable = EMPTY
+    def __init__(self, *, routes: Callable[[], RouteTable], backends: Backends) -> None:
+        self._routes = routes
+        self._retrier = Retrier(backends)
 
-    async def count(self, call: ChatCall) -> inference_pb2.CountTokensResponse:
-        """Returns how many tokens the prompt of a call has.
+    async def count(
+        self, request: GenerationRequest, *, deadline_seconds: float | None = None
+    ) -> TokenCount:
+        """Returns how many tokens the prompt of a request has.
+
+        Args:
+            request: only its model and its messages matter.
+            deadline_seconds: when the caller gives up, on the clock's monotonic time.
 
         Raises:
             HeadraceError: see `InferenceService.CountTokens`.
         """
-        call.check()
-        choice = self.routes.choose(call.model, kind=model_pb2.MODEL_KIND_CHAT)
+        if wrong := request.violations():
+            raise InvalidArgument.of_fields(wrong)
+        choice = self._routes().choose(request.model, kind=model_pb2.MODEL_KIND_CHAT)
 
         async def attempt(lease: Lease) -> int:
-            counts: list[int] = []
+            return await lease.triton.count_tokens(
+                lease.target.model, request.messages, deadline_seconds=deadline_seconds
+            )
 
-            async def take(_message: bytes, streamed: StreamedResponse) -> None:
-                if streamed.answered.final:
-                    counts.append(int(json.loads(streamed.answered.final)["prompt_tokens"]))
-
-            request = count_request(lease.backend.backend_model, call.turns)
-            await calls.stream(lease.triton, request, request_id="", take=take)
-            if not counts:
-                raise BackendFailedError("the stream ended without a count")
-            return counts[0]
-
-        return inference_pb2.CountTokensResponse(
-            prompt_tokens=await self._attempts.run(choice, attempt),
-            model_version=choice.target.model_version,
-            artifact_digest=choice.target.artifact_digest,
-        )
+        return TokenCount(await self._retrier.run(choice, attempt), route_of(choice))

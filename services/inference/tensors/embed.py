@@ -1,78 +1,79 @@
-"""Vectors from an embedding model, in batches that Triton joins with those of others."""
+"""Embeddings of texts, in batches that Triton may merge with others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from headrace.common.v1 import model_pb2
-from headrace.inference.v1 import inference_pb2
 
-from libs.errors import InvalidArgument, Unavailable
-from libs.routes import EMPTY, Choice, RouteTable
-from services.inference.backends.pool import Backends
-from services.inference.domain import MAX_TEXTS, BackendFailedError
-from services.inference.tensors.codec import encode_varint
+from libs.errors import InvalidArgument
+from libs.routes import Choice, RouteTable
+from services.inference.backends.pool import Backends, Lease
+from services.inference.domain import MAX_TEXTS, Route
+from services.inference.routing import route_of
+from services.inference.tensors.retry import Retrier
 
-# Triton takes no larger batch of the model than this.
+# The largest batch that the model's configuration in Triton allows.
 BATCH_TEXTS = 64
-MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors in the order of their texts.
+
+    Attributes:
+        vectors: of each text its vector, as little-endian float32, and its number of tokens.
+        route: which version computed them.
+    """
+
+    vectors: Sequence[tuple[bytes, int]]
+    route: Route
 
 
 class Embedder:
-    """Embeds texts, in the order given."""
+    """Computes embeddings."""
 
-    def __init__(self, *, backends: Backends) -> None:
-        self._backends = backends
-        self.routes: RouteTable = EMPTY
+    def __init__(self, *, routes: Callable[[], RouteTable], backends: Backends) -> None:
+        self._routes = routes
+        self._retrier = Retrier(backends)
 
-    async def embed(self, model: str, texts: Sequence[str]) -> inference_pb2.EmbedResponse:
-        """Returns one vector a text.
+    async def embed(
+        self, model: str, texts: Sequence[str], *, deadline_seconds: float | None = None
+    ) -> Embeddings:
+        """Returns one vector for each text.
+
+        Args:
+            model: a model reference.
+            texts: 1 to `MAX_TEXTS`.
+            deadline_seconds: when the caller gives up, on the clock's monotonic time.
 
         Raises:
             HeadraceError: see `InferenceService.Embed`.
         """
         if not 1 <= len(texts) <= MAX_TEXTS:
             raise InvalidArgument.of_field("texts", f"must have 1 to {MAX_TEXTS} texts")
-        choice = self.routes.choose(model, kind=model_pb2.MODEL_KIND_EMBEDDING)
+        choice = self._routes().choose(model, kind=model_pb2.MODEL_KIND_EMBEDDING)
         try:
             async with asyncio.TaskGroup() as group:
                 batches = [
-                    group.create_task(self._batch(choice, texts[start : start + BATCH_TEXTS]))
+                    group.create_task(
+                        self._batch(choice, texts[start : start + BATCH_TEXTS], deadline_seconds)
+                    )
                     for start in range(0, len(texts), BATCH_TEXTS)
                 ]
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # one reason is enough, and has a status
-        target = choice.target
-        return inference_pb2.EmbedResponse(
-            embeddings=[
-                _embedding(values, token_count)
-                for batch in batches
-                for values, token_count in batch.result()
-            ],
-            model_version=target.model_version,
-            artifact_digest=target.artifact_digest,
-            route=inference_pb2.RouteDecision(deployment=target.deployment, reason=choice.reason),
-        )
+            raise errors.exceptions[0] from None  # the first error is enough, and has a status
+        vectors = [vector for batch in batches for vector in batch.result()]
+        return Embeddings(vectors, route_of(choice))
 
-    async def _batch(self, choice: Choice, texts: Sequence[str]) -> list[tuple[bytes, int]]:
-        failed: frozenset[str] = frozenset()
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                with self._backends.lease(choice.target.backends, avoid=failed) as lease:
-                    return await lease.triton.embed(lease.backend.backend_model, texts)
-            except BackendFailedError as error:
-                failed |= error.backends
-        raise Unavailable(
-            f"the backends of {choice.target.model_version} failed",
-            reason="BACKEND_FAILED",
-            metadata={"backend": ",".join(sorted(failed))},
-            retry_after_seconds=1.0,
-        )
+    async def _batch(
+        self, choice: Choice, texts: Sequence[str], deadline_seconds: float | None
+    ) -> list[tuple[bytes, int]]:
+        async def attempt(lease: Lease) -> list[tuple[bytes, int]]:
+            return await lease.triton.embed(
+                lease.target.model, texts, deadline_seconds=deadline_seconds
+            )
 
-
-def _embedding(values: bytes, token_count: int) -> inference_pb2.Embedding:
-    # Protobuf's packed floats are the same little-endian float32 Triton sent: nothing to decode.
-    embedding = inference_pb2.Embedding.FromString(b"\x0a" + encode_varint(len(values)) + values)
-    embedding.token_count = token_count
-    return embedding
+        return await self._retrier.run(choice, attempt)

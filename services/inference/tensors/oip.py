@@ -1,12 +1,10 @@
-"""The Open Inference Protocol with routes, tenants, versions and bills applied to it.
+"""The Open Inference Protocol, with the routes, tenants, versions and bills of this mesh.
 
-Tensors pass as they are: what is read of a message, and how it is renamed, is in
-`open_inference_wire.py`.
+Tensors pass through as they are; `codec` reads and renames the messages that carry them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,22 +20,23 @@ from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import Admission, places_of
+from services.inference.admission import Admission, slots_of
 from services.inference.backends.pool import Backends, Lease
-from services.inference.domain import BackendFailedError
+from services.inference.backends.triton.codec import finish_of, read_final
+from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.tensors import calls, codec
-from services.inference.tensors.retry import Attempt, Retrier, mismatch
+from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
 
-# What gRPC takes, less what renaming adds.
+# What gRPC accepts, less what renaming adds.
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
-# The hash of an input in the log is one of its beginning and its length: tensors are large.
+# The hash of an input in the log covers its first bytes and its length: tensors are large.
 MAX_HASHED_BYTES = 64 * 1024
 
 Deliver = Callable[[bytes], Awaitable[None]]
 
 
 class Caller(NamedTuple):
-    """Who asks, and until when: on the clock's monotonic time, or None."""
+    """Who calls, and when it gives up: on the clock's monotonic time, or None."""
 
     identity: Identity
     deadline_seconds: float | None
@@ -45,20 +44,19 @@ class Caller(NamedTuple):
 
 @dataclass
 class _Run:
-    """What is known of a running request."""
+    """The state of a running request."""
 
     message: bytes
-    asked: codec.InferRequestHead
+    head: codec.InferRequestHead
     caller: Caller
     choice: Choice
-    needed: tuple[str, ...]
+    usage_outputs: tuple[str, ...]
     request_id: str
     started_seconds: float
     first_seconds: float | None = None
     finish_reason: str = ""
-    usage: model_pb2.TokenUsage = field(default_factory=model_pb2.TokenUsage)
+    usage: TokenUsage = field(default_factory=TokenUsage)
     is_recorded: bool = False
-    answer: bytes = b""
 
     @property
     def kind(self) -> model_pb2.ModelKind.ValueType:
@@ -70,62 +68,84 @@ class _Run:
 
     def request(self, backend_model: str) -> bytes:
         """Returns the message for one backend."""
-        wanted = self.asked.outputs  # none named: all come
-        more = [name for name in self.needed if wanted and name not in wanted]
+        requested = self.head.outputs  # none: all
+        more = [name for name in self.usage_outputs if requested and name not in requested]
         return codec.renamed_request(self.message, backend_model, more_outputs=more)
 
-    def count(self, answered: codec.InferResponseTokens) -> bool:
-        """Adds up what a message says of tokens; returns whether it is the end of the answer."""
-        self.usage.completion_tokens += answered.generated_tokens
-        self.usage.prompt_tokens += answered.input_tokens
+    def count(self, tokens: codec.InferResponseTokens) -> bool:
+        """Adds the tokens of a message; returns whether it is the end of the answer.
+
+        Raises:
+            BackendFailedError: the end is malformed.
+        """
+        self.usage.completion_tokens += tokens.generated_tokens
+        self.usage.prompt_tokens += tokens.input_tokens
         if self.kind != model_pb2.MODEL_KIND_CHAT:
-            return answered.has_outputs
-        ending = json.loads(answered.final) if answered.final else {}
-        if "completion_tokens" in ending:  # else tokens were counted, none generated
-            self.finish_reason = ending["finish_reason"]
-            self.usage.prompt_tokens = ending["prompt_tokens"]
-            self.usage.cached_tokens = ending["cached_tokens"]
-        return bool(ending)
+            return tokens.has_outputs
+        if not tokens.final:
+            return False
+        finish = finish_of(read_final(tokens.final))
+        if finish is not None:
+            self.finish_reason = finish.finish_reason
+            self.usage.prompt_tokens = finish.prompt_tokens
+            self.usage.cached_tokens = finish.cached_tokens
+        return True
 
 
 class OpenInference:
-    """Passes tensors to the backends of a model and bills the tokens that the models tell."""
+    """Passes tensors to the backends of a model and bills the tokens that the model reports."""
 
     def __init__(
-        self, *, backends: Backends, recorder: Recorder, admission: Admission, clock: Clock
+        self,
+        *,
+        routes: Callable[[], RouteTable],
+        backends: Backends,
+        recorder: Recorder,
+        admission: Admission,
+        clock: Clock,
     ) -> None:
-        self._attempts = Retrier(backends)
+        self._routes = routes
+        self._retrier = Retrier(backends)
         self._recorder = recorder
         self._admission = admission
         self._clock = clock
-        self.routes: RouteTable = EMPTY
+
+    @property
+    def ready(self) -> bool:
+        """Whether routes are known."""
+        return self._routes() is not EMPTY
 
     def choose(self, name: str, version: str) -> Choice:
-        """Returns where a model and version, a semantic one or empty, is served.
+        """Returns where a model is served, in a semantic version or, if that is empty, in any.
 
         Raises:
             HeadraceError: see `RouteTable.choose`.
         """
-        return self.routes.choose(f"{name}@{version}" if version else name, kind=None)
+        return self._routes().choose(f"{name}@{version}" if version else name, kind=None)
 
     async def infer(self, message: bytes, caller: Caller) -> bytes:
         """Returns the answer to a `ModelInferRequest`, once its usage is durable.
 
         Raises:
-            HeadraceError: as `InferenceService.Generate`; Triton's own words for what is wrong.
+            HeadraceError: as `InferenceService.Generate`; Triton's text says what is wrong.
         """
-        run = self._begin(message, caller)
+        run = self._run_of(message, caller)
         if run.kind == model_pb2.MODEL_KIND_CHAT:
-            raise mismatch(run.choice, "it streams its answers: call ModelStreamInfer")
+            raise kind_mismatch(run.choice, "it streams its answers: call ModelStreamInfer")
 
-        async def attempt(lease: Lease) -> None:
-            request = run.request(lease.backend.backend_model)
-            run.answer = await calls.infer(lease.triton, request, request_id=run.asked.request_id)
+        async def attempt(lease: Lease) -> bytes:
+            answer = await calls.infer(
+                lease.triton,
+                run.request(lease.target.model),
+                request_id=run.head.request_id,
+                deadline_seconds=caller.deadline_seconds,
+            )
+            run.count(codec.read_response(answer))
+            return answer
 
-        await self._carry_out(run, attempt)
-        run.count(codec.read_response(run.answer))
+        answer = await self._attempts(run, attempt)
         await self._recorder.record(self._outcome(run, None))
-        return codec.renamed_response(run.answer, run.choice.model, run.version)
+        return codec.renamed_response(answer, run.choice.model, run.version)
 
     async def stream(self, message: bytes, caller: Caller, deliver: Deliver) -> None:
         """Delivers the messages that answer one request of a `ModelStreamInfer`.
@@ -135,79 +155,97 @@ class OpenInference:
         Raises:
             HeadraceError: as `infer`. What was generated before is billed.
         """
-        run = self._begin(message, caller)
+        run = self._run_of(message, caller)
 
-        async def take(told: bytes, streamed: codec.StreamedResponse) -> None:
+        async def on_message(answer: bytes, streamed: codec.StreamedResponse) -> None:
             if run.first_seconds is None:
                 run.first_seconds = self._clock.monotonic_seconds()
-            if run.count(streamed.answered):
+            if run.count(streamed.tokens):
                 run.is_recorded = True
                 await self._recorder.record(self._outcome(run, None))
-            await deliver(codec.renamed_streamed(told, run.choice.model, run.version))
+            await deliver(codec.renamed_streamed(answer, run.choice.model, run.version))
 
         async def attempt(lease: Lease) -> None:
-            request = run.request(lease.backend.backend_model)
-            await calls.stream(lease.triton, request, request_id=run.asked.request_id, take=take)
-            if not run.is_recorded:  # an end that says nothing is a failure, also with status OK
-                raise BackendFailedError("the stream ended without an ending")
+            await calls.stream(
+                lease.triton,
+                run.request(lease.target.model),
+                request_id=run.head.request_id,
+                deadline_seconds=caller.deadline_seconds,
+                on_message=on_message,
+            )
+            if not run.is_recorded:  # a stream without an end is cut, also with status OK
+                raise BackendFailedError("the stream ended before the answer was complete")
 
         with metrics.LIVE_STREAMS.track_inprogress():
-            await self._carry_out(run, attempt)
+            await self._attempts(run, attempt)
 
     async def describe(
-        self, choice: Choice, method: str, request: Callable[[str], Any], response_type: Any
+        self,
+        choice: Choice,
+        method: str,
+        request: Callable[[str], Any],
+        response_type: Any,
+        *,
+        deadline_seconds: float | None,
     ) -> Any:
-        """Returns what a backend says of a model.
+        """Returns a backend's description of a model.
 
         Args:
             choice: the model.
             method: of the protocol.
-            request: makes it for the name that the backend has for the model.
+            request: makes the request from the backend's name of the model.
             response_type: of the answer.
+            deadline_seconds: when the caller gives up, on the clock's monotonic time.
 
         Raises:
             HeadraceError: no backend answers.
         """
 
         async def attempt(lease: Lease) -> Any:
-            name = lease.backend.backend_model
-            return await calls.describe(lease.triton, method, request(name), response_type)
+            return await calls.describe(
+                lease.triton,
+                method,
+                request(lease.target.model),
+                response_type,
+                deadline_seconds=deadline_seconds,
+            )
 
-        return await self._attempts.run(choice, attempt)
+        return await self._retrier.run(choice, attempt)
 
-    def _begin(self, message: bytes, caller: Caller) -> _Run:
+    def _run_of(self, message: bytes, caller: Caller) -> _Run:
         if len(message) > MAX_TENSOR_REQUEST_BYTES:
             text = f"the message has {len(message)} bytes, more than {MAX_TENSOR_REQUEST_BYTES}"
             raise InvalidArgument.too_large("", text, limit_bytes=MAX_TENSOR_REQUEST_BYTES)
-        asked = codec.read_request(message)
-        choice = self.choose(asked.model_name, asked.model_version)
-        needed = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
-        if altered := sorted(asked.altered_outputs & set(needed)):
+        head = codec.read_request(message)
+        choice = self.choose(head.model_name, head.model_version)
+        usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
+        if altered := sorted(head.altered_outputs & set(usage_outputs)):
             raise InvalidArgument.of_field(
-                "outputs", f"{altered[0]} comes as it is, since it tells what is billed"
+                "outputs",
+                f"{altered[0]} cannot be requested with parameters: it reports what is billed",
             )
         request_id = ""
         with suppress(InvalidArgument):  # the protocol allows any id
-            request_id = check_uuid(asked.request_id, field="id")
+            request_id = check_uuid(head.request_id, field="id")
         return _Run(
             message=message,
-            asked=asked,
+            head=head,
             caller=caller,
             choice=choice,
-            needed=tuple(needed),
+            usage_outputs=tuple(usage_outputs),
             request_id=request_id or uuid7(self._clock),
             started_seconds=self._clock.monotonic_seconds(),
         )
 
-    async def _carry_out(self, run: _Run, attempt: Attempt) -> None:
-        """Makes attempts once there is a place. What a failed request used is recorded, too."""
+    async def _attempts(self, run: _Run, attempt: Attempt[Any]) -> Any:
+        """Makes attempts once a slot is free. The usage of a failed request is recorded, too."""
         try:
-            async with self._admission.queue(run.choice.target.deployment).place(
-                places=places_of(run.choice),
+            async with self._admission.queue(run.choice.target.deployment).slot(
+                slots=slots_of(run.choice.target),
                 deadline_seconds=run.caller.deadline_seconds,
                 priority=0,
             ):
-                await self._attempts.run(
+                return await self._retrier.run(
                     run.choice, attempt, may_retry=lambda: run.first_seconds is None
                 )
         except BaseException as error:
@@ -216,14 +254,14 @@ class OpenInference:
             raise
 
     def _outcome(self, run: _Run, error: BaseException | None) -> Outcome:
-        begin = run.asked.tensors_at
+        start = run.head.tensors_at
         return Outcome(
             operation="infer",
             request_id=run.request_id,
             identity=run.caller.identity,
             choice=run.choice,
             usage=run.usage,
-            inputs=(run.message[begin : begin + MAX_HASHED_BYTES], str(len(run.message) - begin)),
+            inputs=(run.message[start : start + MAX_HASHED_BYTES], str(len(run.message) - start)),
             started_seconds=run.started_seconds,
             first_seconds=run.first_seconds,
             finish_reason=run.finish_reason,

@@ -1,19 +1,20 @@
-"""Attempts at the Tritons of a model, for what is not generated and therefore not resumed."""
+"""Attempts at the Tritons of a model, for requests that another backend cannot continue."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TypeVar
 
 import structlog
-from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI
+from headrace.common.v1.model_pb2 import Backend
 from opentelemetry import trace
 
 from libs.errors import HeadraceError, InvalidArgument
 from libs.routes import Choice, kind_name
 from services.inference import metrics
 from services.inference.backends.pool import Backends, Lease
+from services.inference.backends.targets import Protocol, target_of
 from services.inference.domain import BackendFailedError
 
 _log = structlog.get_logger()
@@ -21,32 +22,33 @@ _tracer = trace.get_tracer("headrace.inference")
 
 MAX_ATTEMPTS = 3
 
-Attempt = Callable[[Lease], Awaitable[Any]]
+T = TypeVar("T")
+Attempt = Callable[[Lease], Awaitable[T]]
 
 
 class Retrier:
-    """Asks one Triton after the other."""
+    """Tries one Triton after another."""
 
     def __init__(self, backends: Backends) -> None:
         self._backends = backends
 
     async def run(
-        self, choice: Choice, attempt: Attempt, *, may_retry: Callable[[], bool] = lambda: True
-    ) -> Any:
-        """Returns what the first attempt returns that its backend does not fail.
+        self, choice: Choice, attempt: Attempt[T], *, may_retry: Callable[[], bool] = lambda: True
+    ) -> T:
+        """Returns the result of the first attempt at which the backend does not fail.
 
         Args:
             choice: the model.
             attempt: uses the lease's backend, which is a Triton.
-            may_retry: asked when a backend has failed; False: the caller hears of it.
+            may_retry: asked after a failure; if it returns False, the failure is the caller's.
 
         Raises:
             InvalidArgument: no Triton runs the model, or the request is wrong.
-            HeadraceError: the backends failed; it says what the caller hears.
+            HeadraceError: the backends failed, or the deadline passed.
         """
-        tritons = [each for each in choice.target.backends if each.kind != BACKEND_KIND_OPENAI]
+        tritons = [backend for backend in choice.target.backends if _is_triton(backend)]
         if not tritons:
-            raise mismatch(choice, "a provider runs it, not a Triton")
+            raise kind_mismatch(choice, "a provider runs it, not a Triton")
         failed: frozenset[str] = frozenset()
         for attempts in range(1, MAX_ATTEMPTS + 1):
             try:
@@ -58,15 +60,15 @@ class Retrier:
                     metrics.BACKEND_FAILURES.labels(choice.model, backend).inc()
                 _log.warning("backend failed", backends=sorted(error.backends), error=str(error))
                 if attempts == MAX_ATTEMPTS or not may_retry():
-                    raise error.told.error(failed) from error
+                    raise error.client_error.to_error(failed) from error
             except HeadraceError as error:
                 _hide_backend_names(error, choice)
                 raise
         raise AssertionError("the last attempt returns or raises")
 
 
-def mismatch(choice: Choice, why: str) -> InvalidArgument:
-    """Returns the error of a call that the model is not for."""
+def kind_mismatch(choice: Choice, why: str) -> InvalidArgument:
+    """Returns the error of a call that does not suit the model."""
     kind = kind_name(choice.target.schema)
     return InvalidArgument(
         f"{choice.model}: {why}",
@@ -76,10 +78,16 @@ def mismatch(choice: Choice, why: str) -> InvalidArgument:
     )
 
 
+def _is_triton(backend: Backend) -> bool:
+    target = target_of(backend)
+    return target is not None and target.endpoint.protocol is Protocol.TRITON
+
+
 def _hide_backend_names(error: HeadraceError, choice: Choice) -> None:
-    """Puts the public name where a Triton tells the one it knows the model by."""
+    """Replaces Triton's name of the model by the public one."""
     for backend in choice.target.backends:
-        error.message = error.message.replace(backend.backend_model, choice.model)
+        if target := target_of(backend):
+            error.message = error.message.replace(target.model, choice.model)
     error.args = (error.message,)
 
 

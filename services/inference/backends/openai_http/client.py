@@ -1,13 +1,13 @@
-"""An external provider with OpenAI's API as a backend: events or one object in, pieces out.
+"""An external provider with OpenAI's HTTP API as a backend.
 
-Each stream has a connection of its own, so that a cancelled call closes it and the provider stops.
-Connections whose answer was read to its end are kept for the next request.
+Each answer has a connection of its own, so that cancelling the call closes it and the provider
+stops. Connections whose answer was read to its end are reused.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
@@ -17,9 +17,9 @@ import orjson
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from libs.http_client.client import HttpClient
-from libs.http_client.response import HttpError, Response
+from libs.http_client import HttpClient, HttpError, Network, Response
 from services.inference import metrics
+from services.inference.backends.chat import ChunkSink
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.errors import (
     MAX_ATTEMPTS,
@@ -29,6 +29,7 @@ from services.inference.backends.openai_http.errors import (
 )
 from services.inference.backends.openai_http.response import ProviderAnswer, read_body
 from services.inference.backends.stall import StallGuard, StallLimits
+from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import (
     BACKENDS_FAILED,
     BackendFailedError,
@@ -36,41 +37,49 @@ from services.inference.domain import (
     Delivered,
     Finish,
 )
-from services.inference.generation.relay import ChunkSink
 
-# Requests to one provider at once, from this process; each has a connection.
+# Concurrent requests of this process to one provider; each has a connection.
 MAX_CONNECTIONS = 1024
 CONNECT_SECONDS = 5.0
-# Shorter than the five seconds that most servers keep: a connection must not be closed while a
+# Shorter than the five seconds of most servers: a server must not close a connection while a
 # request is on its way.
 KEEP_ALIVE_SECONDS = 4.0
-# After its last event a stream has this long to end, else its connection is not used again.
+# After its last event a response has this long to end; else its connection is not reused.
 LINGER_SECONDS = 1.0
 MAX_ERROR_BYTES = 64 * 1024
 # An answer that is not streamed shows no token until it is complete.
-WHOLE_ANSWER_SECONDS = 300.0
+UNSTREAMED_ANSWER_SECONDS = 300.0
 
 _HEADERS = {
     "Content-Type": "application/json",
     "Accept": "text/event-stream, application/json",
-    # Tokens are small and come one by one: compression would hold them back.
+    # Tokens are small and come one by one: compression would delay them.
     "Accept-Encoding": "identity",
     "User-Agent": "headrace",
 }
 
 
 class Provider:
-    """One provider, under one API key."""
+    """One provider, called with one API key."""
 
     def __init__(
-        self, base_url: str, *, api_key_name: str, keys: ApiKeys, stall: StallLimits, clock: Clock
+        self,
+        base_url: str,
+        *,
+        api_key_name: str,
+        keys: ApiKeys,
+        stall: StallLimits,
+        clock: Clock,
+        network: Network | None = None,
     ) -> None:
         self._host = urlsplit(base_url).hostname or ""
         self._api_key_name = api_key_name
         self._keys = keys
         self._stall = stall
-        patience_seconds = max(WHOLE_ANSWER_SECONDS, stall.first_token_seconds)
-        self._stall_of_whole = replace(stall, first_token_seconds=patience_seconds)
+        self._unstreamed_stall = replace(
+            stall,
+            first_token_seconds=max(UNSTREAMED_ANSWER_SECONDS, stall.first_token_seconds),
+        )
         self._clock = clock
         self._running = 0
         self._client = HttpClient(
@@ -78,6 +87,7 @@ class Provider:
             headers=_HEADERS,
             connect_seconds=CONNECT_SECONDS,
             keep_alive_seconds=KEEP_ALIVE_SECONDS,
+            network=network,
         )
 
     async def generate(
@@ -89,15 +99,10 @@ class Provider:
         delivered: Delivered,
         relay: ChunkSink,
     ) -> Finish:
-        """Puts the pieces of an answer into the relay; it cannot go on with one that has begun.
-
-        Raises:
-            BackendFailedError: the provider failed, or is set up wrongly.
-            HeadraceError: the provider refuses the request.
-        """
-        if call.resume_from:
+        """See `ChatBackend.generate`. A provider cannot continue an answer that has started."""
+        if call.request.resume_from:
             raise InvalidArgument.of_field(
-                "resume_from", "a provider does not tell tokens, so that none can be counted off"
+                "resume_from", "is not supported by this model: its provider reports no token ids"
             )
         if self._running >= MAX_CONNECTIONS:
             raise ResourceExhausted(
@@ -106,19 +111,24 @@ class Provider:
                 metadata={"queue": "provider", "limit": str(MAX_CONNECTIONS)},
                 retry_after_seconds=1.0,
             )
+        left = seconds_left(call.deadline_seconds, self._clock, waiting_for="backend")
         self._running += 1
         try:
             if delivered.token_count:
-                raise failed("a provider cannot go on with an answer")
-            return await self._answer(
-                _chat_request(backend_model, call, max_tokens=max_tokens),
-                stall=self._stall if call.streamed else self._stall_of_whole,
-                delivered=delivered,
-                relay=relay,
-            )
+                raise failed("a provider cannot continue an answer")
+            # Every other timeout in this block becomes a failure before it ends.
+            async with asyncio.timeout(left):
+                return await self._answer(
+                    _chat_request(backend_model, call, max_tokens=max_tokens),
+                    stall=self._stall if call.streamed else self._unstreamed_stall,
+                    delivered=delivered,
+                    relay=relay,
+                )
         except BackendFailedError as error:
-            _explain(error, delivered)
+            _limit_retries(error, delivered)
             raise
+        except TimeoutError as error:
+            raise deadline_exceeded("backend") from error
         finally:
             self._running -= 1
 
@@ -129,47 +139,46 @@ class Provider:
     async def _answer(
         self, request: bytes, *, stall: StallLimits, delivered: Delivered, relay: ChunkSink
     ) -> Finish:
-        headers = self._headers()
-        with StallGuard(stall) as guard, _failures_of_http():
+        with StallGuard(stall) as guard, _http_failures():
+            key = await self._key()
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
             response = await self._client.post(request, headers=headers)
             answer = ProviderAnswer(delivered=delivered, relay=relay, guard=guard)
             try:
-                await self._check_status(response)
-                ending = await answer.read(response)
+                await self._check_status(response, key)
+                finish = await answer.read(response)
             except BaseException:
-                response.close()  # what was not read to its end cannot be used again
+                response.close()  # the rest of it is unread: its connection cannot be reused
                 raise
             self._linger(response)
         if not answer.has_usage:
             metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels(self._host).inc()
-        return ending
+        return finish
 
     @staticmethod
     def _linger(response: Response) -> None:
-        """Lets HTTP end after the answer: that puts the connection back into the pool.
+        """Lets the response end after the last event, so that its connection can be reused.
 
-        Mostly it has by now. A provider that keeps it open longer gets a new connection next time.
+        Most have ended by now. If a provider keeps one open longer, its connection is closed.
         """
         if not response.done:
             asyncio.get_running_loop().call_later(LINGER_SECONDS, response.close)
 
-    def _headers(self) -> Mapping[str, str]:
+    async def _key(self) -> str:
+        """Returns the API key; empty where the provider needs none."""
         if not self._api_key_name:
-            return {}
-        return {"Authorization": f"Bearer {self._key()}"}
-
-    def _key(self) -> str:
+            return ""
         try:
-            return self._keys.get(self._api_key_name)
+            return await self._keys.get(self._api_key_name)
         except FailedPrecondition as error:
             raise misconfigured(error.message) from error
 
-    async def _check_status(self, response: Response) -> None:
+    async def _check_status(self, response: Response, key: str) -> None:
         if response.status == HTTPStatus.OK:
             return
         body = await _error_body(response)
-        if self._api_key_name:  # whoever quotes it must not spread it
-            body = body.replace(self._key().encode(), b"[API key]")
+        if key:  # a provider may quote it; the caller must not see it
+            body = body.replace(key.encode(), b"[API key]")
         raise refusal(response.status, response.headers, body, self._clock)
 
 
@@ -181,17 +190,18 @@ async def _error_body(response: Response) -> bytes:
 
 
 def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> bytes:
+    asked = call.request
     body: dict[str, object] = {
         "model": backend_model,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in call.turns],
+        "messages": [{"role": each.role, "content": each.content} for each in asked.messages],
         "max_tokens": max_tokens,
-        "temperature": call.temperature,
-        "top_p": call.top_p,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
     }
-    if call.seed is not None:
-        body["seed"] = call.seed
-    if call.stop:
-        body["stop"] = list(call.stop)
+    if asked.seed is not None:
+        body["seed"] = asked.seed
+    if asked.stop:
+        body["stop"] = list(asked.stop)
     if call.streamed:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
@@ -199,17 +209,17 @@ def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> byt
 
 
 @contextmanager
-def _failures_of_http() -> Iterator[None]:
+def _http_failures() -> Iterator[None]:
     try:
         yield
     except (HttpError, OSError) as error:  # timeouts are among the latter
         raise failed(f"{type(error).__name__}: {error}") from error
 
 
-def _explain(error: BackendFailedError, delivered: Delivered) -> None:
+def _limit_retries(error: BackendFailedError, delivered: Delivered) -> None:
     """Adds what holds for every failure of a provider."""
     error.attempts = error.attempts or MAX_ATTEMPTS
     if delivered.token_count:
         # Without token ids another backend would have to guess where the text stopped.
         error.resumable = False
-        error.told = BACKENDS_FAILED
+        error.client_error = BACKENDS_FAILED

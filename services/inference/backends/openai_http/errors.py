@@ -1,11 +1,14 @@
-"""What a provider's refusal means: whose fault it is, and what the caller hears."""
+"""What a provider's error means: whose fault it is, and the error for the caller."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from typing import NamedTuple
 
 from libs.clock import Clock
 from libs.errors import (
@@ -14,12 +17,14 @@ from libs.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
-from services.inference.backends.openai_http.sse import ProviderError, told_error
 from services.inference.domain import BackendFailedError, ClientError
 
-# A provider that fails is tried so often for one request; others of the version come first.
+# How often one failing provider is tried for one request; other backends come first.
 MAX_ATTEMPTS = 3
 DEFAULT_RETRY_SECONDS = 1.0
+# Longer waits are not passed on to callers; the breaker has a shorter limit of its own.
+MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
+MAX_TEXT_LENGTH = 500
 
 _CALLERS_FAULT = frozenset(
     {
@@ -28,45 +33,73 @@ _CALLERS_FAULT = frozenset(
         HTTPStatus.UNPROCESSABLE_ENTITY,
     }
 )
-_MAY_PASS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
+_TEMPORARY = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
 _CONTEXT_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 
 
+class ProviderError(NamedTuple):
+    """The fields of an error body; empty where it has none. Cut, since a body may hold anything."""
+
+    message: str = ""
+    code: str = ""
+    param: str = ""
+
+
+def read_error(body: bytes) -> ProviderError:
+    """Reads an error body: OpenAI's shape, or the flatter ones of other providers."""
+    try:
+        fields = json.loads(body)
+        error = fields.get("error", fields)
+        if isinstance(error, str):
+            return ProviderError(error[:MAX_TEXT_LENGTH])
+        values = (error.get(field) for field in ProviderError._fields)
+        return ProviderError(*(str(value or "")[:MAX_TEXT_LENGTH] for value in values))
+    except (ValueError, RecursionError, AttributeError):
+        return ProviderError()
+
+
 def failed(message: str) -> BackendFailedError:
-    """Returns the failure of a provider that answers badly or not at all."""
+    """Returns the failure of a provider that sends an invalid response or none."""
     return BackendFailedError(message, attempts=MAX_ATTEMPTS)
 
 
 def refusal(
     status: int, headers: Mapping[str, str], body: bytes, clock: Clock
 ) -> HeadraceError | BackendFailedError:
-    """Reads an answer with another status than 200.
+    """Returns the error of a response whose status is not 200.
 
-    What is not the caller's to mend is not told in the provider's words: those on a wrong key may
-    quote it.
+    Only errors that the caller can fix are passed on in the provider's words: those about a wrong
+    key may quote it.
     """
     if status in _CALLERS_FAULT:
-        return _callers_fault(told_error(body), status)
+        return _callers_fault(read_error(body), status)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return _rate_limited(retry_after_seconds(headers, clock))
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _MAY_PASS:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TEMPORARY:
         error = failed(f"the provider answers {status}")
         error.retry_after_seconds = retry_after_seconds(headers, clock)
         return error
-    return misconfigured(f"the provider answers {status}: it rejects the mesh or has no such model")
+    return misconfigured(
+        f"the provider answers {status}: check its URL, its API key and the model's name"
+    )
 
 
 def misconfigured(message: str) -> BackendFailedError:
-    """Returns the failure of a provider that works, but not as it is set up here."""
-    told = ClientError(FailedPrecondition, message, "BACKEND_MISCONFIGURED")
-    return BackendFailedError(message, attempts=1, told=told)
+    """Returns the failure of a provider that works, but not as it is configured here."""
+    client_error = ClientError(FailedPrecondition, message, "BACKEND_MISCONFIGURED")
+    return BackendFailedError(message, attempts=1, client_error=client_error)
 
 
 def retry_after_seconds(headers: Mapping[str, str], clock: Clock) -> float:
-    """Returns how long the provider asks to be left alone; 0 where it does not."""
+    """Returns how long the provider asks not to be called; 0 where it does not say."""
+    seconds = _requested_seconds(headers, clock)
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else 0.0
+
+
+def _requested_seconds(headers: Mapping[str, str], clock: Clock) -> float:
     try:
         if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+            return float(headers["retry-after-ms"]) / 1000
         value = headers.get("retry-after", "0")
         if value.strip()[:1].isdigit():
             return float(value)
@@ -75,19 +108,19 @@ def retry_after_seconds(headers: Mapping[str, str], clock: Clock) -> float:
         return 0.0
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)
-    return max(0.0, (at - _utc(clock)).total_seconds())
+    return (at - _utc(clock)).total_seconds()
 
 
 def _utc(clock: Clock) -> datetime:
     return clock.now().astimezone(UTC)
 
 
-def _callers_fault(told: ProviderError, status: int) -> InvalidArgument:
-    message = told.message or f"the provider answers {status}"
+def _callers_fault(error: ProviderError, status: int) -> InvalidArgument:
+    message = error.message or f"the provider answers {status}"
     return InvalidArgument(
         message,
-        reason="PROMPT_TOO_LONG" if told.code in _CONTEXT_CODES else "INVALID_FIELD",
-        field_violations=[(told.param or "messages", message)],
+        reason="PROMPT_TOO_LONG" if error.code in _CONTEXT_CODES else "INVALID_FIELD",
+        field_violations=[(error.param or "messages", message)],
     )
 
 
@@ -96,9 +129,9 @@ def _rate_limited(seconds: float) -> BackendFailedError:
         "the provider answers 429",
         attempts=1,
         retry_after_seconds=seconds,
-        told=ClientError(
+        client_error=ClientError(
             ResourceExhausted,
-            "the provider limits how much it answers",
+            "the provider's rate limit is reached",
             "BACKEND_RATE_LIMITED",
             seconds or DEFAULT_RETRY_SECONDS,
         ),

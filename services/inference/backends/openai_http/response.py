@@ -1,21 +1,21 @@
-"""A provider's answer with status 200: events or one JSON object in, pieces out."""
+"""A provider's response with status 200: events, or one JSON object, read as chunks."""
 
 from __future__ import annotations
 
 from libs.http_client.response import Response
-from services.inference.backends.openai_http.sse import CompletionStreamParser, whole_answer
+from services.inference.backends.chat import ChunkSink
+from services.inference.backends.openai_http.sse import CompletionStreamParser, read_completion
 from services.inference.backends.stall import StallGuard
 from services.inference.domain import BackendFailedError, Chunk, Delivered, Finish
-from services.inference.generation.relay import ChunkSink
 
-MAX_WHOLE_BYTES = 16 * 1024 * 1024
+MAX_COMPLETION_BYTES = 16 * 1024 * 1024
 
 
 class ProviderAnswer:
-    """Puts what comes into the relay, and tells the guard of each token.
+    """Puts what comes into the sink, and reports each token to the guard.
 
     Attributes:
-        has_usage: whether the provider told how many tokens there were.
+        has_usage: whether the provider reported the numbers of tokens.
     """
 
     def __init__(self, *, delivered: Delivered, relay: ChunkSink, guard: StallGuard) -> None:
@@ -25,49 +25,52 @@ class ProviderAnswer:
         self._guard = guard
 
     async def read(self, response: Response) -> Finish:
-        """Reads the answer, as events or, of a provider that does not stream, as one object.
+        """Reads the answer as events or, from a provider that does not stream, as one object.
 
         Raises:
-            BackendFailedError: it is no answer, or was cut.
+            BackendFailedError: it is not an answer, or is incomplete.
             HttpError: the connection broke.
         """
         if response.content_type == "text/event-stream":
-            ending = await self._read_events(response)
+            finish = await self._read_events(response)
         elif response.content_type == "application/json":
-            ending = self._take_whole(await read_body(response, MAX_WHOLE_BYTES))
+            finish = self._read_completion(await read_body(response, MAX_COMPLETION_BYTES))
         else:
             raise BackendFailedError(f"the provider answers with {response.content_type}")
-        # What the provider told replaces the count of chunks.
-        self._delivered.token_count = ending.completion_tokens
-        return ending
+        # The reported number replaces the number of chunks.
+        self._delivered.token_count = finish.completion_tokens
+        return finish
 
     async def _read_events(self, response: Response) -> Finish:
         events = CompletionStreamParser()
         chunks = 0
         while not events.done and (data := await response.read()):
-            piece = events.feed(data)
+            chunk = events.feed(data)
             if events.chunks != chunks:
                 chunks = events.chunks
                 self._guard.progress()
-            if piece.token_count:
-                self._delivered.add(piece)
-                self._relay.put(piece)
+            if chunk.token_count:
+                self._put(chunk)
             if self._relay.full:
-                self._guard.wait()
+                self._guard.pause()
                 await self._relay.room()
                 self._guard.progress()
         self.has_usage = events.usage is not None
-        ending = events.ending()
-        self._relay.put(Chunk("", ending=ending))
-        return ending
+        finish = events.finish()
+        self._put(Chunk("", finish=finish))
+        return finish
 
-    def _take_whole(self, body: bytes) -> Finish:
-        answer = whole_answer(body)
-        self.has_usage = answer.usage is not None
-        piece = Chunk(answer.text, (), answer.ending.completion_tokens, answer.ending)
-        self._delivered.add(piece)
-        self._relay.put(piece)
-        return answer.ending
+    def _read_completion(self, body: bytes) -> Finish:
+        completion = read_completion(body)
+        self.has_usage = completion.usage is not None
+        finish = completion.finish
+        self._put(Chunk(completion.text, (), finish.completion_tokens, finish))
+        return finish
+
+    def _put(self, chunk: Chunk) -> None:
+        deliverable = self._delivered.add(chunk)
+        if deliverable is not None:
+            self._relay.put(deliverable)
 
 
 async def read_body(response: Response, limit: int) -> bytes:

@@ -1,0 +1,143 @@
+"""`headrace up`, `down`, `status` and `logs`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import Json, layout
+from deploy.errors import CliError
+
+if TYPE_CHECKING:  # `headrace token` must not import them
+    from rich.table import Table
+
+    from deploy.local.status import DeploymentStatus, ProcessStatus
+
+
+def up(
+    models: Annotated[bool, typer.Option(help="Also deploy the bundled models.")] = True,
+) -> None:
+    """Start the mesh, or its missing processes, and wait until it is ready."""
+    from rich.console import Console
+
+    from cli.progress import ConsoleProgress
+    from deploy.local.edge import edge_address
+    from deploy.local.lifecycle import deploy_models, start
+
+    mesh = layout()
+    console = Console()
+    with ConsoleProgress(console) as progress:
+        start(mesh, progress)
+        if models:
+            deploy_models(mesh, progress)
+    console.print(f"The mesh is up: {edge_address(mesh)}", highlight=False)
+
+
+def down() -> None:
+    """Stop the mesh and all its processes. Its state stays."""
+    from deploy.local.lifecycle import stop
+
+    result = stop(layout())
+    killed = f", {result.killed_count} of them killed" if result.killed_count else ""
+    print(
+        f"{result.process_count} processes ended{killed}" if result.process_count else "not running"
+    )
+
+
+def status(as_json: Json = False) -> None:
+    """Show every process of the mesh and what is deployed. Fails unless all is ready."""
+    from deploy.local.status import deployment_statuses, process_statuses
+
+    mesh = layout()
+    processes = process_statuses(mesh)
+    deployments: Sequence[DeploymentStatus] = []
+    problem = "" if processes else f"not running ({mesh.home})"
+    if processes:
+        try:
+            deployments = deployment_statuses(mesh)
+        except CliError as error:
+            problem = str(error)
+    ready = not problem and all(process.ready for process in processes)
+    if as_json:
+        body = {
+            "home": str(mesh.home),
+            "ready": ready,
+            "problem": problem,
+            "processes": [asdict(process) for process in processes],
+            "deployments": [asdict(deployment) for deployment in deployments],
+        }
+        print(json.dumps(body, indent=2))
+    else:
+        _print_status(processes, deployments, problem)
+    if not ready:
+        raise typer.Exit(1)
+
+
+def logs(
+    process: Annotated[str | None, typer.Argument(help="One process; all by default.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new lines as they are written.")
+    ] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many lines of each log.")] = 20,
+) -> None:
+    """Print the logs of the processes."""
+    from deploy.local.logs import read_logs
+
+    for name, line in read_logs(layout(), process=process, follow=follow, line_count=lines):
+        sys.stdout.write(f"{line}\n" if process else f"{name}: {line}\n")
+        if follow:
+            sys.stdout.flush()
+
+
+def _print_status(
+    processes: Sequence[ProcessStatus], deployments: Sequence[DeploymentStatus], problem: str
+) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if processes:
+        console.print(_process_table(processes))
+    if problem:
+        style = "red" if processes else ""
+        console.print(problem, style=style, markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print()
+        console.print(_deployment_table(deployments))
+
+
+def _process_table(processes: Sequence[ProcessStatus]) -> Table:
+    from rich.table import Table
+
+    table = Table("process", "ready", "version", "port", "pid", "memory", box=None)
+    for process in processes:
+        table.add_row(
+            process.name,
+            "[green]yes[/]" if process.ready else f"[red]no ({process.state})[/]",
+            process.version,
+            str(process.port),
+            str(process.pid or ""),
+            f"{process.memory_bytes / 2**20:.0f} MiB" if process.pid else "",
+        )
+    return table
+
+
+def _deployment_table(deployments: Sequence[DeploymentStatus]) -> Table:
+    from rich.table import Table
+
+    table = Table("deployment", "version", "backend", "state", "artifact", box=None)
+    for deployment in deployments:
+        backends = [(backend.id, backend.state) for backend in deployment.backends]
+        for backend, state in backends or [("(none yet)", "")]:
+            table.add_row(
+                deployment.name,
+                deployment.model_version,
+                backend,
+                state,
+                deployment.artifact_digest[:19],
+            )
+    return table

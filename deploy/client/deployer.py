@@ -1,0 +1,175 @@
+"""Registers, prices and deploys a model version through the public API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import Message
+from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
+from headrace.router.v1 import router_pb2, router_pb2_grpc
+
+from deploy.client.edge import EdgeClient
+from deploy.errors import CliError
+from deploy.triton.artifact import BundledModel
+from libs.model_reference import at_version, version_name
+
+CHUNK_BYTES = 1024 * 1024
+CALL_TIMEOUT_SECONDS = 20.0
+UPLOAD_TIMEOUT_SECONDS = 120.0
+READY_TIMEOUT_SECONDS = 180.0
+ROUTE_PAUSE_SECONDS = 0.05
+# What the calls need: creating needs `admin`, asking whether a version is ready `read`.
+OPERATOR_SCOPES = "infer read admin"
+
+# The router does not know the deployment yet, or no backend has the version ready.
+_NOT_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
+
+
+class DeployProgress(Protocol):
+    """Callbacks for the progress of a deployment."""
+
+    def step(self, model: str, text: str) -> None:
+        """Called when a step begins, such as `uploading`."""
+
+    def ready(self, name: str) -> None:
+        """Called when the model answers."""
+
+    def note(self, text: str) -> None:
+        """Called with what the user should know."""
+
+
+class Deployer:
+    """Makes the calls that deploy a model version. Every method may be called again.
+
+    The client's token must have `OPERATOR_SCOPES`.
+    """
+
+    def __init__(self, edge: EdgeClient, progress: DeployProgress) -> None:
+        self._metadata = edge.metadata
+        self._progress = progress
+        self._registry = registry_pb2_grpc.RegistryServiceStub(edge.channel)
+        self._router = router_pb2_grpc.RouterServiceStub(edge.channel)
+        self._cost = cost_pb2_grpc.CostServiceStub(edge.channel)
+
+    def deploy(
+        self,
+        bundled: BundledModel,
+        *,
+        price: cost_pb2.Price,
+        description: str = "",
+        deployment: str = "",
+    ) -> None:
+        """Prices, registers and deploys a version. `wait_until_ready` waits until it answers.
+
+        Args:
+            bundled: the version.
+            price: of its model.
+            description: of its model, for people.
+            deployment: the deployment's id; the model's name if empty.
+        """
+        # The price comes first: no request may reach a model without a price.
+        self._create(self._cost.CreatePrice, cost_pb2.CreatePriceRequest(price=price))
+        name = f"models/{bundled.model}"
+        version = version_name(bundled.model, bundled.version)
+        model = registry_pb2.Model(name=name, description=description)
+        self._create(self._registry.CreateModel, registry_pb2.CreateModelRequest(model=model))
+        self._register(version, bundled)
+        new = registry_pb2.Deployment(
+            name=f"deployments/{deployment or bundled.model}", model_version=version
+        )
+        self._create(
+            self._registry.CreateDeployment,
+            registry_pb2.CreateDeploymentRequest(deployment=new),
+        )
+        self._progress.step(bundled.model, "loading")
+
+    def wait_until_ready(self, bundled: BundledModel) -> None:
+        """Returns when the router sends requests to the version.
+
+        Raises:
+            CliError: it takes longer than `READY_TIMEOUT_SECONDS`; the message says why.
+            grpc.RpcError: a call failed.
+        """
+        name = at_version(bundled.model, bundled.version)
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        while True:
+            try:
+                self._call(self._router.Route, router_pb2.RouteRequest(model=name))
+            except grpc.RpcError as error:
+                if error.code() not in _NOT_YET:
+                    raise
+                if time.monotonic() > deadline:
+                    raise CliError(
+                        f"{bundled.model} is not ready after {READY_TIMEOUT_SECONDS:.0f} s: "
+                        f"{self._backend_messages(bundled)}"
+                    ) from error
+            else:
+                self._progress.ready(bundled.model)
+                return
+            time.sleep(ROUTE_PAUSE_SECONDS)
+
+    def _register(self, version: str, bundled: BundledModel) -> None:
+        known_digest = self._digest_of(version)
+        if not known_digest:
+            self._progress.step(bundled.model, "uploading")
+            self._upload(bundled)
+            new = registry_pb2.ModelVersion(name=version, artifact_digest=bundled.digest)
+            self._create(
+                self._registry.CreateModelVersion,
+                registry_pb2.CreateModelVersionRequest(model_version=new),
+            )
+        elif known_digest != bundled.digest:
+            self._progress.note(
+                f"{version} is registered with another artifact than this repository has, and a "
+                "version never changes; run `make clean` to start without it"
+            )
+
+    def _upload(self, bundled: BundledModel) -> None:
+        self._registry.UploadArtifact(
+            _upload_requests(bundled), metadata=self._metadata, timeout=UPLOAD_TIMEOUT_SECONDS
+        )
+
+    def _digest_of(self, version: str) -> str:
+        try:
+            answer = self._call(
+                self._registry.GetModelVersion, registry_pb2.GetModelVersionRequest(name=version)
+            )
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                return ""
+            raise
+        return str(answer.model_version.artifact_digest)
+
+    def _backend_messages(self, bundled: BundledModel) -> str:
+        answer = self._call(
+            self._registry.GetDeployment,
+            registry_pb2.GetDeploymentRequest(name=f"deployments/{bundled.model}"),
+        )
+        messages = [f"{backend.id}: {backend.message}" for backend in answer.deployment.backends]
+        return (
+            "; ".join(messages)
+            or "no pool agent has reported on it; see `headrace logs pool_agent`"
+        )
+
+    def _create(self, method: Callable[..., Any], request: Message) -> None:
+        try:
+            self._call(method, request)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.ALREADY_EXISTS:
+                raise
+
+    def _call(self, method: Callable[..., Any], request: Message) -> Any:
+        return method(request, metadata=self._metadata, timeout=CALL_TIMEOUT_SECONDS)
+
+
+def _upload_requests(bundled: BundledModel) -> Iterator[registry_pb2.UploadArtifactRequest]:
+    size_bytes = bundled.artifact.stat().st_size
+    metadata = registry_pb2.ArtifactMetadata(digest=bundled.digest, size_bytes=size_bytes)
+    yield registry_pb2.UploadArtifactRequest(metadata=metadata)
+    with bundled.artifact.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield registry_pb2.UploadArtifactRequest(chunk=chunk)

@@ -1,0 +1,79 @@
+"""The files that the processes of a mesh read: keys, and the configurations of Envoy and NATS."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploy import keys
+from deploy.envoy import render, routes
+from deploy.errors import CliError
+from deploy.host import REPOSITORY
+from deploy.local.layout import Layout
+from deploy.local.ports import address, replicas
+
+
+def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
+    """Writes all of them. Keys that exist stay.
+
+    Raises:
+        CliError: a setting of the user is invalid, or a key cannot be created.
+    """
+    keys.ensure_keys(layout.home)
+    try:
+        render.write(edge_settings(layout, ports))
+    except ValueError as error:
+        raise CliError(str(error)) from error
+    template = string.Template((REPOSITORY / "deploy/nats/nats.conf").read_text())
+    nats_config(layout).write_text(
+        template.substitute(
+            listen_address=address(ports, "nats.client"),
+            monitor_address=address(ports, "nats.monitor"),
+            server_name="nats",
+            store_dir=layout.home / "nats",
+        )
+    )
+
+
+def nats_config(layout: Layout) -> Path:
+    """Returns the file of the NATS server's configuration."""
+    return layout.run / "nats.conf"
+
+
+def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
+    """Returns the settings of this mesh's edge.
+
+    Raises:
+        CliError: a setting of the user is invalid.
+    """
+    return render.Edge(
+        folder=layout.run.absolute(),
+        listen_address=address(ports, "envoy.edge"),
+        admin_address=address(ports, "envoy.admin"),
+        services={
+            **{name: addresses(ports, name) for name in render.GRPC_CLUSTERS},
+            routes.HTTP_CLUSTER: addresses(ports, "inference", "http"),
+        },
+        jwt_issuer=keys.ISSUER,
+        jwt_audience=keys.AUDIENCE,
+        jwks_file=keys.jwks_path(layout.home).absolute(),
+        otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        trace_sample_percent=_trace_sample_percent(),
+    )
+
+
+def addresses(ports: Mapping[str, int], service: str, port: str = "grpc") -> list[str]:
+    """Returns the `host:port` of each replica of a service."""
+    return [address(ports, f"{replica}.{port}") for replica in replicas(ports, service)]
+
+
+def _trace_sample_percent() -> float:
+    text = os.environ.get("HEADRACE_TRACE_SAMPLE_PERCENT") or "100"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise CliError(
+            f"HEADRACE_TRACE_SAMPLE_PERCENT must be a number, but it is {text!r}"
+        ) from error

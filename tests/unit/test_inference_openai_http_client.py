@@ -1,0 +1,360 @@
+"""A provider as a backend, against one that speaks real HTTP and misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+
+from libs.chat.request import GenerationRequest, Message
+from libs.clock import SystemClock
+from libs.errors import (
+    FailedPrecondition,
+    HeadraceError,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from services.inference import metrics
+from services.inference.backends.openai_http import client as provider_module
+from services.inference.backends.openai_http.api_keys import ApiKeys
+from services.inference.backends.openai_http.client import MAX_CONNECTIONS, Provider
+from services.inference.backends.openai_http.errors import MAX_ATTEMPTS, retry_after_seconds
+from services.inference.backends.stall import StallLimits
+from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish
+from services.inference.generation.relay import Relay
+from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
+
+CALL = ChatCall(
+    request_id="r",
+    request=GenerationRequest(
+        model="m", messages=(Message("user", "hello"),), seed=3, stop=("END",), top_p=0.5
+    ),
+)
+STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
+KEY = "sk-a-key-that-nobody-may-see"
+KEY_NAME = "example"
+
+
+@dataclass
+class Got:
+    text: str = ""
+    pieces: int = 0
+    delivered: Delivered = field(default_factory=Delivered)
+    ending: Finish | None = None
+
+
+@asynccontextmanager
+async def client_of(
+    mock: MockProvider, tmp_path: Path, *, stall: StallLimits = STALL
+) -> AsyncIterator[Provider]:
+    (tmp_path / KEY_NAME).write_text(KEY + "\n")
+    (tmp_path / KEY_NAME).chmod(0o600)
+    client = Provider(
+        mock.base_url,
+        api_key_name=KEY_NAME,
+        keys=ApiKeys(tmp_path, clock=SystemClock()),
+        stall=stall,
+        clock=SystemClock(),
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def ask(client: Provider, *, call: ChatCall = CALL, got: Got | None = None) -> Got:
+    got = got or Got()
+    relay = Relay()
+
+    async def read() -> None:
+        while (piece := await relay.take()) is not None:
+            got.text += piece.text
+            got.pieces += 1
+
+    reader = asyncio.create_task(read())
+    try:
+        got.ending = await client.generate(
+            "upstream-model", call, max_tokens=20, delivered=got.delivered, relay=relay
+        )
+    finally:
+        relay.close()
+        await reader
+    return got
+
+
+def told(error: BackendFailedError, reason: str) -> HeadraceError:
+    """Returns what the caller hears, if it has this reason."""
+    heard = error.client_error.to_error(["b0"])
+    assert (heard.reason, heard.metadata) == (reason, {"backend": "b0"})
+    return heard
+
+
+@pytest.mark.parametrize("mode", ["ok", "split", "slow", "whole"])
+async def test_an_answer_is_read_however_it_comes(mode, tmp_path):
+    """At once, in pieces of a few bytes, slowly, or as one object: text and usage are the same."""
+    async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
+        got = await ask(client)
+    assert got.text == TEXT
+    assert got.ending == Finish("stop", 11, 9, 4)
+    assert got.delivered.token_count == 9
+    assert mock.requests == [
+        {
+            "model": "upstream-model",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 20,
+            "temperature": 0.0,
+            "top_p": 0.5,
+            "seed": 3,
+            "stop": ["END"],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ]
+    assert mock.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+async def test_a_caller_that_takes_the_answer_whole_gets_it_unstreamed(tmp_path):
+    """Nothing is gained by events that nobody sees."""
+    async with mock_provider() as mock, client_of(mock, tmp_path) as client:
+        got = await ask(client, call=replace(CALL, streamed=False))
+    assert got.text == TEXT
+    assert got.ending == Finish("stop", 11, 9, 4)
+    assert "stream" not in mock.requests[0]
+
+
+async def test_chunks_of_one_read_become_one_piece(tmp_path):
+    """What comes together goes on together: a chunk costs no message of its own."""
+    async with mock_provider() as mock, client_of(mock, tmp_path) as client:
+        assert (await ask(client)).pieces <= 2
+
+
+async def test_without_usage_chunks_are_counted(tmp_path):
+    """A provider that tells no tokens is billed by what it sent, and counted in a metric."""
+    counter = metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels("127.0.0.1")
+    before = counter._value.get()
+    async with mock_provider() as mock, client_of(mock, tmp_path) as client:
+        mock.usage = None
+        got = await ask(client)
+    assert got.ending == Finish("stop", 0, len(WORDS), 0)
+    assert counter._value.get() == before + 1
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "500",
+        "cut_first",
+        "garbage",
+        "not_http",
+        "error_event",
+        "page",
+        "stall_first",
+        "stall_mute",
+        "429",
+        "401",
+        "404",
+        "redirect",
+    ],
+)
+async def test_a_failure_before_the_first_token_leaves_the_answer_to_others(mode, tmp_path):
+    """Whatever goes wrong there: another backend may answer, nothing was delivered."""
+    async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
+        got = Got()
+        with pytest.raises(BackendFailedError) as caught:
+            await ask(client, got=got)
+    assert caught.value.resumable
+    assert got.text == ""
+    assert KEY not in f"{caught.value} {caught.value.client_error}"
+
+
+@pytest.mark.parametrize("mode", ["cut_mid", "stall_mid", "short"])
+async def test_a_failure_in_mid_stream_ends_the_answer(mode, tmp_path):
+    """Without token ids nobody can go on exactly: the caller hears what happened."""
+    async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
+        got = Got()
+        with pytest.raises(BackendFailedError) as caught:
+            await ask(client, got=got)
+    assert not caught.value.resumable
+    assert isinstance(told(caught.value, "BACKEND_FAILED"), Unavailable)
+    assert got.text == "".join(WORDS[:2])
+    assert got.delivered.token_count == 2
+
+
+async def test_a_provider_that_nobody_runs_is_a_failed_backend(tmp_path):
+    """A refused connection."""
+    client = Provider(
+        "http://127.0.0.1:9/v1",
+        api_key_name="",
+        keys=ApiKeys(tmp_path, clock=SystemClock()),
+        stall=STALL,
+        clock=SystemClock(),
+    )
+    with pytest.raises(BackendFailedError, match=r"127\.0\.0\.1"):
+        await ask(client)
+    await client.close()
+
+
+async def test_a_server_error_may_be_tried_again_a_few_times(tmp_path):
+    """And is told as unavailable when that did not help."""
+    async with mock_provider("500") as mock, client_of(mock, tmp_path) as client:
+        with pytest.raises(BackendFailedError) as caught:
+            await ask(client)
+    assert caught.value.attempts == MAX_ATTEMPTS
+    assert isinstance(told(caught.value, "BACKEND_FAILED"), Unavailable)
+
+
+async def test_a_rate_limit_tells_when_to_come_back(tmp_path):
+    """The time is kept for the breaker and told to the caller."""
+    async with mock_provider("429") as mock, client_of(mock, tmp_path) as client:
+        mock.retry_after = "7"
+        with pytest.raises(BackendFailedError) as caught:
+            await ask(client)
+    assert caught.value.retry_after_seconds == 7
+    assert isinstance(told(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
+    assert caught.value.client_error.retry_after_seconds == 7
+
+
+def test_every_form_of_retry_after_is_read():
+    """Seconds, milliseconds, a date; anything else is none."""
+    clock = SystemClock()
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert retry_after_seconds({"retry-after": "1.5"}, clock) == 1.5
+    assert retry_after_seconds({"retry-after-ms": "250"}, clock) == 0.25
+    assert 25 < retry_after_seconds({"retry-after": date}, clock) <= 30
+    for value in ("soon", "", "-3", "Thu, 01 Jan 1970 00:00:00 GMT", "1e999x"):
+        assert retry_after_seconds({"retry-after": value}, clock) == 0
+    assert retry_after_seconds({}, clock) == 0
+
+
+@pytest.mark.parametrize("mode", ["401", "404", "redirect"])
+async def test_what_operators_must_mend_is_told_as_such(mode, tmp_path):
+    """A wrong key, an unknown model, a moved address: no retry helps, no caller can."""
+    async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
+        with pytest.raises(BackendFailedError) as caught:
+            await ask(client)
+    assert caught.value.attempts == 1
+    assert isinstance(told(caught.value, "BACKEND_MISCONFIGURED"), FailedPrecondition)
+    assert len(mock.requests) == 1  # a redirect would have taken the key elsewhere
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason", "text"),
+    [
+        ("400", "INVALID_FIELD", "the roles must alternate"),
+        ("too_long", "PROMPT_TOO_LONG", "too many tokens"),
+    ],
+)
+async def test_what_the_caller_must_mend_is_told_in_the_providers_words(
+    mode, reason, text, tmp_path
+):
+    """It is no failure of the backend, and no other one is asked."""
+    async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
+        with pytest.raises(InvalidArgument) as caught:
+            await ask(client)
+    assert caught.value.reason == reason
+    assert caught.value.field_violations == (("messages", text),)
+
+
+@pytest.mark.parametrize("mode", ["429_long", "429_cut"])
+async def test_a_refusal_is_understood_whatever_its_body(mode, tmp_path):
+    """The status says what it is; the body may be a page without end, or missing."""
+    async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
+        mock.retry_after = "7"
+        with pytest.raises(BackendFailedError) as caught:
+            await ask(client)
+    assert caught.value.retry_after_seconds == 7
+    assert isinstance(told(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
+
+
+async def test_the_key_is_not_told_even_by_a_provider_that_quotes_it(tmp_path, capfd):
+    """Neither in the error nor in the log."""
+    async with mock_provider("quoting") as mock, client_of(mock, tmp_path) as client:
+        with pytest.raises(InvalidArgument) as caught:
+            await ask(client)
+    assert caught.value.message == "you sent Bearer [API key]"
+    told = capfd.readouterr()
+    assert KEY not in told.out + told.err
+
+
+async def test_connections_are_kept_for_the_next_request(tmp_path):
+    """One after the other needs one connection; at once, one each, and these are kept too."""
+    async with mock_provider() as mock, client_of(mock, tmp_path) as client:
+        for _ in range(10):
+            await ask(client)
+        assert len(set(mock.peers)) == 1
+        for _ in range(3):
+            mock.peers.clear()
+            await asyncio.gather(*(ask(client) for _ in range(8)))
+            assert len(set(mock.peers)) == 8
+        mock.mode = "slow"
+        await asyncio.gather(*(ask(client) for _ in range(8)))
+        mock.mode = "400"
+        with pytest.raises(InvalidArgument):
+            await ask(client)
+        mock.mode, before = "ok", set(mock.peers)
+        await ask(client)
+        assert mock.peers[-1] in before
+
+
+async def test_a_response_that_does_not_end_holds_nobody_up(tmp_path, monkeypatch):
+    """The answer is complete with its last event; the connection is closed a little later."""
+    monkeypatch.setattr(provider_module, "LINGER_SECONDS", 0.1)
+    async with mock_provider("endless") as mock, client_of(mock, tmp_path) as client:
+        async with asyncio.timeout(0.25):  # before any deadline for tokens
+            assert (await ask(client)).text == TEXT
+        assert not mock.left.is_set()
+        await asyncio.wait_for(mock.left.wait(), 2)
+
+
+async def test_a_cancelled_request_closes_its_connection(tmp_path):
+    """The provider sees it within 100 ms and stops."""
+    async with mock_provider("stall_mid") as mock, client_of(mock, tmp_path) as client:
+        task = asyncio.create_task(ask(client))
+        await mock.asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(mock.left.wait(), 0.1)
+
+
+async def test_a_slow_reader_is_not_taken_for_a_stall(tmp_path, monkeypatch):
+    """While the reader is behind, no token is asked for, so none can be late."""
+    monkeypatch.setattr("services.inference.generation.relay.MAX_WAITING_CHUNKS", 1)
+    async with mock_provider("slow") as mock, client_of(mock, tmp_path) as client:
+        relay, delivered = Relay(), Delivered()
+        running = asyncio.create_task(
+            client.generate("m", CALL, max_tokens=9, delivered=delivered, relay=relay)
+        )
+        await asyncio.sleep(2.5 * STALL.between_tokens_seconds)
+        assert not running.done()
+        running.add_done_callback(lambda _: relay.close())
+        text = ""
+        while (piece := await relay.take()) is not None:
+            text += piece.text
+        assert (await running).finish_reason == "stop"
+        assert text == TEXT
+
+
+async def test_an_answer_that_broke_off_is_not_continued_by_guessing(tmp_path):
+    """Where the reader's tokens end cannot be told from chunks; the provider is not asked."""
+    async with mock_provider() as mock, client_of(mock, tmp_path) as client:
+        with pytest.raises(InvalidArgument, match="resume_from"):
+            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=2)))
+    assert not mock.requests
+
+
+async def test_more_requests_than_the_limit_are_refused(tmp_path, monkeypatch):
+    """Connections are bounded; what does not fit is told at once."""
+    monkeypatch.setattr(provider_module, "MAX_CONNECTIONS", 2)
+    async with mock_provider("slow") as mock, client_of(mock, tmp_path) as client:
+        results = await asyncio.gather(*(ask(client) for _ in range(4)), return_exceptions=True)
+    refused = [one for one in results if isinstance(one, HeadraceError)]
+    assert [one.reason for one in refused] == ["QUEUE_FULL"] * 2
+    assert len(mock.requests) == 2 < MAX_CONNECTIONS

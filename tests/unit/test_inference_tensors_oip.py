@@ -1,0 +1,420 @@
+"""The Open Inference Protocol over several backends, which are real gRPC servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from headrace.common.v1.model_pb2 import (
+    BACKEND_KIND_OPENAI,
+    MODEL_KIND_CHAT,
+    MODEL_KIND_EMBEDDING,
+    Backend,
+    ModelSchema,
+)
+from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from tritonclient.grpc import service_pb2
+
+from libs.clock import SystemClock
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, NotFound, Unavailable
+from libs.routes import RouteTable
+from libs.rpc.identity import Identity
+from libs.telemetry.hashing import InputHasher
+from services.inference.accounting import Recorder
+from services.inference.admission import Admission
+from services.inference.backends.openai_http.api_keys import ApiKeys
+from services.inference.backends.pool import Backends
+from services.inference.backends.stall import StallLimits
+from services.inference.backends.triton.client import SERVICE
+from services.inference.tensors.oip import Caller, OpenInference
+
+CALLER = Caller(Identity("acme", "ann"), None)
+STALL = StallLimits(first_token_seconds=0.5, between_tokens_seconds=0.5)
+BACKEND_MODEL = "m-1.0.0-abc"
+FINAL = {"finish_reason": "stop", "prompt_tokens": 9, "completion_tokens": 3, "cached_tokens": 2}
+UUID = "0190b5a4-7c3e-7000-8000-0123456789ab"
+
+
+@dataclass
+class TensorServer:
+    """Answers as a Triton, or fails as a test sets it up.
+
+    Attributes:
+        fails: the status and text of every unary call, or None.
+        error_message: what a stream sends instead of an answer.
+        dies_after: it aborts a stream after so many messages.
+        final: what a stream ends with; empty: it ends without that.
+        stalls: whether it is silent: unary calls at once, streams before their end.
+        timeouts: of the calls so far, in seconds; None: the call has none.
+        left: set when a client cancels its call.
+    """
+
+    fails: tuple[grpc.StatusCode, str] | None = None
+    error_message: str = ""
+    dies_after: int | None = None
+    final: dict[str, Any] = field(default_factory=lambda: dict(FINAL))
+    stalls: bool = False
+    address: str = ""
+    requests: list[Any] = field(default_factory=list)
+    timeouts: list[float | None] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def infer(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        self.timeouts.append(context.time_remaining())
+        if self.fails:
+            await context.abort(*self.fails)
+        if self.stalls:
+            await asyncio.sleep(3600)
+        return _answer(request, embedding=bytes(8), token_count=struct.pack("<2i", 3, 4))
+
+    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        try:
+            async for request in requests:
+                self.requests.append(request)
+                self.timeouts.append(context.time_remaining())
+                if self.error_message:
+                    yield service_pb2.ModelStreamInferResponse(error_message=self.error_message)
+                    continue
+                for count in range(3):
+                    if count == self.dies_after:
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
+                    yield _streamed(request, ids=[count], final={})
+                if self.stalls:
+                    await asyncio.sleep(3600)
+                if self.final:
+                    yield _streamed(request, ids=[], final=self.final)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+
+
+@dataclass
+class Bills:
+    """Records usage in memory.
+
+    Attributes:
+        is_down: whether recording fails.
+    """
+
+    is_down: bool = False
+    recorded: list[dict[str, Any]] = field(default_factory=list)
+
+    async def record(self, **event: Any) -> int:
+        if self.is_down:
+            raise Unavailable("the bus is down", reason="DEPENDENCY_UNAVAILABLE")
+        self.recorded.append(event)
+        return 1
+
+    async def drain(self) -> None:
+        """Nothing is pending."""
+
+
+@dataclass
+class Mesh:
+    service: OpenInference
+    bills: Bills
+    recorder: Recorder
+    caller: Caller = CALLER
+
+    async def stream(self, request: Any) -> list[Any]:
+        """Returns the messages that answer one request."""
+        answers: list[Any] = []
+
+        async def deliver(message: bytes) -> None:
+            answers.append(service_pb2.ModelStreamInferResponse.FromString(message))
+
+        await self.service.stream(request.SerializeToString(), self.caller, deliver)
+        return answers
+
+    async def infer(self, request: Any) -> Any:
+        answer = await self.service.infer(request.SerializeToString(), self.caller)
+        return service_pb2.ModelInferResponse.FromString(answer)
+
+
+@asynccontextmanager
+async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            await stack.enter_async_context(_serving(server))
+        clock, bills = SystemClock(), Bills()
+        backends = Backends(clock=clock, keys=ApiKeys(tmp_path, clock=clock), stall=STALL)
+        stack.push_async_callback(backends.close)
+        usage: Any = bills
+        recorder = Recorder(usage=usage, hasher=InputHasher(bytes(32)), clock=clock)
+        routes = _routes(*servers)
+        service = OpenInference(
+            routes=lambda: routes,
+            backends=backends,
+            recorder=recorder,
+            admission=Admission(clock),
+            clock=clock,
+        )
+        yield Mesh(service, bills, recorder)
+
+
+def request(model: str, **fields: Any) -> Any:
+    return service_pb2.ModelInferRequest(
+        model_name=model, raw_input_contents=[b"\x00\xff"], **{"id": "mine", **fields}
+    )
+
+
+async def test_the_client_sees_public_names_and_the_backend_its_own(tmp_path):
+    """Name and version are translated on both ways; the tensors are the same bytes."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        answer = await mesh.infer(request("embedder", model_version="1.0.0", id=UUID))
+    (received,) = server.requests
+    assert (received.model_name, received.model_version) == (BACKEND_MODEL, "")
+    assert list(received.raw_input_contents) == [b"\x00\xff"]
+    assert (answer.model_name, answer.model_version, answer.id) == ("embedder", "1.0.0", UUID)
+    (bill,) = mesh.bills.recorded
+    assert (bill["request_id"], bill["operation"], bill["model"]) == (UUID, "infer", "embedder")
+    assert bill["usage"].prompt_tokens == 7
+
+
+async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):
+    """The outputs that report them are added if others are named."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        await mesh.infer(request("embedder", outputs=[{"name": "embedding"}]))
+    assert [output.name for output in server.requests[0].outputs] == ["embedding", "token_count"]
+    altered = {"name": "token_count", "parameters": {"classification": {"int64_param": 1}}}
+    with pytest.raises(InvalidArgument, match="token_count"):
+        await mesh.infer(request("embedder", outputs=[altered]))
+
+
+async def test_another_backend_answers_if_one_failed(tmp_path):
+    """Nothing was delivered, so the client sees no failure."""
+    bad = TensorServer(fails=(grpc.StatusCode.UNAVAILABLE, "killed"), dies_after=0)
+    good = TensorServer()
+    async with mesh_of(bad, good, tmp_path=tmp_path) as mesh:
+        await mesh.infer(request("embedder"))
+        await mesh.stream(request("chatter"))
+    assert len(bad.requests) >= 1
+    assert len(good.requests) == 2
+    assert [bill["usage"].prompt_tokens for bill in mesh.bills.recorded] == [7, 9]
+
+
+async def test_a_wrong_request_is_tried_once_and_opens_no_breaker(tmp_path):
+    """The text is Triton's, with the public name; text of the request itself has no effect."""
+    text = f"[request id: mine] unexpected inference input 'Server is ' for model '{BACKEND_MODEL}'"
+    server = TensorServer(fails=(grpc.StatusCode.INVALID_ARGUMENT, text), error_message=text)
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        for _ in range(12):
+            with pytest.raises(InvalidArgument, match=r"for model 'embedder'$"):
+                await mesh.infer(request("embedder"))
+            with pytest.raises(InvalidArgument, match="unexpected inference input"):
+                await mesh.stream(request("chatter"))
+        await mesh.recorder.drain()
+    assert len(server.requests) == 24
+    assert mesh.bills.recorded == []
+
+
+@pytest.mark.parametrize("how", [{"dies_after": 2}, {"final": {}}, {"stalls": True}])
+async def test_an_interrupted_stream_is_an_error_and_its_tokens_are_billed(how, tmp_path):
+    """No other backend starts again: what was delivered cannot be taken back."""
+    bad, other = TensorServer(**how), TensorServer(**how)
+    async with mesh_of(bad, other, tmp_path=tmp_path) as mesh:
+        with pytest.raises(Unavailable) as caught:
+            await mesh.stream(request("chatter"))
+        await mesh.recorder.drain()
+    assert caught.value.reason == "BACKEND_FAILED"
+    assert len(bad.requests) + len(other.requests) == 1
+    (bill,) = mesh.bills.recorded
+    assert bill["usage"].completion_tokens == how.get("dies_after", 3)
+
+
+async def test_the_last_message_waits_until_the_usage_is_recorded(tmp_path):
+    """If that fails the caller gets an error in its place, and nothing is billed twice."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        mesh.bills.is_down = True
+        answers: list[bytes] = []
+
+        async def deliver(message: bytes) -> None:
+            answers.append(message)
+
+        with pytest.raises(Unavailable, match="bus"):
+            await mesh.service.stream(request("chatter").SerializeToString(), CALLER, deliver)
+        await mesh.recorder.drain()
+    assert len(answers) == 3
+    assert mesh.bills.recorded == []
+
+
+async def test_a_cancelled_call_stops_the_backend(tmp_path):
+    """What was generated before is billed."""
+    server = TensorServer(stalls=True)
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        received, all_received = 0, asyncio.Event()
+
+        async def deliver(_message: bytes) -> None:
+            nonlocal received
+            received += 1
+            if received == 3:
+                all_received.set()
+
+        message = request("chatter").SerializeToString()
+        reading = asyncio.create_task(mesh.service.stream(message, CALLER, deliver))
+        await all_received.wait()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        async with asyncio.timeout(1):
+            await server.left.wait()
+        await mesh.recorder.drain()
+    assert [bill["usage"].completion_tokens for bill in mesh.bills.recorded] == [3]
+
+
+async def test_fields_that_a_model_adds_to_its_end_are_skipped(tmp_path):
+    """A newer model still answers, and is billed."""
+    server = TensorServer(final={**FINAL, "draft_tokens": 7, "timings": {"ms": 1.5}})
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        answers = await mesh.stream(request("chatter"))
+    assert len(answers) == 4
+    assert [bill["usage"].prompt_tokens for bill in mesh.bills.recorded] == [9]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"finish_reason": None},
+        {"prompt_tokens": "9"},
+        {"cached_tokens": -1},
+        {"prompt_tokens": 2**31},
+    ],
+)
+async def test_a_malformed_end_is_the_backends_fault(wrong, tmp_path):
+    """Neither the caller's, nor an error of this service."""
+    server = TensorServer(final=FINAL | wrong)
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        with pytest.raises(Unavailable) as caught:
+            await mesh.stream(request("chatter"))
+        await mesh.recorder.drain()
+    assert caught.value.reason == "BACKEND_FAILED"
+    assert [bill["usage"].completion_tokens for bill in mesh.bills.recorded] == [3]
+
+
+async def test_the_callers_deadline_is_passed_on_and_charged_to_no_backend(tmp_path):
+    """Shorter than any stall: the caller learns what it waited for, the breaker stays closed."""
+    server = TensorServer(stalls=True)
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        for _ in range(6):  # enough failures would open the breaker
+            now = SystemClock().monotonic_seconds()
+            mesh.caller = Caller(CALLER.identity, now + 0.2)
+            with pytest.raises(DeadlineExceeded) as caught:
+                await mesh.infer(request("embedder"))
+            assert caught.value.metadata == {"waiting_for": "backend"}
+            mesh.caller = Caller(CALLER.identity, now + 0.4)
+            with pytest.raises(DeadlineExceeded) as caught:
+                await mesh.stream(request("chatter"))
+            assert caught.value.metadata == {"waiting_for": "backend"}
+        server.stalls, mesh.caller = False, CALLER
+        await mesh.infer(request("embedder"))
+        await mesh.stream(request("chatter"))
+        await mesh.recorder.drain()
+    assert all(timeout is not None and timeout < 0.4 for timeout in server.timeouts[:12])
+    assert server.timeouts[-1] is None
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "kind", "reason"),
+    [
+        ("nobody", "", NotFound, "MODEL_NOT_FOUND"),
+        ("embedder", "1", NotFound, "MODEL_NOT_FOUND"),
+        ("chatter", "", InvalidArgument, "MODEL_KIND_MISMATCH"),
+        ("provided", "", InvalidArgument, "MODEL_KIND_MISMATCH"),
+    ],
+)
+async def test_models_that_cannot_be_served_are_refused_with_a_reason(
+    model: str, version: str, kind: type[HeadraceError], reason: str, tmp_path
+):
+    """Before any backend is called."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        with pytest.raises(kind) as caught:
+            await mesh.infer(request(model, model_version=version))
+    assert caught.value.reason == reason
+    assert server.requests == []
+
+
+@asynccontextmanager
+async def _serving(triton: TensorServer) -> AsyncIterator[None]:
+    server = grpc.aio.server()
+    request_type = service_pb2.ModelInferRequest
+    handlers: dict[str, Any] = {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(
+            triton.infer,
+            request_deserializer=request_type.FromString,
+            response_serializer=service_pb2.ModelInferResponse.SerializeToString,
+        ),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
+            triton.stream,
+            request_deserializer=request_type.FromString,
+            response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    triton.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
+def _routes(*servers: TensorServer) -> RouteTable:
+    backends = [
+        Backend(id=f"b{index}", address=server.address, backend_model=BACKEND_MODEL)
+        for index, server in enumerate(servers)
+    ]
+    provider = Backend(id="p", address="http://127.0.0.1:9", kind=BACKEND_KIND_OPENAI)
+    models = {
+        "embedder": (MODEL_KIND_EMBEDDING, backends),
+        "chatter": (MODEL_KIND_CHAT, backends),
+        "provided": (MODEL_KIND_EMBEDDING, [provider]),
+    }
+    return RouteTable(
+        revision=1,
+        routes=[
+            ModelRoute(
+                model=model,
+                targets=[
+                    RouteTarget(
+                        deployment=f"deployments/{model}",
+                        model_version=f"models/{model}/versions/1.0.0",
+                        schema=ModelSchema(kind=kind),
+                        backends=served,
+                    )
+                ],
+            )
+            for model, (kind, served) in models.items()
+        ],
+    )
+
+
+def _answer(request: Any, **outputs: bytes) -> Any:
+    return service_pb2.ModelInferResponse(
+        model_name=request.model_name,
+        model_version="1",
+        id=request.id,
+        outputs=[service_pb2.ModelInferResponse.InferOutputTensor(name=name) for name in outputs],
+        raw_output_contents=list(outputs.values()),
+    )
+
+
+def _streamed(request: Any, *, ids: list[int], final: dict[str, Any]) -> Any:
+    ending = json.dumps(final).encode() if final else b""
+    answer = _answer(
+        request,
+        text=struct.pack("<I", 0),
+        token_ids=struct.pack(f"<{len(ids)}i", *ids),
+        final=struct.pack("<I", len(ending)) + ending,
+    )
+    return service_pb2.ModelStreamInferResponse(infer_response=answer)
