@@ -23,7 +23,7 @@ from libs.telemetry.metrics import serve_metrics
 from libs.telemetry.tracing import setup_tracing
 
 if TYPE_CHECKING:  # most processes have no HTTP, and do without what it takes
-    from libs.http1.server import HttpServer
+    from libs.http1 import HttpServer
 
 _TASKS = Gauge("headrace_process_tasks", "Tasks of asyncio that are not done.")
 

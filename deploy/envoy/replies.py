@@ -25,7 +25,7 @@ from libs.errors import (
     Unavailable,
     Unimplemented,
 )
-from libs.rpc.call_observer import MAX_REQUEST_BYTES
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.rpc.status import DETAILS_KEY, to_status
 
 MAX_JSON_BODY_BYTES = MAX_REQUEST_BYTES

@@ -1,73 +1,120 @@
-"""What happens around a call on the server's side, whatever carries it."""
+"""What is recorded when a call ends, whatever carried it: metrics, span attributes, a log line."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+import grpc
 import structlog
+from opentelemetry import trace
+from typing_extensions import override
 
-from libs.clock import Clock
-from libs.errors import DeadlineExceeded, InvalidArgument
-from libs.telemetry import rpc_metrics
+from libs.rpc.http_dialect import HTTP_STATUSES
+from libs.telemetry import http_metrics, rpc_metrics
 
 _log = structlog.get_logger()
 
-# The callee keeps this much of the deadline back, so that it can still say what timed out.
-DEADLINE_MARGIN_SECONDS = 0.020
-# What a request may have. gRPC itself lets more pass, so that we can answer with `ErrorInfo`.
-MAX_REQUEST_BYTES = 4 * 1024 * 1024
-
-T = TypeVar("T")
+# As OpenTelemetry's semantic conventions define it for servers.
+_SERVER_FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"})
 
 
-class CallObserver:
-    """One call, from its begin to its end, for metrics and log."""
+class CallObserver(ABC):
+    """Records the calls of one method or route; there is one for all calls of it.
 
-    def __init__(self, method: str, clock: Clock) -> None:
-        """Counts a call of `/package.Service/Method` that begins."""
+    Attributes:
+        span_name: of the server span; empty: calls have no span.
+    """
+
+    span_name: str
+
+    @abstractmethod
+    def started(self) -> None:
+        """Counts a call that starts."""
+
+    @abstractmethod
+    def measure(self, code: str, seconds: float) -> None:
+        """Updates the metrics of calls that ended."""
+
+    @abstractmethod
+    def log(self, code: str, seconds: float) -> None:
+        """Writes the log line of a call that ended."""
+
+    @abstractmethod
+    def attributes(self, code: str) -> Mapping[str, str | int]:
+        """Returns the span's attributes."""
+
+    def ended(self, code: str, seconds: float) -> None:
+        """Records the end of a call, with its status code's name, such as `OK`."""
+        self.measure(code, seconds)
+        span = trace.get_current_span()
+        if span.is_recording() and self.span_name:
+            span.set_attributes(self.attributes(code))
+            if code in _SERVER_FAULTS:
+                span.set_status(trace.StatusCode.ERROR)
+        self.log(code, seconds)
+
+
+class GrpcObserver(CallObserver):
+    """Records calls of a gRPC method."""
+
+    def __init__(self, method: str, *, traced: bool = True) -> None:
+        """Creates the observer of `/package.Service/Method`."""
+        self.span_name = method.removeprefix("/") if traced else ""
         self._method = method
-        self._clock = clock
-        self._started_seconds = clock.monotonic_seconds()
-        rpc_metrics.started(method)
 
-    def end(self, status: str) -> None:
-        """Records the end, with its status code's name, such as `OK`."""
-        seconds = self._clock.monotonic_seconds() - self._started_seconds
-        rpc_metrics.handled(self._method, status, seconds)
-        # What went well is in the metrics, the edge's access log and the servicer's own line.
-        log = _log.debug if status == "OK" else _log.info
-        log("rpc", method=self._method, status=status, duration_seconds=round(seconds, 6))
+    @override
+    def started(self) -> None:
+        rpc_metrics.started(self._method)
 
+    @override
+    def measure(self, code: str, seconds: float) -> None:
+        rpc_metrics.handled(self._method, code, seconds)
 
-async def within_deadline(work: Awaitable[T], remaining_seconds: float | None) -> T:
-    """Returns what the work does, if it is done in time; None: it may take its time.
+    @override
+    def log(self, code: str, seconds: float) -> None:
+        # Successful calls are in the metrics, the edge's access log and the servicer's own line.
+        log = _log.debug if code == "OK" else _log.info
+        log("rpc", method=self._method, status=code, duration_seconds=round(seconds, 6))
 
-    Raises:
-        DeadlineExceeded: it is not.
-    """
-    if remaining_seconds is None:
-        return await work
-    limit = asyncio.timeout(max(0.0, remaining_seconds - DEADLINE_MARGIN_SECONDS))
-    try:
-        async with limit:
-            return await work
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded(
-            "the deadline passed before the work was done", reason="DEADLINE_EXCEEDED"
-        ) from error
+    @override
+    def attributes(self, code: str) -> Mapping[str, str | int]:
+        service, _, method = self._method.removeprefix("/").rpartition("/")
+        return {
+            "rpc.system": "grpc",
+            "rpc.service": service,
+            "rpc.method": method,
+            "rpc.grpc.status_code": grpc.StatusCode[code].value[0],
+        }
 
 
-def check_size(request: object) -> None:
-    """Returns if a message is one that a caller may send.
+class HttpObserver(CallObserver):
+    """Records requests to an HTTP route."""
 
-    Raises:
-        InvalidArgument: it is too large.
-    """
-    size = getattr(request, "ByteSize", None)
-    if size is not None and size() > MAX_REQUEST_BYTES:
-        text = f"the message has {size()} bytes, more than {MAX_REQUEST_BYTES}"
-        raise InvalidArgument.too_large("", text, limit_bytes=MAX_REQUEST_BYTES)
+    def __init__(self, method: str, route: str) -> None:
+        """Creates the observer of a route such as `GET /v1/models/{model}`."""
+        self.span_name = f"{method} {route}"
+        self._method = method
+        self._route = route
+
+    @override
+    def started(self) -> None:
+        pass  # the semantic conventions count requests when they end
+
+    @override
+    def measure(self, code: str, seconds: float) -> None:
+        http_metrics.handled(self._route, HTTP_STATUSES[code], seconds)
+
+    @override
+    def log(self, code: str, seconds: float) -> None:
+        if code != "OK":
+            status = HTTP_STATUSES[code]
+            _log.info("http", path=self._route, status=status, duration_seconds=round(seconds, 6))
+
+    @override
+    def attributes(self, code: str) -> Mapping[str, str | int]:
+        return {
+            "http.request.method": self._method,
+            "http.route": self._route,
+            "http.response.status_code": HTTP_STATUSES[code],
+        }

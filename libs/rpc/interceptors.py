@@ -1,36 +1,22 @@
-"""What happens around every RPC on the server's side.
-
-`TracedCalls` makes the span; inside it `HandledCalls` keeps the deadline, counts, logs and
-turns whatever is raised into a status with `ErrorInfo`. Servicers only raise.
-"""
+"""The interceptor of `grpc.aio` servers: RPCs run through `serve_call`; servicers only raise."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from opentelemetry import trace
-from opentelemetry.context import attach, detach
-from opentelemetry.instrumentation.grpc._aio_server import (
-    OpenTelemetryAioServerInterceptor,
-    _OpenTelemetryAioServicerContext,
-)
 from typing_extensions import override
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, Unimplemented
-from libs.rpc.call_observer import (
-    DEADLINE_MARGIN_SECONDS,
-    CallObserver,
-    check_size,
-    within_deadline,
-)
-from libs.rpc.status import DETAILS_KEY, as_headrace_error, grpc_code, to_status
-from libs.telemetry.tracing import unsampled_context
+from libs.rpc.call_observer import GrpcObserver
+from libs.rpc.deadlines import DEADLINE_MARGIN_SECONDS, Deadline, Deadlines
+from libs.rpc.served_call import check_size, serve_call
+from libs.rpc.status import DETAILS_KEY, grpc_code, to_status
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behavior = Callable[[Any, Any], Any]
@@ -41,59 +27,20 @@ READ_OUT_BYTES = 16 * 1024 * 1024
 ABORT_SECONDS = 5.0
 
 _PLUMBING = ("/grpc.health.", "/grpc.reflection.")
+_TRACE_KEYS = frozenset({"traceparent", "tracestate"})
 
 
-def _is_traced(details: grpc.HandlerCallDetails) -> bool:
-    return not details.method.startswith(_PLUMBING) and "/Watch" not in details.method
+def _is_traced(method: str) -> bool:
+    """Returns whether calls have a span: watches do not, since they last for days."""
+    return "/Watch" not in method
 
 
-class TracedCalls(OpenTelemetryAioServerInterceptor):
-    """Makes a server span of each call but health, reflection and `Watch…`, which last for days.
-
-    Differs from the stock interceptor in one thing: it awaits a streaming handler instead of
-    passing each message through a generator of its own, because tokens come this way.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(  # type: ignore[no-untyped-call]  # ships no types
-            trace.get_tracer("headrace.rpc"),
-            filter_=_is_traced,
-        )
-
-    @override
-    def _intercept_aio_server_stream(self, behavior: Behavior, details: Any) -> Behavior:
-        async def stream(request: Any, context: Any) -> None:
-            unsampled = unsampled_context(_traceparent(context))
-            if unsampled is not None:
-                token = attach(unsampled)
-                try:
-                    await behavior(request, context)
-                finally:
-                    detach(token)
-                return
-            with (
-                self._set_remote_context(context),
-                self._start_span(  # type: ignore[no-untyped-call]  # ships no types
-                    details, context, set_status_on_exception=False
-                ) as span,
-            ):
-                await behavior(request, _OpenTelemetryAioServicerContext(context, span))
-
-        return stream
-
-
-def _traceparent(context: Any) -> str | None:
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent":
-            return str(value)
-    return None
-
-
-class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
-    """Deadline, metrics and errors of each call, and a log line of what went wrong."""
+class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
+    """Runs each call but health and reflection through `serve_call`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._deadlines = Deadlines()
         self._handlers: dict[str, Handler] = {}
 
     @override
@@ -109,7 +56,7 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             return known
         handler: Handler | None = await continuation(handler_call_details)
         if handler is None:
-            return grpc.stream_stream_rpc_method_handler(self._unknown(method))
+            return grpc.stream_stream_rpc_method_handler(_unknown(method))
         if method.startswith(_PLUMBING):
             return handler
         wrapped = self._handlers[method] = self._wrapped(method, handler)
@@ -125,10 +72,12 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         name, factory = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
         behavior: Behavior = getattr(handler, name)
         if inspect.isasyncgenfunction(behavior):
-            behavior = _written(behavior)
+            behavior = _writing(behavior)
+        observer = GrpcObserver(method, traced=_is_traced(method))
 
         async def call(request: Any, context: Any) -> Any:
-            return await self._call(method, behavior, request, context)
+            carrier = _AioCall(behavior, request, context, self._deadlines)
+            return await serve_call(carrier, observer, self._clock)
 
         return factory(
             call,
@@ -136,33 +85,50 @@ class HandledCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             response_serializer=handler.response_serializer,
         )
 
-    def _unknown(self, method: str) -> Behavior:
-        async def refuse(_request: Any, context: Any) -> None:
-            error = Unimplemented(f"no method {method}", reason="METHOD_NOT_FOUND")
-            await _abort(context, error)
 
-        return refuse
+class _AioCall:
+    """A call that `grpc.aio` carries."""
 
-    async def _call(self, method: str, behavior: Behavior, request: Any, context: Any) -> Any:
-        handling = CallObserver(method, self._clock)
-        status = "OK"
-        try:
-            check_size(request)
-            return await within_deadline(behavior(request, context), context.time_remaining())
-        except asyncio.CancelledError:
-            status = "CANCELLED"
-            raise
-        except grpc.aio.BaseError:  # an abort of the handler's own, or of the stack
-            status = "ABORTED"
-            raise
-        except Exception as raised:  # noqa: BLE001  # the boundary: everything becomes a status
-            error = as_headrace_error(raised)
-            status = error.code
-            if isinstance(request, AsyncIterator):
-                await _read_out(request, context.time_remaining())
-            await _abort(context, error)
-        finally:
-            handling.end(status)
+    __slots__ = ("_behavior", "_context", "_deadlines", "_request")
+
+    def __init__(
+        self, behavior: Behavior, request: Any, context: Any, deadlines: Deadlines
+    ) -> None:
+        self._behavior = behavior
+        self._request = request
+        self._context = context
+        self._deadlines = deadlines
+
+    async def work(self) -> Any:
+        check_size(self._request)
+        return await self._behavior(self._request, self._context)
+
+    def trace_headers(self) -> Mapping[str, str]:
+        metadata = self._context.invocation_metadata() or ()
+        return {key: str(value) for key, value in metadata if key in _TRACE_KEYS}
+
+    def start_deadline(self) -> Deadline | None:
+        seconds = self._context.time_remaining()
+        return None if seconds is None else self._deadlines.after(seconds)
+
+    def end_of(self, raised: Exception) -> str | None:
+        """Returns `ABORTED` if the handler, or gRPC itself, ended the call."""
+        return "ABORTED" if isinstance(raised, grpc.aio.BaseError) else None
+
+    async def fail(self, error: HeadraceError, *, expected: bool) -> NoReturn:  # noqa: ARG002  # a status says it, expected or not
+        if isinstance(self._request, AsyncIterator):
+            await _read_out(self._request, self._context.time_remaining())
+        await _abort(self._context, error)
+
+    async def succeed(self) -> None:
+        """Does nothing: gRPC sends the status."""
+
+
+def _unknown(method: str) -> Behavior:
+    async def refuse(_request: Any, context: Any) -> None:
+        await _abort(context, Unimplemented(f"no method {method}", reason="METHOD_NOT_FOUND"))
+
+    return refuse
 
 
 async def _read_out(requests: AsyncIterator[Any], remaining_seconds: float | None) -> None:
@@ -176,7 +142,7 @@ async def _read_out(requests: AsyncIterator[Any], remaining_seconds: float | Non
                 return
 
     reading = asyncio.ensure_future(read())
-    # Left to end with the RPC: to cancel a read is to cancel the RPC.
+    # Not cancelled, since that would cancel the RPC: it ends with the RPC.
     reading.add_done_callback(lambda done: done.cancelled() or done.exception())
     limit = READ_OUT_SECONDS
     if remaining_seconds is not None:
@@ -187,20 +153,20 @@ async def _read_out(requests: AsyncIterator[Any], remaining_seconds: float | Non
 async def _abort(context: Any, error: HeadraceError) -> NoReturn:
     status = to_status(error)
     details = status.SerializeToString()
-    # Sent at once, but behind what the caller has not read yet: it does not hold us up for ever.
+    # Waits behind what the client has not read yet, but not for ever.
     with suppress(TimeoutError):
         async with asyncio.timeout(ABORT_SECONDS):
             await context.abort(grpc_code(error), status.message, ((DETAILS_KEY, details),))
     raise grpc.aio.AbortError
 
 
-def _written(generator: Callable[[Any, Any], AsyncIterator[Any]]) -> Behavior:
+def _writing(generator: Callable[[Any, Any], AsyncIterator[Any]]) -> Behavior:
     async def write_all(request: Any, context: Any) -> None:
         messages = generator(request, context)
         try:
             async for message in messages:
                 await context.write(message)
         finally:
-            await messages.aclose()  # type: ignore[attr-defined]  # what it holds is freed now
+            await messages.aclose()  # type: ignore[attr-defined]  # frees what it holds at once
 
     return write_all

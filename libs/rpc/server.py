@@ -18,7 +18,7 @@ from headrace.router.v1 import router_pb2
 
 from libs.clock import Clock
 from libs.rpc.channel import MAX_MESSAGE_BYTES
-from libs.rpc.interceptors import HandledCalls, TracedCalls
+from libs.rpc.interceptors import ServedCalls
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -35,7 +35,7 @@ class RpcServer:
     def __init__(self, address: str, *, clock: Clock, reuse_port: bool = False) -> None:
         self.address = address
         self.grpc = grpc.aio.server(
-            interceptors=[TracedCalls(), HandledCalls(clock)],
+            interceptors=[ServedCalls(clock)],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

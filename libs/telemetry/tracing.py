@@ -68,9 +68,12 @@ def unsampled_context(traceparent: str | None) -> Context | None:
 
 
 @contextmanager
-def server_span(tracer: trace.Tracer, name: str, *, traceparent: str | None) -> Iterator[None]:
-    """Goes on with the caller's trace; makes a span of the block, unless nobody keeps the trace."""
-    unsampled = unsampled_context(traceparent)
+def server_span(tracer: trace.Tracer, name: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """Continues the trace in the caller's headers with a span, or without one if it is unsampled.
+
+    An exception that leaves the block changes nothing in the span.
+    """
+    unsampled = unsampled_context(headers.get("traceparent"))
     if unsampled is not None:
         token = attach(unsampled)
         try:
@@ -78,8 +81,13 @@ def server_span(tracer: trace.Tracer, name: str, *, traceparent: str | None) -> 
         finally:
             detach(token)
         return
-    caller = _PROPAGATOR.extract({"traceparent": traceparent or ""})
-    with tracer.start_as_current_span(name, context=caller, kind=trace.SpanKind.SERVER):
+    with tracer.start_as_current_span(
+        name,
+        context=_PROPAGATOR.extract(headers),
+        kind=trace.SpanKind.SERVER,
+        record_exception=False,
+        set_status_on_exception=False,
+    ):
         yield
 
 

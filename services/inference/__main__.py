@@ -13,13 +13,14 @@ from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.clock import Clock
-from libs.http1.server import HttpServer
+from libs.http1 import HttpServer
 from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import Process, process, run
 from libs.routes import RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
+from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
@@ -145,11 +146,15 @@ def _http_server(
         request_type=inference_pb2.GenerateRequest,
         clock=running.clock,
     )
+    api = HttpApi(
+        routes=[HttpRoute("POST", CHAT_COMPLETIONS_PATH, chat_completions_over_http(completions))],
+        grpc_methods=[generate],
+        is_ready=lambda: running.server.ready,
+        clock=running.clock,
+    )
     return HttpServer(
         settings.http_listen_address,
-        handlers={CHAT_COMPLETIONS_PATH: chat_completions_over_http(completions)},
-        methods=[generate],
-        is_ready=lambda: running.server.ready,
+        api,
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
     )

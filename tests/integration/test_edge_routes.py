@@ -90,7 +90,7 @@ def _recording_http(seen: Seen) -> AbstractAsyncContextManager[str]:
     method = GrpcHttp1Handler(
         GENERATE_PATH, answer, request_type=empty_pb2.Empty, clock=SystemClock()
     )
-    return serving_http(methods=[method])
+    return serving_http(grpc_methods=[method])
 
 
 @dataclass

@@ -8,9 +8,9 @@ from contextlib import suppress
 import pytest
 
 from libs.errors import ResourceExhausted
-from libs.http1 import connection as server_connection
-from libs.http1.exchange import Exchange
-from libs.rpc.call_observer import MAX_REQUEST_BYTES
+from libs.http1 import request as http_request
+from libs.rpc.http_call import HttpCall
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 from tests.support.http_bytes import (  # noqa: F401  # fixtures
     CHUNKED,
     POST,
@@ -40,12 +40,12 @@ async def test_requests_that_come_at_once_are_answered_one_after_the_other(servi
     """Each begins when the answer to the one before it has ended, in the order of their coming."""
     running = 0
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         nonlocal running
         running += 1
         await asyncio.sleep(0)
         assert running == 1
-        await exchange.part(exchange.body, content_type=TEXT)
+        await call.send_chunk(call.body, content_type=TEXT)
         await asyncio.sleep(0)
         running -= 1
 
@@ -57,7 +57,7 @@ async def test_requests_that_come_at_once_are_answered_one_after_the_other(servi
 
 async def test_a_caller_is_not_read_further_while_requests_of_it_wait(service, caller):
     """What it sends stays with it."""
-    service.handle = lambda _exchange: asyncio.Event().wait()
+    service.handle = lambda _call: asyncio.Event().wait()
     caller.writer.write(post() + post() + post(_LARGE))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
@@ -90,10 +90,10 @@ async def test_a_request_may_come_in_single_bytes(service, caller):
 )
 async def test_what_others_might_read_otherwise_is_refused(service, caller, request_bytes):
     """And its connection is not used again."""
-    handled: list[Exchange] = []
+    handled: list[HttpCall] = []
 
-    async def handle(exchange: Exchange) -> None:
-        handled.append(exchange)
+    async def handle(call: HttpCall) -> None:
+        handled.append(call)
 
     service.handle = handle
     caller.writer.write(request_bytes)
@@ -105,9 +105,7 @@ async def test_what_others_might_read_otherwise_is_refused(service, caller, requ
 
 async def test_one_header_without_end_is_refused(caller):
     """Before it fills the memory."""
-    caller.writer.write(
-        POST + b"x: " + bytes(8 * server_connection.MAX_HEAD_BYTES).replace(b"\0", b"y")
-    )
+    caller.writer.write(POST + b"x: " + bytes(8 * http_request.MAX_HEAD_BYTES).replace(b"\0", b"y"))
     async with asyncio.timeout(_BRIEF_SECONDS):
         await rest(caller)
 
@@ -115,8 +113,8 @@ async def test_one_header_without_end_is_refused(caller):
 async def test_a_trailer_names_no_caller(service, caller):
     """The edge writes the headers that do, and passes on whatever trailers its clients send."""
 
-    async def handle(exchange: Exchange) -> None:
-        exchange.whole(str(sorted(exchange.identity.scopes)).encode(), content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        call.respond(str(sorted(call.identity.scopes)).encode(), content_type=TEXT)
 
     service.handle = handle
     caller.writer.write(POST + CHUNKED + b"0\r\nx-headrace-scopes: admin\r\n\r\n")
@@ -133,9 +131,9 @@ async def test_an_answer_to_head_has_no_body(caller):
 async def test_an_empty_part_does_not_end_an_answer(service, caller):
     """A handler may have nothing to say."""
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         for data in (b"", b"a", b"", b"b"):
-            await exchange.part(data, content_type=TEXT)
+            await call.send_chunk(data, content_type=TEXT)
 
     service.handle = handle
     caller.writer.write(post())
@@ -154,8 +152,8 @@ async def test_no_caller_is_told_to_go_on_inside_of_an_answer(service, caller):
     """What is written there belongs to the answer."""
     may_end = asyncio.Event()
 
-    async def handle(exchange: Exchange) -> None:
-        await exchange.part(b"a", content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        await call.send_chunk(b"a", content_type=TEXT)
         await may_end.wait()
 
     service.handle = handle
@@ -169,9 +167,9 @@ async def test_no_caller_is_told_to_go_on_inside_of_an_answer(service, caller):
 async def test_a_second_answer_is_not_written(service, caller):
     """It would be taken for the answer to the next request."""
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         for _ in range(2):
-            exchange.whole(b"", content_type=TEXT)
+            call.respond(b"", content_type=TEXT)
 
     service.handle = handle
     caller.writer.write(post(fields=b"connection: close\r\n"))
@@ -180,14 +178,14 @@ async def test_a_second_answer_is_not_written(service, caller):
 
 async def test_what_is_written_after_an_answer_is_nobody_elses(service, caller):
     """By a task, for example, that its handler left behind."""
-    ended: list[Exchange] = []
+    ended: list[HttpCall] = []
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         for other in ended:
             with suppress(RuntimeError):
-                await other.part(b"not yours", content_type=TEXT)
-        await exchange.part(exchange.body, content_type=TEXT)
-        ended.append(exchange)
+                await other.send_chunk(b"not yours", content_type=TEXT)
+        await call.send_chunk(call.body, content_type=TEXT)
+        ended.append(call)
 
     service.handle = handle
     for body in (b"a", b"b"):
@@ -198,26 +196,26 @@ async def test_what_is_written_after_an_answer_is_nobody_elses(service, caller):
 async def test_a_connection_is_used_again_however_its_answers_end(service, caller):
     """The edge keeps it, and makes no new one for each request."""
 
-    async def parts(exchange: Exchange) -> None:
-        await exchange.part(exchange.body, content_type=TEXT)
-        await exchange.part(b"!", content_type=TEXT)
+    async def parts(call: HttpCall) -> None:
+        await call.send_chunk(call.body, content_type=TEXT)
+        await call.send_chunk(b"!", content_type=TEXT)
 
-    async def told(exchange: Exchange) -> None:
-        await exchange.part(b"half", content_type=TEXT)
+    async def told(call: HttpCall) -> None:
+        await call.send_chunk(b"half", content_type=TEXT)
         raise ResourceExhausted("told", reason="QUEUE_FULL")
 
-    async def refused(_exchange: Exchange) -> None:
+    async def refused(_call: HttpCall) -> None:
         raise ResourceExhausted("full", reason="QUEUE_FULL")
 
-    async def crashed(_exchange: Exchange) -> None:
+    async def crashed(_call: HttpCall) -> None:
         raise RuntimeError
 
-    health = b"GET /healthz HTTP/1.1\r\n\r\n"
+    health = b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n"
     too_large = post(bytes(MAX_REQUEST_BYTES + 1))
     for handle, request, status, begin in (
         (echo, post(b"whole"), 200, b"whole"),
         (parts, post(b"parts"), 200, b"parts!"),
-        (told, post(), 200, b"half"),
+        (told, post(), 200, b"half QUEUE_FULL"),
         (refused, post(), 429, b"{"),
         (crashed, post(), 500, b"{"),
         (echo, too_large, 400, b"{"),
@@ -237,8 +235,8 @@ async def test_a_caller_that_wants_the_connection_closed_is_told_that_it_is(
 ):
     """Behind the last byte of the answer."""
 
-    async def parts(exchange: Exchange) -> None:
-        await exchange.part(b"part", content_type=TEXT)
+    async def parts(call: HttpCall) -> None:
+        await call.send_chunk(b"part", content_type=TEXT)
 
     service.handle = parts if in_parts else echo
     caller.writer.write(post(b"part", b"connection: close\r\n"))
@@ -249,7 +247,7 @@ async def test_a_caller_that_wants_the_connection_closed_is_told_that_it_is(
 
 async def test_a_body_that_does_not_end_is_read_to_a_limit_only(caller, monkeypatch):
     """Then its sender is cut off."""
-    monkeypatch.setattr(server_connection, "MAX_REFUSED_BYTES", 2 * MAX_REQUEST_BYTES)
+    monkeypatch.setattr(http_request, "MAX_REFUSED_BYTES", 2 * MAX_REQUEST_BYTES)
     caller.writer.write(POST + CHUNKED)
     for _ in range(3):
         caller.writer.write(b"%x\r\n%b\r\n" % (MAX_REQUEST_BYTES, bytes(MAX_REQUEST_BYTES)))
@@ -259,7 +257,7 @@ async def test_a_body_that_does_not_end_is_read_to_a_limit_only(caller, monkeypa
 async def test_a_request_that_nobody_answers_is_a_failure_of_ours(service, caller):
     """Its caller would wait, and take the next answer for its own."""
 
-    async def forget(_exchange: Exchange) -> None:
+    async def forget(_call: HttpCall) -> None:
         pass
 
     service.handle = forget

@@ -14,8 +14,8 @@ import pytest
 
 from libs.errors import ResourceExhausted
 from libs.http1 import server
-from libs.http1.exchange import Exchange
-from libs.rpc.call_observer import MAX_REQUEST_BYTES
+from libs.rpc.http_call import HttpCall
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 from tests.support.http_bytes import (  # noqa: F401  # fixtures
     POST,
     TEXT,
@@ -53,10 +53,10 @@ async def test_a_caller_that_goes_away_ends_a_handler_that_waits_for_it_to_read(
     """However full the buffers are."""
     paused, ended = asyncio.Event(), asyncio.Event()
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         try:
             asyncio.get_running_loop().call_soon(paused.set)
-            await exchange.part(_LARGE, content_type=TEXT)
+            await call.send_chunk(_LARGE, content_type=TEXT)
             pytest.fail("all of it has left")
         finally:
             ended.set()
@@ -74,8 +74,8 @@ async def test_an_error_that_finds_the_caller_gone_is_no_failure(service, caller
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told))
 
-    async def handle(exchange: Exchange) -> None:
-        exchange.cut()  # or the caller goes in the turn in which the handler fails
+    async def handle(call: HttpCall) -> None:
+        call.abort()  # or the caller goes in the turn in which the handler fails
         raise ResourceExhausted("full", reason="QUEUE_FULL")
 
     service.handle = handle
@@ -90,9 +90,9 @@ async def test_a_connection_that_nobody_uses_is_closed(service, monkeypatch):
     """Also one on which half of a request came, and not one whose answer takes long."""
     may_end = asyncio.Event()
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         await may_end.wait()
-        exchange.whole(b"late", content_type=TEXT)
+        call.respond(b"late", content_type=TEXT)
 
     service.handle = handle
     async with (
@@ -104,9 +104,9 @@ async def test_a_connection_that_nobody_uses_is_closed(service, monkeypatch):
         half.writer.write(post()[:-1])
         busy.writer.write(post())
         await _until(lambda: any(one.task for one in service.connections))
-        monkeypatch.setattr(server, "QUIET_SECONDS", _POLL_SECONDS)
+        monkeypatch.setattr(server, "IDLE_SECONDS", _POLL_SECONDS)
         service.server._sweep.cancel()
-        service.server._close_quiet()
+        service.server._close_idle()
         assert [await rest(one) for one in (idle, half)] == [b"", b""]
         may_end.set()
         assert await answer(busy) == (200, b"late")
@@ -116,11 +116,11 @@ async def test_a_request_that_is_on_its_way_is_not_taken_for_quiet(service, call
     """Though nothing came for long before it."""
     await _until(lambda: bool(service.connections))
     (ours,) = service.connections
-    ours.quiet_since_seconds -= 2 * server.QUIET_SECONDS
+    ours.active_seconds -= 2 * server.IDLE_SECONDS
     caller.writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
     assert await caller.head() == (100, {})
     service.server._sweep.cancel()
-    service.server._close_quiet()
+    service.server._close_idle()
     caller.writer.write(b"abc")
     assert await answer(caller) == (200, b"abc")
 
@@ -128,16 +128,16 @@ async def test_a_request_that_is_on_its_way_is_not_taken_for_quiet(service, call
 async def test_a_caller_that_never_reads_is_not_kept_for_ever(service, caller, monkeypatch):
     """Nor the answer that waits for it."""
 
-    async def handle(exchange: Exchange) -> None:
-        exchange.whole(_LARGE, content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        call.respond(_LARGE, content_type=TEXT)
 
     service.handle = handle
     caller.writer.write(post())
     await caller.head()
     caller.writer.transport.pause_reading()
-    monkeypatch.setattr(server, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 0.05)
     service.server._sweep.cancel()
-    service.server._close_quiet()
+    service.server._close_idle()
     await _until(lambda: not service.connections, _BRIEF_SECONDS)
 
 
@@ -145,8 +145,8 @@ async def test_a_connection_without_a_request_holds_no_body(service, caller):
     """The edge keeps thousands."""
     large = post(bytes(MAX_REQUEST_BYTES))
 
-    async def handle(exchange: Exchange) -> None:
-        exchange.whole(b"", content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        call.respond(b"", content_type=TEXT)
 
     service.handle = handle
     caller.writer.write(post())
@@ -181,10 +181,10 @@ async def test_the_end_closes_what_is_idle_and_tells_what_runs(service, caller):
     """Nobody sends another request on a connection that ends."""
     begun, may_end = asyncio.Event(), asyncio.Event()
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         begun.set()
         await may_end.wait()
-        await exchange.part(b"done", content_type=TEXT)
+        await call.send_chunk(b"done", content_type=TEXT)
 
     service.handle = handle
     async with service.caller() as idle:
@@ -204,7 +204,7 @@ async def test_the_end_does_not_wait_for_a_handler_that_is_stuck(service, caller
     service.server._drain_seconds = 0
     begun, may_end = asyncio.Event(), asyncio.Event()
 
-    async def handle(_exchange: Exchange) -> None:
+    async def handle(_call: HttpCall) -> None:
         begun.set()
         while not may_end.is_set():
             try:
@@ -224,8 +224,8 @@ async def test_an_answer_that_the_end_cancels_does_not_look_whole(service, calle
     """Its reader must know that there was more to come."""
     service.server._drain_seconds = 0
 
-    async def handle(exchange: Exchange) -> None:
-        await exchange.part(b"half", content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        await call.send_chunk(b"half", content_type=TEXT)
         await asyncio.Event().wait()
 
     service.handle = handle
@@ -239,8 +239,8 @@ async def test_an_answer_that_the_end_cancels_does_not_look_whole(service, calle
 async def test_the_end_lets_leave_what_was_answered(service, caller):
     """For as long as it is told to drain."""
 
-    async def handle(exchange: Exchange) -> None:
-        exchange.whole(_LARGE, content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        call.respond(_LARGE, content_type=TEXT)
 
     service.handle = handle
     caller.writer.write(post())

@@ -14,11 +14,11 @@ import pytest_asyncio
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from libs.errors import BY_CODE, DeadlineExceeded, InvalidArgument
-from libs.rpc import call_observer as handling
-from libs.rpc.call_observer import MAX_REQUEST_BYTES
+from libs.rpc import deadlines
 from libs.rpc.framing import framed
 from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.identity import identity_of
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.rpc.status import headrace_errors
 from tests.support import http2_frames as frames
 from tests.support.grpc_over_http import calls_counted
@@ -195,7 +195,7 @@ async def test_the_service_says_that_the_deadline_passed(
 ) -> None:
     """A little before the edge would, and the client."""
     # A margin that a busy machine keeps, too: the order is the promise here, not the 20 ms.
-    monkeypatch.setattr(handling, "DEADLINE_MARGIN_SECONDS", 1.5)
+    monkeypatch.setattr(deadlines, "DEADLINE_MARGIN_SECONDS", 1.5)
 
     async def wait(_request: Any, context: GrpcCall) -> AsyncIterator[Any]:
         await asyncio.Event().wait()

@@ -16,8 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from libs.errors import NotFound, ResourceExhausted
-from libs.http1 import server
-from libs.rpc import grpc_http1
+from libs.rpc import grpc_http1, served_call
 from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.status import to_status
 from tests.support.grpc_over_http import (
@@ -178,7 +177,7 @@ async def test_a_call_is_a_span_in_its_callers_trace(service, caller, monkeypatc
     """With the attributes that spans of gRPC have; what callers do wrong is no failure of ours."""
     provider, spans = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr(server, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(served_call, "_tracer", provider.get_tracer("test"))
     service.handle = failing(error, "a")
     await caller.call(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
     await service.answered.acquire()

@@ -13,10 +13,12 @@ from opentelemetry import trace
 
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
-from libs.http1.exchange import Exchange
-from libs.http1.server import HttpServer
-from libs.rpc.call_observer import MAX_REQUEST_BYTES
+from libs.http1 import HttpServer
+from libs.rpc.http_api import HttpApi, HttpRoute
+from libs.rpc.http_call import HttpCall
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.telemetry.tracing import current_trace_id
+from tests.support.http_bytes import EndingDialect
 
 pytestmark = pytest.mark.integration
 
@@ -33,18 +35,19 @@ class Service:
 
     def __init__(self) -> None:
         self.ready = True
-        self.handle: Callable[[Exchange], Awaitable[None]]
+        self.handle: Callable[[HttpCall], Awaitable[None]]
         self.http: aiohttp.ClientSession
-        self.server = HttpServer(
-            "127.0.0.1:0",
-            handlers={"/path": self._handle},
+        clock = SystemClock()
+        api = HttpApi(
+            routes=[HttpRoute("POST", "/path", self._handle)],
             is_ready=lambda: self.ready,
-            drain_seconds=2.0,
-            clock=SystemClock(),
+            clock=clock,
+            dialect=EndingDialect(),
         )
+        self.server = HttpServer("127.0.0.1:0", api, drain_seconds=2.0, clock=clock)
 
-    async def _handle(self, exchange: Exchange) -> None:
-        await self.handle(exchange)
+    async def _handle(self, call: HttpCall) -> None:
+        await self.handle(call)
 
     async def post(self, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
         data = io.BytesIO(body)
@@ -70,10 +73,10 @@ async def service() -> AsyncIterator[Service]:
 async def test_a_handler_gets_the_body_and_the_caller(service):
     """And answers with one body."""
 
-    async def handle(exchange: Exchange) -> None:
-        caller = exchange.identity
+    async def handle(call: HttpCall) -> None:
+        caller = call.identity
         answer = f"{caller.tenant} {caller.user} {sorted(caller.scopes)}".encode()
-        exchange.whole(exchange.body + answer, content_type=TEXT)
+        call.respond(call.body + answer, content_type=TEXT)
 
     service.handle = handle
     assert await service.post(b"hello ") == (200, b"hello acme ann ['infer']")
@@ -83,10 +86,10 @@ async def test_a_request_goes_on_with_the_callers_trace(service):
     """Whether it is kept or not; one without a trace begins its own."""
     seen = []
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         kept = trace.get_current_span().get_span_context().trace_flags.sampled
         seen.append((current_trace_id(), kept))
-        exchange.whole(b"", content_type=TEXT)
+        call.respond(b"", content_type=TEXT)
 
     service.handle = handle
     await service.post(traceparent=f"00-{'a' * 32}-{'b' * 16}-00")
@@ -99,10 +102,10 @@ async def test_a_request_goes_on_with_the_callers_trace(service):
 async def test_what_a_handler_raises_is_a_status_in_json(service):
     """With the details that gRPC would have; of what nobody foresaw only the trace is told."""
 
-    async def refuse(_exchange: Exchange) -> None:
+    async def refuse(_call: HttpCall) -> None:
         raise ResourceExhausted("full", reason="QUEUE_FULL", retry_after_seconds=2.5)
 
-    async def break_down(_exchange: Exchange) -> None:
+    async def break_down(_call: HttpCall) -> None:
         raise RuntimeError("secret")
 
     service.handle = refuse
@@ -123,8 +126,8 @@ async def test_what_a_handler_raises_is_a_status_in_json(service):
 async def test_a_caller_that_nobody_named_is_refused(service):
     """Only the edge names callers."""
 
-    async def handle(exchange: Exchange) -> None:
-        exchange.whole(exchange.identity.tenant.encode(), content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        call.respond(call.identity.tenant.encode(), content_type=TEXT)
 
     service.handle = handle
     async with service.http.post("/path") as response:
@@ -134,15 +137,15 @@ async def test_a_caller_that_nobody_named_is_refused(service):
 async def test_an_error_that_was_told_ends_an_answer_and_a_crash_cuts_it(service):
     """A client must not take half of an answer for a whole one that nobody finished."""
 
-    def failing_with(error: Exception) -> Callable[[Exchange], Awaitable[None]]:
-        async def handle(exchange: Exchange) -> None:
-            await exchange.part(b"half", content_type=TEXT)
+    def failing_with(error: Exception) -> Callable[[HttpCall], Awaitable[None]]:
+        async def handle(call: HttpCall) -> None:
+            await call.send_chunk(b"half", content_type=TEXT)
             raise error
 
         return handle
 
     service.handle = failing_with(ResourceExhausted("told", reason="QUEUE_FULL"))
-    assert await service.post() == (200, b"half")
+    assert await service.post() == (200, b"half QUEUE_FULL")
     service.handle = failing_with(RuntimeError("not foreseen"))
     with pytest.raises(aiohttp.ClientError):
         await service.post()
@@ -152,8 +155,8 @@ async def test_a_caller_that_goes_away_cancels_the_handler(service):
     """At its next await, while it waits for something else."""
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def handle(exchange: Exchange) -> None:
-        await exchange.part(b"a", content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        await call.send_chunk(b"a", content_type=TEXT)
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -172,10 +175,10 @@ async def test_a_reader_that_lags_holds_the_writer_back(service):
     """What is not read waits in buffers of the kernel and of the transport, and not without end."""
     written = 0
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         nonlocal written
         for _ in range(1000):
-            await exchange.part(bytes(1 << 20), content_type=TEXT)
+            await call.send_chunk(bytes(1 << 20), content_type=TEXT)
             written += 1
 
     service.handle = handle
@@ -192,8 +195,8 @@ async def test_a_reader_that_lags_holds_the_writer_back(service):
 async def test_a_body_over_the_limit_is_refused(service):
     """The edge refuses it before; a service does not rely on that."""
 
-    async def handle(exchange: Exchange) -> None:
-        exchange.whole(str(len(exchange.body)).encode(), content_type=TEXT)
+    async def handle(call: HttpCall) -> None:
+        call.respond(str(len(call.body)).encode(), content_type=TEXT)
 
     service.handle = handle
     assert await service.post(bytes(MAX_REQUEST_BYTES)) == (200, str(MAX_REQUEST_BYTES).encode())
@@ -223,10 +226,10 @@ async def test_the_end_waits_for_what_runs_and_takes_nothing_new():
     async with serving() as service:
         begun, may_end = asyncio.Event(), asyncio.Event()
 
-        async def handle(exchange: Exchange) -> None:
+        async def handle(call: HttpCall) -> None:
             begun.set()
             await may_end.wait()
-            exchange.whole(b"done", content_type=TEXT)
+            call.respond(b"done", content_type=TEXT)
 
         service.handle = handle
         running = asyncio.create_task(service.post())

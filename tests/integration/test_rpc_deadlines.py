@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from libs.errors import DeadlineExceeded
-from libs.rpc import call_observer as handling
+from libs.rpc import deadlines
 from libs.rpc.status import headrace_errors
 from tests.support.rpc import Calls, handled_by, value
 
@@ -87,7 +87,7 @@ async def end(call: Any, kind: str) -> Any:
 async def test_the_callee_says_that_the_deadline_passed(kind, traced, monkeypatch):
     """A little before the caller gives up, with `ErrorInfo`; the work is cancelled."""
     # A margin that a busy machine keeps, too: the order is the promise here, not the 20 ms.
-    monkeypatch.setattr(handling, "DEADLINE_MARGIN_SECONDS", 1.5)
+    monkeypatch.setattr(deadlines, "DEADLINE_MARGIN_SECONDS", 1.5)
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
         with pytest.raises(grpc.aio.AioRpcError) as raised:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 # Service, kind and name of each span, each the parent of the next. Between the worker's call and
 # the ledger stand the models of the test, which carry the trace on and export nothing.
 PATH = [
-    ("jobs", "SERVER", "/headrace.jobs.v1.JobService/SubmitJob"),
+    ("jobs", "SERVER", "headrace.jobs.v1.JobService/SubmitJob"),
     ("jobs", "PRODUCER", "publish headrace.jobs.job.submitted"),
     ("worker", "CONSUMER", "process headrace.jobs.job.submitted"),
     ("worker", "CLIENT", "/headrace.inference.v1.InferenceService/Generate"),

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -18,8 +17,10 @@ from deploy import keys
 from deploy.envoy.render import CLUSTERS, Edge, argv, write
 from deploy.host import PROGRAMS
 from libs.clock import SystemClock
-from libs.http1.server import Handler, HttpServer
+from libs.http1 import HttpServer
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
+from libs.rpc.http_api import HttpApi, HttpRoute
+from libs.rpc.http_dialect import HttpDialect
 from libs.rpc.server import RpcServer
 
 START_SECONDS = 20.0
@@ -140,20 +141,22 @@ async def serving(
 
 @asynccontextmanager
 async def serving_http(
-    handlers: Mapping[str, Handler] = MappingProxyType({}),
-    methods: Iterable[GrpcHttp1Handler] = (),
+    routes: Iterable[HttpRoute] = (),
+    grpc_methods: Iterable[GrpcHttp1Handler] = (),
     *,
     address: str = "127.0.0.1:0",
+    dialect: HttpDialect | None = None,
 ) -> AsyncIterator[str]:
-    """Runs an HTTP server as in the mesh and yields its `host:port`."""
-    server = HttpServer(
-        address,
-        handlers=handlers,
-        methods=methods,
+    """Runs the mesh's own HTTP server with some routes and methods; yields its `host:port`."""
+    clock = SystemClock()
+    api = HttpApi(
+        routes=routes,
+        grpc_methods=grpc_methods,
         is_ready=lambda: True,
-        drain_seconds=0,
-        clock=SystemClock(),
+        clock=clock,
+        dialect=dialect,
     )
+    server = HttpServer(address, api, drain_seconds=0, clock=clock)
     await server.start()
     try:
         yield server.address

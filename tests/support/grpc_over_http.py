@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from libs.clock import SystemClock
-from libs.http1.exchange import Exchange
+from libs.http1 import Exchange
 from libs.rpc.grpc_http1 import Behavior, GrpcCall, GrpcHttp1Handler
 from tests.support.edge import serving_http
 
@@ -163,7 +163,7 @@ class _Method(GrpcHttp1Handler):
 async def serving_method() -> AsyncIterator[Service]:
     """Runs a server on a port of the kernel's choice."""
     service = Service()
-    async with serving_http(methods=[_Method(service)]) as service.address:
+    async with serving_http(grpc_methods=[_Method(service)]) as service.address:
         yield service
 
 

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import uvloop
+from typing_extensions import override
 
 from libs.clock import SystemClock
+from libs.errors import HeadraceError
+from libs.http1 import HttpServer
 from libs.http1.connection import Connection
-from libs.http1.exchange import Exchange
-from libs.http1.server import HttpServer
+from libs.rpc.http_api import HttpApi, HttpRoute
+from libs.rpc.http_call import HttpCall
+from libs.rpc.http_dialect import StatusDialect
 from tests.support.grpc_over_http import CALLER, Caller
 
 DRAIN_SECONDS = 10.0
@@ -21,7 +25,7 @@ PATIENCE_SECONDS = 10.0
 TEXT = "text/plain"
 # The begin of a request, to which more headers may be added.
 POST = (
-    b"POST /path HTTP/1.1\r\n"
+    b"POST /path HTTP/1.1\r\nhost: test\r\n"
     + "".join(f"{name}: {text}\r\n" for name, text in CALLER.items()).encode()
 )
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
@@ -32,9 +36,17 @@ def post(body: bytes = b"", fields: bytes = b"") -> bytes:
     return b"%b%bcontent-length: %d\r\n\r\n%b" % (POST, fields, len(body), body)
 
 
-async def echo(exchange: Exchange) -> None:
+async def echo(call: HttpCall) -> None:
     """Answers with the body of the request."""
-    exchange.whole(exchange.body, content_type=TEXT)
+    call.respond(call.body, content_type=TEXT)
+
+
+class EndingDialect(StatusDialect):
+    """Ends a response that broke off with some text, as APIs do that stream events."""
+
+    @override
+    def error_chunk(self, error: HeadraceError) -> bytes | None:
+        return f" {error.reason}".encode()
 
 
 class HttpService:
@@ -45,17 +57,18 @@ class HttpService:
     """
 
     def __init__(self) -> None:
-        self.handle: Callable[[Exchange], Awaitable[object]] = echo
-        self.server = HttpServer(
-            "127.0.0.1:0",
-            handlers={"/path": self._handle},
+        self.handle: Callable[[HttpCall], Awaitable[object]] = echo
+        clock = SystemClock()
+        api = HttpApi(
+            routes=[HttpRoute("POST", "/path", self._handle)],
             is_ready=lambda: True,
-            drain_seconds=DRAIN_SECONDS,
-            clock=SystemClock(),
+            clock=clock,
+            dialect=EndingDialect(),
         )
+        self.server = HttpServer("127.0.0.1:0", api, drain_seconds=DRAIN_SECONDS, clock=clock)
 
-    async def _handle(self, exchange: Exchange) -> None:
-        await self.handle(exchange)
+    async def _handle(self, call: HttpCall) -> None:
+        await self.handle(call)
 
     @property
     def connections(self) -> set[Connection]:

@@ -19,9 +19,10 @@ from typing_extensions import override
 
 from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
-from libs.http1.exchange import Exchange
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
+from libs.rpc.http_api import HttpRoute
+from libs.rpc.http_call import HttpCall
 from tests.support.edge import RunningEdge, running_edge, serving, serving_http
 
 GENERATE_PATH = "/headrace.inference.v1.InferenceService/Generate"
@@ -73,10 +74,10 @@ class Chat:
         self.answer: Any = one_object
         self.body = b""
 
-    async def handle(self, exchange: Exchange) -> None:
-        self.body = exchange.body
-        async for part in self.answer(exchange.body):
-            await exchange.part(part.data, content_type=part.content_type)
+    async def handle(self, call: HttpCall) -> None:
+        self.body = call.body
+        async for part in self.answer(call.body):
+            await call.send_chunk(part.data, content_type=part.content_type)
 
 
 class Models(openai_pb2_grpc.ModelServiceServicer):
@@ -175,7 +176,11 @@ class ScriptedMesh:
             request_type=inference_pb2.GenerateRequest,
             clock=SystemClock(),
         )
-        return serving_http({CHAT_COMPLETIONS_PATH: self.chat.handle}, [generate], address=address)
+        return serving_http(
+            [HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.chat.handle)],
+            [generate],
+            address=address,
+        )
 
     def serving_models(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
         """Serves what only gRPC has of the inference process, and yields its `host:port`."""

@@ -11,8 +11,6 @@ from headrace.openai.v1 import openai_pb2, openai_pb2_grpc
 from libs.chat.request import GenerationRequest, Message
 from libs.clock import Clock
 from libs.errors import HeadraceError, ResourceExhausted
-from libs.http1.exchange import Exchange
-from libs.http1.server import Handler
 from libs.ids import uuid7
 from libs.openai.bodies import (
     EVENT_STREAM_TYPE,
@@ -27,6 +25,7 @@ from libs.openai.bodies import (
 from libs.openai.chat_request import ChatRequest, parse_chat_completion
 from libs.openai.chat_response import DONE, ChunkWriter, completion_object, error_event
 from libs.routes import RouteTable
+from libs.rpc.http_call import Handler, HttpCall
 from libs.rpc.identity import Context, Identity, identity_of
 from services.inference.domain import ChatCall, Chunk, GenerationResult
 from services.inference.generation.generator import Generator
@@ -125,18 +124,18 @@ class ChatCompletionServicer(openai_pb2_grpc.ChatCompletionServiceServicer):
 def chat_completions_over_http(completions: ChatCompletions) -> Handler:
     """Returns the handler of `POST /v1/chat/completions`."""
 
-    async def handle(exchange: Exchange) -> None:
+    async def handle(call: HttpCall) -> None:
         async def write(events: bytes) -> None:
-            await exchange.part(events, content_type=EVENT_STREAM_TYPE)
+            await call.send_chunk(events, content_type=EVENT_STREAM_TYPE)
 
         try:
-            whole = await completions.answer(exchange.body, exchange.identity, write)
+            whole = await completions.answer(call.body, call.identity, write)
         except ResourceExhausted as error:
             if error.reason == READER_TOO_SLOW:
-                exchange.cut()
+                call.abort()
             raise
         if whole is not None:
-            exchange.whole(whole, content_type=JSON_TYPE)
+            call.respond(whole, content_type=JSON_TYPE)
 
     return handle
 

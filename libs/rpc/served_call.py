@@ -1,0 +1,106 @@
+"""What happens around every call that a server answers, whatever carries it.
+
+`serve_call` is used for gRPC over HTTP/2 (`interceptors`), gRPC over HTTP/1.1 (`grpc_http1`) and
+plain HTTP (`http_call`): it makes the span, keeps the deadline, turns whatever is raised into an
+error with a status code, and records the end. A `Carrier` knows only how its protocol writes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Protocol, TypeVar
+
+from opentelemetry import trace
+
+from libs.clock import Clock
+from libs.errors import HeadraceError, InvalidArgument
+from libs.rpc.call_observer import CallObserver
+from libs.rpc.deadlines import Deadline
+from libs.rpc.status import as_headrace_error
+from libs.telemetry.tracing import server_span
+
+# The longest request. gRPC itself lets more pass, so that the error can carry `ErrorInfo`.
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+
+_tracer = trace.get_tracer("headrace.rpc")
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Carrier(Protocol[T_co]):
+    """One call, as the protocol that carries it presents it."""
+
+    async def work(self) -> T_co:
+        """Does what the call asks for."""
+
+    def trace_headers(self) -> Mapping[str, str]:
+        """Returns headers, with `traceparent` among them if the caller has a trace."""
+
+    def start_deadline(self) -> Deadline | None:
+        """Returns the deadline of the work; None: it has none. Called once.
+
+        Raises:
+            InvalidArgument: the caller's deadline cannot be read.
+        """
+
+    def end_of(self, raised: Exception) -> str | None:
+        """Returns the status code of a call that is over, so that no error can be sent any more.
+
+        None: it is not over, and the error is sent.
+        """
+
+    async def fail(self, error: HeadraceError, *, expected: bool) -> None:
+        """Sends an error; not expected: a bug, after which what was sent must not look complete."""
+
+    async def succeed(self) -> None:
+        """Ends the response."""
+
+
+async def serve_call(carrier: Carrier[T], observer: CallObserver, clock: Clock) -> T | None:
+    """Does the work of a call and returns its result, or sends the error and returns None."""
+    name = observer.span_name
+    with server_span(_tracer, name, carrier.trace_headers()) if name else nullcontext():
+        started_seconds = clock.monotonic_seconds()
+        observer.started()
+        code = "CANCELLED"
+        try:
+            try:
+                deadline = carrier.start_deadline()
+                if deadline is None:
+                    result = await carrier.work()
+                else:
+                    with deadline:
+                        result = await carrier.work()
+            except Exception as raised:
+                end = carrier.end_of(raised)
+                if end is not None:
+                    code = end
+                    raise
+                error = as_headrace_error(raised)
+                code = error.code
+                await carrier.fail(error, expected=error is raised)
+                return None
+            code = "OK"
+            await carrier.succeed()
+            return result
+        finally:
+            observer.ended(code, clock.monotonic_seconds() - started_seconds)
+
+
+def too_large(what: str) -> InvalidArgument:
+    """Returns the error of a message that is too large."""
+    text = f"{what} more than {MAX_REQUEST_BYTES} bytes"
+    return InvalidArgument.too_large("", text, limit_bytes=MAX_REQUEST_BYTES)
+
+
+def check_size(request: object) -> None:
+    """Returns if a message is not larger than a request may be.
+
+    Raises:
+        InvalidArgument: it is too large.
+    """
+    size = getattr(request, "ByteSize", None)
+    if size is not None and size() > MAX_REQUEST_BYTES:
+        raise too_large(f"the message has {size()} bytes,")
