@@ -21,10 +21,12 @@ from libs.errors import (
     HeadraceError,
     Internal,
     InvalidArgument,
+    PermissionDenied,
     Unauthenticated,
     Unavailable,
     Unimplemented,
 )
+from libs.rpc.access import INTERNAL
 from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.rpc.status import DETAILS_KEY, to_status
 
@@ -98,6 +100,15 @@ def _replies() -> Iterator[_Reply]:
     yield _Reply(
         _code_details(".contains('Jwt_is_expired')"),
         Unauthenticated("the token has expired", reason="TOKEN_INVALID"),
+    )
+    yield _Reply(  # before the next: the other 403 is the JWT filter's
+        _code_details(" == 'direct_response' && response.code == 403"),
+        PermissionDenied(
+            "only services of the mesh may call this",
+            reason="SCOPE_MISSING",
+            metadata={"scope": INTERNAL},
+        ),
+        http_status=403,
     )
     yield _Reply(
         _statuses(401, 403),

@@ -12,44 +12,37 @@ from typing import Any
 
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.rpc import error_details_pb2
-from headrace.cost.v1 import cost_pb2
-from headrace.embedding.v1 import embedding_pb2
-from headrace.inference.v1 import inference_pb2
-from headrace.jobs.v1 import jobs_pb2
-from headrace.openai.v1 import openai_pb2
-from headrace.registry.v1 import registry_pb2
-from headrace.router.v1 import router_pb2
 
 from deploy.envoy.replies import MAX_JSON_BODY_BYTES
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.rpc.access import scope_of
 from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
+from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
 
 # The inference processes, called with HTTP/1.1.
 HTTP_CLUSTER = "inference_http"
 MAX_CALL_SECONDS = 600
 MAX_WATCH_SECONDS = 3600
 
-# The busiest come first: Envoy compares a path with one route after the other.
-_FILES: tuple[tuple[FileDescriptor, str], ...] = (
-    (inference_pb2.DESCRIPTOR, "inference"),
-    (openai_pb2.DESCRIPTOR, "inference"),
-    (embedding_pb2.DESCRIPTOR, "embedding_cache"),
-    (jobs_pb2.DESCRIPTOR, "jobs"),
-    (cost_pb2.DESCRIPTOR, "cost"),
-    (router_pb2.DESCRIPTOR, "router"),
-    (registry_pb2.DESCRIPTOR, "registry"),
-)
-_CLUSTER_OF_SERVICE = MappingProxyType(
-    {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # not the cluster of its file
-)
-_INTERNAL = frozenset(
+# The clusters of the services in a package; the services of some packages share one.
+_CLUSTER_OF_PACKAGE = MappingProxyType(
     {
-        "headrace.inference.v1.InferenceService.Embed",
-        "headrace.registry.v1.RegistryService.ReportBackend",
+        "headrace.inference.v1": "inference",
+        "headrace.openai.v1": "inference",
+        "headrace.embedding.v1": "embedding_cache",
+        "headrace.jobs.v1": "jobs",
+        "headrace.cost.v1": "cost",
+        "headrace.router.v1": "router",
+        "headrace.registry.v1": "registry",
     }
 )
+_CLUSTER_OF_SERVICE = MappingProxyType(
+    {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # not the cluster of its package
+)
+# What services call among themselves, see `libs.rpc.public_api`: refused, whoever calls.
+_INTERNAL_PATHS = r"/headrace\.[a-z_]+\.v[0-9]+\.[A-Za-z]+InternalService/.*"
 # The edge forwards these with HTTP/1.1 and gRPC's status in trailers, which costs the least for a
 # message per token. The service has them in the `methods` of its HTTP server.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
@@ -92,8 +85,7 @@ def routes() -> list[dict[str, Any]]:
     found = [_chat_completions_route()]
     for service, cluster in _services():
         for method in service.methods:
-            if method.full_name in _INTERNAL:
-                continue
+            scope_of(method)  # a method without a scope is a mistake: the edge does not start
             own = HTTP_CLUSTER if method.full_name in _OVER_HTTP else cluster
             found.append(_route({"path": f"/{service.full_name}/{method.name}"}, own, method))
             found.extend(
@@ -102,6 +94,12 @@ def routes() -> list[dict[str, Any]]:
     found.extend(_open_inference_routes())
     found.extend(_open_route(path, "inference") for path in (*_HEALTH, *OPEN_INFERENCE_HEALTH))
     found.extend(_open_route(path, "reflection") for path in _REFLECTION)
+    found.append(
+        {
+            "match": {"safe_regex": {"regex": _INTERNAL_PATHS}},
+            "direct_response": {"status": 403},
+        }
+    )
     found.append(
         {
             "match": {"prefix": "/v1/"},
@@ -122,25 +120,14 @@ def descriptors() -> bytes:
 
     It includes the types of error details; without them the transcoder would drop the details.
     """
-    ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
-
-    def add(file: FileDescriptor) -> None:
-        for dependency in file.dependencies:
-            add(dependency)
-        if file.name not in ordered:
-            ordered[file.name] = descriptor_pb2.FileDescriptorProto()
-            file.CopyToProto(ordered[file.name])
-
-    for file, _ in _FILES:
-        add(file)
-    add(error_details_pb2.DESCRIPTOR)
-    return descriptor_pb2.FileDescriptorSet(file=ordered.values()).SerializeToString()
+    files = with_dependencies([*PUBLIC_FILES, error_details_pb2.DESCRIPTOR])
+    return descriptor_pb2.FileDescriptorSet(file=files).SerializeToString()
 
 
 def _services() -> Iterator[tuple[ServiceDescriptor, str]]:
-    for file, cluster in _FILES:
-        for service in file.services_by_name.values():
-            yield service, _CLUSTER_OF_SERVICE.get(service.full_name, cluster)
+    for service in public_services():
+        cluster = _CLUSTER_OF_PACKAGE[service.file.package]
+        yield service, _CLUSTER_OF_SERVICE.get(service.full_name, cluster)
 
 
 def _http_matches(method: MethodDescriptor) -> Iterator[Mapping[str, str]]:

@@ -10,6 +10,10 @@ import grpc
 from headrace.events.v1 import events_pb2
 
 from libs.errors import PermissionDenied, Unauthenticated
+from libs.rpc.access import INTERNAL
+
+# The tenant under which services call each other.
+MESH_TENANT = "headrace"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -18,7 +22,6 @@ USER_KEY = "x-headrace-user"
 SCOPES_KEY = "x-headrace-scopes"
 # Only from inside the mesh: the edge removes it.
 USAGE_ID_KEY = "x-headrace-usage-id"
-ADMIN = "admin"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Identity:
     def to_proto(self) -> events_pb2.Identity:
         """Returns the caller as events carry it, without scopes."""
         return events_pb2.Identity(tenant=self.tenant, user=self.user)
+
+
+def mesh_identity(service: str) -> Identity:
+    """Returns the identity of a service that calls another one for itself, not for a user."""
+    return Identity(MESH_TENANT, service, frozenset({INTERNAL}))
 
 
 def identity_of(context: Context) -> Identity:
