@@ -12,7 +12,8 @@ from typing_extensions import override
 from libs.clock import Clock
 from libs.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from libs.ids import check_uuid
-from libs.rpc.identity import ADMIN, Context, identity_of
+from libs.rpc.access import ADMIN
+from libs.rpc.identity import Context, identity_of
 from libs.rpc.paging import PageRequest
 from services.cost.backlog import UsageBacklog
 from services.cost.domain import UsageFilter, checked_sum

@@ -19,6 +19,7 @@ from libs.metering.usage import UsageRecorder
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.process import Process, process, run
 from libs.routes import RouteTable
+from libs.rpc.access import INFER
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.snapshots import Snapshots
@@ -147,7 +148,14 @@ def _http_server(
         clock=running.clock,
     )
     api = HttpApi(
-        routes=[HttpRoute("POST", CHAT_COMPLETIONS_PATH, chat_completions_over_http(completions))],
+        routes=[
+            HttpRoute(
+                "POST",
+                CHAT_COMPLETIONS_PATH,
+                chat_completions_over_http(completions),
+                scope=INFER,
+            )
+        ],
         grpc_methods=[generate],
         is_ready=lambda: running.server.ready,
         clock=running.clock,

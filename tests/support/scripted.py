@@ -20,6 +20,7 @@ from typing_extensions import override
 from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.rpc.access import INFER
 from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
 from libs.rpc.http_api import HttpRoute
 from libs.rpc.http_call import HttpCall
@@ -177,7 +178,7 @@ class ScriptedMesh:
             clock=SystemClock(),
         )
         return serving_http(
-            [HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.chat.handle)],
+            [HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.chat.handle, scope=INFER)],
             [generate],
             address=address,
         )
