@@ -12,6 +12,7 @@ from libs.metering.prices import PriceBook
 from libs.process import Process
 from libs.routes import EMPTY, RouteTable
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
 
 
@@ -25,6 +26,7 @@ class Snapshots:
     """
 
     def __init__(self, *, router_address: str, cost_address: str, running: Process) -> None:
+        caller = mesh_identity(running.name).metadata()
         router = router_internal_pb2_grpc.RouterInternalServiceStub(
             open_channel(router_address, traced=False)
         )
@@ -39,13 +41,17 @@ class Snapshots:
         self._prepare_routes: Callable[[RouteTable], RouteTable] | None = None
         self._route_watch = SnapshotWatch(
             "router",
-            open_stream=lambda: router.WatchRoutes(router_internal_pb2.WatchRoutesRequest()),
+            open_stream=lambda: router.WatchRoutes(
+                router_internal_pb2.WatchRoutesRequest(), metadata=caller
+            ),
             on_snapshot=self._take_routes,
             clock=running.clock,
         )
         self._price_watch = SnapshotWatch(
             "cost",
-            open_stream=lambda: cost.WatchPrices(cost_internal_pb2.WatchPricesRequest()),
+            open_stream=lambda: cost.WatchPrices(
+                cost_internal_pb2.WatchPricesRequest(), metadata=caller
+            ),
             on_snapshot=self._take_prices,
             clock=running.clock,
         )

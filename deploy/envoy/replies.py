@@ -15,23 +15,25 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from deploy.envoy.routes import OPENAI_PREFIX
 from libs.errors import (
     DeadlineExceeded,
     HeadraceError,
     Internal,
     InvalidArgument,
+    PermissionDenied,
     Unauthenticated,
     Unavailable,
     Unimplemented,
 )
 from libs.openai.errors import error_object
+from libs.rpc.access import INTERNAL
 from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.rpc.status import DETAILS_KEY, to_status
 
 MAX_JSON_BODY_BYTES = MAX_REQUEST_BYTES
 MAX_HEADERS_BYTES = 60 * 1024
 RETRY_AFTER_SECONDS = 1.0
+OPENAI_PREFIX = "/v1/"
 
 _Filter = dict[str, Any]
 
@@ -110,6 +112,15 @@ def _replies() -> Iterator[_Reply]:
     yield _Reply(
         _code_details(".contains('Jwt_is_expired')"),
         Unauthenticated("the token has expired", reason="TOKEN_INVALID"),
+    )
+    yield _Reply(  # before the next: the other 403 is the JWT filter's
+        _code_details(" == 'direct_response' && response.code == 403"),
+        PermissionDenied(
+            "only services of the mesh may call this",
+            reason="SCOPE_MISSING",
+            metadata={"scope": INTERNAL},
+        ),
+        http_status=403,
     )
     yield _Reply(
         _statuses(401, 403),

@@ -11,36 +11,36 @@ from types import MappingProxyType
 from typing import Any
 
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.rpc import error_details_pb2
-from headrace.cost.v1 import cost_pb2
-from headrace.embedding.v1 import embedding_pb2
-from headrace.inference.v1 import inference_pb2
-from headrace.jobs.v1 import jobs_pb2
-from headrace.registry.v1 import registry_pb2
-from headrace.router.v1 import router_pb2
 
+from deploy.envoy.replies import OPENAI_PREFIX
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH, EMBEDDINGS_PATH, MODELS_PATH
+from libs.rpc.access import scope_of
 from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
+from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
 from libs.rpc.served_call import MAX_REQUEST_BYTES
 
 # The clusters that get HTTP/1.1, and whose processes they are.
 HTTP_CLUSTERS: Mapping[str, str] = MappingProxyType(
     {"inference_http": "inference", "embedding_cache_http": "embedding_cache"}
 )
-OPENAI_PREFIX = "/v1/"
 MAX_CALL_SECONDS = 600
 MAX_WATCH_SECONDS = 3600
 
-# The busiest come first: Envoy compares a path with one route after the other.
-_FILES: tuple[tuple[FileDescriptor, str], ...] = (
-    (inference_pb2.DESCRIPTOR, "inference"),
-    (embedding_pb2.DESCRIPTOR, "embedding_cache"),
-    (jobs_pb2.DESCRIPTOR, "jobs"),
-    (cost_pb2.DESCRIPTOR, "cost"),
-    (router_pb2.DESCRIPTOR, "router"),
-    (registry_pb2.DESCRIPTOR, "registry"),
+# The cluster of the services in a package.
+_CLUSTER_OF_PACKAGE = MappingProxyType(
+    {
+        "headrace.inference.v1": "inference",
+        "headrace.embedding.v1": "embedding_cache",
+        "headrace.jobs.v1": "jobs",
+        "headrace.cost.v1": "cost",
+        "headrace.router.v1": "router",
+        "headrace.registry.v1": "registry",
+    }
 )
+# What services call among themselves, see `libs.rpc.public_api`: refused, whoever calls.
+_INTERNAL_PATHS = r"/headrace\.[a-z_]+\.v[0-9]+\.[A-Za-z]+InternalService/.*"
 # Forwarded as HTTP/1.1, with the status in trailers: every token is a message.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
 _HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
@@ -84,6 +84,7 @@ def routes() -> list[dict[str, Any]]:
     ]
     for service, cluster in _services():
         for method in service.methods:
+            scope_of(method)  # a method without a scope is a mistake: nothing is rendered
             over_http = method.full_name in _OVER_HTTP
             found.append(_route(method, "inference_http" if over_http else cluster))
     found.append(_openai_route("POST", {"path": EMBEDDINGS_PATH}, "embedding_cache_http"))
@@ -91,6 +92,12 @@ def routes() -> list[dict[str, Any]]:
     found.extend(_open_inference_routes())
     found.extend(_open_route(path, "inference") for path in (*_HEALTH, *OPEN_INFERENCE_HEALTH))
     found.extend(_open_route(path, "reflection") for path in _REFLECTION)
+    found.append(
+        {
+            "match": {"safe_regex": {"regex": _INTERNAL_PATHS}},
+            "direct_response": {"status": 403},
+        }
+    )
     found.append({"match": {"prefix": OPENAI_PREFIX}, "direct_response": {"status": 404}})
     return found
 
@@ -105,25 +112,13 @@ def descriptors() -> bytes:
 
     It includes the types of error details; without them the transcoder would drop the details.
     """
-    ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
-
-    def add(file: FileDescriptor) -> None:
-        for dependency in file.dependencies:
-            add(dependency)
-        if file.name not in ordered:
-            ordered[file.name] = descriptor_pb2.FileDescriptorProto()
-            file.CopyToProto(ordered[file.name])
-
-    for file, _ in _FILES:
-        add(file)
-    add(error_details_pb2.DESCRIPTOR)
-    return descriptor_pb2.FileDescriptorSet(file=ordered.values()).SerializeToString()
+    files = with_dependencies([*PUBLIC_FILES, error_details_pb2.DESCRIPTOR])
+    return descriptor_pb2.FileDescriptorSet(file=files).SerializeToString()
 
 
 def _services() -> Iterator[tuple[ServiceDescriptor, str]]:
-    for file, cluster in _FILES:
-        for service in file.services_by_name.values():
-            yield service, cluster
+    for service in public_services():
+        yield service, _CLUSTER_OF_PACKAGE[service.file.package]
 
 
 def _route(method: MethodDescriptor, cluster: str) -> dict[str, Any]:

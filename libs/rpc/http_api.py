@@ -40,11 +40,13 @@ class HttpRoute:
         path: such as `/v1/models`, or with one parameter at its end, `/v1/models/{model}`, which
             stands for all the rest of a path and may contain slashes.
         handler: answers it.
+        scope: what the caller must have; see `libs.rpc.access`.
     """
 
     method: str
     path: str
     handler: Handler
+    scope: str
 
 
 class HttpApi:
@@ -125,7 +127,7 @@ class HttpApi:
                 deadlines=self._deadlines,
                 clock=self._clock,
             )
-            await serve_call(call, observer, self._clock)
+            await serve_call(call, observer, self._clock, scope=route.scope)
 
         prefix, brace, _ = route.path.partition("{")
         if brace:

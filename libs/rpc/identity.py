@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import grpc
 from headrace.events.v1 import events_pb2
 
 from libs.errors import PermissionDenied, Unauthenticated
+from libs.rpc.access import INTERNAL
 from libs.rpc.names import tenant_name
+
+# The tenant under which services call each other.
+MESH_TENANT = "headrace"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -19,7 +23,6 @@ USER_KEY = "x-headrace-user"
 SCOPES_KEY = "x-headrace-scopes"
 # Set inside the mesh only: the edge removes it.
 USAGE_ID_KEY = "x-headrace-usage-id"
-ADMIN = "admin"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Identity:
                 f"needs the scope {scope}", reason="SCOPE_MISSING", metadata={"scope": scope}
             )
 
+    def internal(self) -> Identity:
+        """Returns the same caller for a call between services on its behalf."""
+        return replace(self, scopes=frozenset({INTERNAL}))
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the metadata that passes the identity on to the next service."""
         usage = ((USAGE_ID_KEY, self.usage_id),) if self.usage_id else ()
@@ -60,6 +67,11 @@ class Identity:
     def to_proto(self) -> events_pb2.Identity:
         """Returns the caller as events carry it: `tenants/{tenant}`, and no scopes."""
         return events_pb2.Identity(tenant=tenant_name(self.tenant), user=self.user)
+
+
+def mesh_identity(service: str) -> Identity:
+    """Returns the identity of a service that calls another one for itself, not for a user."""
+    return Identity(MESH_TENANT, service, frozenset({INTERNAL}))
 
 
 def identity_of(context: Context) -> Identity:

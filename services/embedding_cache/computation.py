@@ -42,7 +42,7 @@ class Computation:
         request = inference_internal_pb2.EmbedRequest(model=model, texts=texts)
         with headrace_errors():
             response = await self._inference.Embed(
-                request, metadata=identity.metadata(), timeout=self._timeout_seconds
+                request, metadata=identity.internal().metadata(), timeout=self._timeout_seconds
             )
         if response.artifact_digest != target.artifact_digest:
             raise Unavailable(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from libs.openai.bodies import EMBEDDINGS_PATH, Json, Served, to_json
 from libs.openai.fields import Fields, parse_fields
+from libs.rpc.access import INFER
 from libs.rpc.http_api import HttpRoute
 from libs.rpc.http_call import HttpCall
 from services.embedding_cache.domain import Vector
@@ -125,7 +126,7 @@ class OpenAIHandlers:
 
     def routes(self) -> list[HttpRoute]:
         """Returns the routes of the HTTP server."""
-        return [HttpRoute("POST", EMBEDDINGS_PATH, self.create_embedding)]
+        return [HttpRoute("POST", EMBEDDINGS_PATH, self.create_embedding, scope=INFER)]
 
     async def create_embedding(self, call: HttpCall) -> None:
         """Turns texts into vectors.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI, MODEL_KIND_CHAT
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT
 
 from libs.chat.request import GenerationRequest
 from libs.model_reference import at_version
@@ -25,7 +25,7 @@ def choose_chat(routes: RouteTable, request: GenerationRequest) -> Choice:
 
 def counts_tokens(choice: Choice) -> bool:
     """Returns whether the backends report tokens; providers do not, they report chunks."""
-    return all(backend.kind != BACKEND_KIND_OPENAI for backend in choice.target.backends)
+    return all(backend.WhichOneof("target") != "provider" for backend in choice.target.backends)
 
 
 def route_of(choice: Choice) -> Route:

@@ -12,6 +12,7 @@ from headrace.registry.v1 import registry_internal_pb2, registry_internal_pb2_gr
 
 from libs.process import process, run
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
 from services.pool_agent.config import Settings
 from services.pool_agent.domain import Report
@@ -33,6 +34,7 @@ async def main() -> None:
         registry = registry_internal_pb2_grpc.RegistryInternalServiceStub(
             open_channel(settings.registry_address, traced=False)
         )
+        caller = mesh_identity(settings.backend_id).metadata()
         limit_bytes = settings.artifact_limit_bytes
         repository = ModelRepository(settings.model_repository, limit_bytes=limit_bytes)
         await asyncio.to_thread(repository.open)
@@ -44,14 +46,14 @@ async def main() -> None:
             request = registry_internal_pb2.ReportBackendRequest(
                 deployment=deployment, backend=backend
             )
-            await registry.ReportBackend(request, timeout=REPORT_SECONDS)
+            await registry.ReportBackend(request, metadata=caller, timeout=REPORT_SECONDS)
 
         reporter = Reporter(send, running.clock)
         parts = ReconcilerParts(
             repository=repository,
             downloads=Downloads(
                 lambda digest: registry.DownloadArtifact(
-                    registry_internal_pb2.DownloadArtifactRequest(digest=digest)
+                    registry_internal_pb2.DownloadArtifactRequest(digest=digest), metadata=caller
                 ),
                 limit_bytes=limit_bytes,
             ),
@@ -71,7 +73,7 @@ async def main() -> None:
         deployments = SnapshotWatch(
             "registry",
             open_stream=lambda: registry.WatchDeployments(
-                registry_internal_pb2.WatchDeploymentsRequest(pool=settings.pool)
+                registry_internal_pb2.WatchDeploymentsRequest(pool=settings.pool), metadata=caller
             ),
             on_snapshot=take,
             clock=running.clock,

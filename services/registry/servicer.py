@@ -13,10 +13,10 @@ from typing_extensions import override
 from libs.clock import Clock
 from libs.errors import NotFound
 from libs.model_reference import parse_version_name
-from libs.rpc.identity import Context, Identity
+from libs.rpc.access import ADMIN
+from libs.rpc.identity import Context, Identity, identity_of
 from libs.rpc.names import parse_name
 from libs.rpc.paging import PageRequest
-from services.registry.access import require_admin
 from services.registry.artifacts import ArtifactStore
 from services.registry.domain import Deployment, ModelVersion
 from services.registry.feed import DeploymentFeed
@@ -66,7 +66,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Context
     ) -> pb.CreateModelResponse:
-        caller = require_admin(context)
+        caller = identity_of(context)
         model = new_model(
             name=request.model.name,
             description=request.model.description,
@@ -97,7 +97,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def UploadArtifact(
         self, request_iterator: AsyncIterator[pb.UploadArtifactRequest], context: Context
     ) -> pb.UploadArtifactResponse:
-        caller = require_admin(context)
+        caller = identity_of(context)
         with self._slots.slot():
             upload = Upload(aiter(request_iterator), limits=self._limits)
             metadata = await upload.metadata()
@@ -114,7 +114,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def CreateModelVersion(
         self, request: pb.CreateModelVersionRequest, context: Context
     ) -> pb.CreateModelVersionResponse:
-        caller = require_admin(context)
+        caller = identity_of(context)
         asked = request.model_version
         model, version = parse_version_name(asked.name, field="model_version.name")
         digest = check_digest(asked.artifact_digest, field="model_version.artifact_digest")
@@ -163,7 +163,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def CreateDeployment(
         self, request: pb.CreateDeploymentRequest, context: Context
     ) -> pb.CreateDeploymentResponse:
-        caller = require_admin(context)
+        caller = identity_of(context)
         name = parse_name(request.deployment.name, "deployments", field="deployment.name")
         spec = request.deployment.spec
         version = parse_version_name(spec.model_version, field="deployment.spec.model_version")
@@ -201,7 +201,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def UpdateDeployment(
         self, request: pb.UpdateDeploymentRequest, context: Context
     ) -> pb.UpdateDeploymentResponse:
-        caller = require_admin(context)
+        caller = identity_of(context)
         wanted = request.deployment
         deployment, changed = await self._store.update_deployment(
             parse_name(wanted.name, "deployments", field="deployment.name"),
@@ -217,7 +217,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def DeleteDeployment(
         self, request: pb.DeleteDeploymentRequest, context: Context
     ) -> pb.DeleteDeploymentResponse:
-        caller = require_admin(context)
+        caller = identity_of(context)
         await self._store.delete_deployment(
             parse_name(request.name, "deployments"), etag=request.etag
         )
@@ -239,7 +239,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 def _is_full(view: pb.ModelVersionView.ValueType, context: Context) -> bool:
     if view != pb.MODEL_VERSION_VIEW_FULL:
         return False
-    require_admin(context)
+    identity_of(context).require(ADMIN)
     return True
 
 

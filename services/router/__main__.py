@@ -13,6 +13,7 @@ from headrace.router.v1 import router_internal_pb2_grpc, router_pb2_grpc
 
 from libs.process import process, run
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
 from services.router.config import Settings
 from services.router.servicer import RouterInternalServicer, RouterServicer
@@ -23,6 +24,7 @@ async def main() -> None:
     """Runs the service until the process is asked to stop; ready once the registry has answered."""
     settings = Settings()
     async with process("router", settings) as running:
+        caller = mesh_identity("router").metadata()
         snapshots = RouteSnapshots(epoch=str(uuid.uuid4()))
         registry = registry_internal_pb2_grpc.RegistryInternalServiceStub(
             open_channel(settings.registry_address, traced=False)
@@ -30,7 +32,7 @@ async def main() -> None:
         deployments = SnapshotWatch(
             "registry",
             open_stream=lambda: registry.WatchDeployments(
-                registry_internal_pb2.WatchDeploymentsRequest()
+                registry_internal_pb2.WatchDeploymentsRequest(), metadata=caller
             ),
             on_snapshot=snapshots.take,
             clock=running.clock,

@@ -32,9 +32,6 @@ _GRPCURL = str(Path(sys.executable).with_name("grpcurl"))
 _SERVING = health_pb2.HealthCheckResponse(
     status=health_pb2.HealthCheckResponse.SERVING
 ).SerializeToString()
-_INTERNAL = {
-    "/headrace.registry.v1.RegistryService/ReportBackend",
-}
 _CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache"}
 
 Seen = list[tuple[str, str, dict[str, Any]]]
@@ -141,7 +138,7 @@ def _cluster_of(path: str) -> str:
     return _CLUSTER_OF_PACKAGE.get(package, package)
 
 
-@pytest.mark.parametrize("path", [path for path in _methods() if path not in _INTERNAL])
+@pytest.mark.parametrize("path", _methods())
 async def test_a_public_method_reaches_its_service(mesh: RecordedMesh, path: str) -> None:
     """Each method of the protos, also while one replica of its service is dead."""
     mesh.seen.clear()
@@ -152,17 +149,14 @@ async def test_a_public_method_reaches_its_service(mesh: RecordedMesh, path: str
 @pytest.mark.parametrize(
     "path",
     [
-        *sorted(_INTERNAL),
         "/headrace.cost.v1.CostService/NoSuchMethod",
         "/headrace.cost.v1.CostService/ListPrices/",
         "/headrace.none.v1.NoService/Method",
         "/grpc.channelz.v1.Channelz/GetServers",
     ],
 )
-async def test_what_is_internal_or_unknown_reaches_no_service(
-    mesh: RecordedMesh, path: str
-) -> None:
-    """No token allows the calls between services."""
+async def test_unknown_methods_reach_no_service(mesh: RecordedMesh, path: str) -> None:
+    """The edge answers them."""
     mesh.seen.clear()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await mesh.call(path)

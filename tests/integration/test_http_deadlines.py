@@ -14,6 +14,7 @@ from libs.clock import SystemClock
 from libs.http1 import HttpServer
 from libs.openai.errors import OpenAIDialect
 from libs.rpc import http_call
+from libs.rpc.access import OPEN
 from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.rpc.http_call import HttpCall
 
@@ -32,7 +33,7 @@ class Service:
         self.http: aiohttp.ClientSession
         clock = SystemClock()
         api = HttpApi(
-            routes=[HttpRoute("POST", "/path", self._handle)],
+            routes=[HttpRoute("POST", "/path", self._handle, scope=OPEN)],
             is_ready=lambda: True,
             clock=clock,
             dialect=OpenAIDialect(),

@@ -14,6 +14,7 @@ from opentelemetry import trace
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
 from libs.http1 import HttpServer
+from libs.rpc.access import OPEN
 from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.rpc.http_call import HttpCall
 from libs.rpc.served_call import MAX_REQUEST_BYTES
@@ -39,7 +40,7 @@ class Service:
         self.http: aiohttp.ClientSession
         clock = SystemClock()
         api = HttpApi(
-            routes=[HttpRoute("POST", "/path", self._handle)],
+            routes=[HttpRoute("POST", "/path", self._handle, scope=OPEN)],
             is_ready=lambda: self.ready,
             clock=clock,
             dialect=EndingDialect(),

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from libs.clock import SystemClock
+from libs.rpc.access import OPEN
 from libs.rpc.channel import open_channel
 from libs.rpc.server import RpcServer
 from tests.support.rpc import SERVICE, Calls, value
@@ -44,7 +45,7 @@ def held():
 
 @pytest.fixture
 async def server(held):
-    running = RpcServer("127.0.0.1:0", clock=SystemClock())
+    running = RpcServer("127.0.0.1:0", clock=SystemClock(), scope_of=lambda _: OPEN)
     handler = grpc.unary_unary_rpc_method_handler(
         held.unary_unary,
         request_deserializer=StringValue.FromString,

@@ -15,6 +15,7 @@ from libs.clock import SystemClock
 from libs.errors import HeadraceError
 from libs.http1 import HttpServer
 from libs.http1.connection import Connection
+from libs.rpc.access import OPEN
 from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.rpc.http_call import HttpCall
 from libs.rpc.http_dialect import StatusDialect
@@ -60,7 +61,7 @@ class HttpService:
         self.handle: Callable[[HttpCall], Awaitable[object]] = echo
         clock = SystemClock()
         api = HttpApi(
-            routes=[HttpRoute("POST", "/path", self._handle)],
+            routes=[HttpRoute("POST", "/path", self._handle, scope=OPEN)],
             is_ready=lambda: True,
             clock=clock,
             dialect=EndingDialect(),

@@ -11,6 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from libs.rpc.access import OPEN
 from libs.rpc.channel import open_channel
 from tests.support.edge import serving
 
@@ -51,7 +52,7 @@ async def handled_by(
         server.add_generic_rpc_handlers((generic,))
 
     async with (
-        serving(register) as address,
+        serving(register, scope_of=lambda _: OPEN) as address,
         open_channel(address, traced=traced, retries=False) as channel,
     ):
         yield Calls(channel)

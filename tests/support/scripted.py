@@ -20,6 +20,7 @@ from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH, MODELS_PATH
 from libs.openai.errors import OpenAIDialect
+from libs.rpc.access import INFER
 from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
 from libs.rpc.http_api import HttpRoute
 from libs.rpc.http_call import HttpCall
@@ -189,9 +190,9 @@ class ScriptedMesh:
         )
         models = Models()
         routes = [
-            HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.chat.handle),
-            HttpRoute("GET", MODELS_PATH, models.list_models),
-            HttpRoute("GET", f"{MODELS_PATH}/{{model}}", models.get_model),
+            HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.chat.handle, scope=INFER),
+            HttpRoute("GET", MODELS_PATH, models.list_models, scope=INFER),
+            HttpRoute("GET", f"{MODELS_PATH}/{{model}}", models.get_model, scope=INFER),
         ]
         return serving_http(routes, [generate], address=address, dialect=OpenAIDialect())
 

@@ -20,6 +20,7 @@ from libs.openai.bodies import (
 from libs.openai.chat_request import ChatRequest, parse_chat_completion
 from libs.openai.chat_response import DONE, ChunkWriter, completion_object
 from libs.routes import RouteTable
+from libs.rpc.access import INFER
 from libs.rpc.http_api import HttpRoute
 from libs.rpc.http_call import HttpCall
 from services.inference.domain import ChatCall, Chunk, GenerationResult, Started
@@ -40,9 +41,9 @@ class OpenAIHandlers:
     def routes(self) -> list[HttpRoute]:
         """Returns the routes of the HTTP server."""
         return [
-            HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.create_chat_completion),
-            HttpRoute("GET", MODELS_PATH, self.list_models),
-            HttpRoute("GET", f"{MODELS_PATH}/{{model}}", self.get_model),
+            HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.create_chat_completion, scope=INFER),
+            HttpRoute("GET", MODELS_PATH, self.list_models, scope=INFER),
+            HttpRoute("GET", f"{MODELS_PATH}/{{model}}", self.get_model, scope=INFER),
         ]
 
     async def create_chat_completion(self, call: HttpCall) -> None:
