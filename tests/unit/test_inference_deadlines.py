@@ -21,6 +21,7 @@ from services.inference.admission import SlotQueue
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.stall import StallLimits
+from services.inference.backends.targets import target_of
 from services.inference.deadlines import MARGIN_SECONDS, seconds_left
 from services.inference.domain import BackendFailedError, ChatCall, Delivered
 from services.inference.generation.failover import Failover
@@ -87,6 +88,8 @@ async def expect_deadline(
     backend: Backend, folder: Path, attempt: Callable[[Lease], Awaitable[object]]
 ) -> None:
     """Makes attempts that must end at the deadline, and leave the breaker closed."""
+    target = target_of(backend)
+    assert target is not None
     backends = Backends(clock=CLOCK, keys=ApiKeys(folder, clock=CLOCK), stall=STALL)
     try:
         for _ in range(ATTEMPTS):
@@ -96,7 +99,7 @@ async def expect_deadline(
             took = CLOCK.monotonic_seconds() - started
             assert caught.value.metadata == {"waiting_for": "backend"}
             assert took < DEADLINE_SECONDS + 1
-        (metric,) = metrics.BREAKER_STATE.labels(backend.address, backend.backend_model).collect()
+        (metric,) = metrics.BREAKER_STATE.labels(target.endpoint.address, target.model).collect()
         assert metric.samples[0].value == 0
     finally:
         await backends.close()
