@@ -30,7 +30,7 @@ from tests.support.jobs import (
     generation,
     id_of,
 )
-from tests.support.workplace import Workplace, workplace
+from tests.support.job_mesh import JobMesh, job_mesh
 
 # One worker for all of them.
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -39,8 +39,8 @@ MAX_RESULT_BYTES = 100_000
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Workplace]:
-    async with workplace(tmp_path_factory.mktemp("workplace")) as made:
+async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[JobMesh]:
+    async with job_mesh(tmp_path_factory.mktemp("job_mesh")) as made:
         await made.worker(
             HEADRACE_MAX_RESULT_BYTES=str(MAX_RESULT_BYTES), HEADRACE_JOB_TIMEOUT_SECONDS="5"
         )
@@ -48,19 +48,19 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Workp
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def models(place: Workplace) -> AsyncIterator[Models]:
-    place.models.requests.clear()
-    place.models.errors.clear()
-    place.models.open.set()
-    place.models.text = ("one ", "two ", "three")
-    place.models.with_final = True
-    yield place.models
-    place.models.open.set()
+async def models(mesh: JobMesh) -> AsyncIterator[Models]:
+    mesh.models.requests.clear()
+    mesh.models.errors.clear()
+    mesh.models.open.set()
+    mesh.models.text = ("one ", "two ", "three")
+    mesh.models.with_final = True
+    yield mesh.models
+    mesh.models.open.set()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def client(place: Workplace, models: Models) -> JobClient:
-    return place.client
+async def client(mesh: JobMesh, models: Models) -> JobClient:
+    return mesh.client
 
 
 async def test_a_generation_brings_the_whole_answer(client: JobClient, models: Models) -> None:
