@@ -136,7 +136,10 @@ async def test_sums_are_filtered_grouped_and_ordered(engine: AsyncEngine) -> Non
     assert await having(user="ann", model="smollm2") == [(10,)]
     assert await having(model_version="models/smollm2/versions/2.0.0") == [(8,)]
     assert await having(operation="embed") == [(4,)]
-    times: dict[str, Any] = {"start_time": START + timedelta(hours=2), "end_time": START + timedelta(hours=4)}
+    times: dict[str, Any] = {
+        "start_time": START + timedelta(hours=2),
+        "end_time": START + timedelta(hours=4),
+    }
     assert await groups(engine, group_by=(MODEL,), **times) == [("smollm2", 2)]
     assert (await sums(engine, **times)).totals.request_count == 1
 

@@ -1,4 +1,4 @@
-"""One trace goes from the submission of a job through the bus to the worker and into the ledger."""
+"""One trace leads from the submission of a job through the bus and the worker to the ledger."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.job_mesh import job_mesh
 from tests.support.jobs import SUCCEEDED, generation, usage_recorder
 from tests.support.otlp import CollectedSpan, running_collector
 from tests.support.service import running_service
 from tests.support.usage import CostClient
-from tests.support.job_mesh import job_mesh
 
 pytestmark = pytest.mark.integration
 
