@@ -67,7 +67,7 @@ class HttpApi:
         Args:
             routes: the kinds of HTTP requests.
             grpc_methods: the methods that are served as gRPC over HTTP/1.1.
-            is_ready: what health checks are told.
+            is_ready: what health checks report.
             clock: the time.
             dialect: how the routes write errors. None: as `google.rpc.Status` in JSON.
             longest_call_seconds: the deadline of requests whose caller names none or a later one.
@@ -111,7 +111,7 @@ class HttpApi:
         return self._body_limits.get(path, MAX_REQUEST_BYTES)
 
     def is_single_header(self, name: str) -> bool:
-        """Returns whether a header of ours may occur only once in a request."""
+        """Returns whether a header of the mesh may occur only once in a request."""
         return name in _SINGLE_HEADERS or (name.startswith(_SINGLE_PREFIXES) and name not in _LISTS)
 
     def _add(self, route: HttpRoute) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import grpc
 from headrace.events.v1 import events_pb2
 
-from libs.errors import PermissionDenied, Unauthenticated
+from libs.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from libs.rpc.access import INTERNAL
 from libs.rpc.names import tenant_name
 
@@ -23,6 +23,7 @@ USER_KEY = "x-headrace-user"
 SCOPES_KEY = "x-headrace-scopes"
 # Set inside the mesh only: the edge removes it.
 USAGE_ID_KEY = "x-headrace-usage-id"
+_KEYS = frozenset({TENANT_KEY, USER_KEY, SCOPES_KEY, USAGE_ID_KEY})
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,17 @@ def identity_of(context: Context) -> Identity:
 
     Raises:
         Unauthenticated: the metadata has none; the call did not come through the edge.
+        InvalidArgument: the metadata has two values of a key.
     """
-    return identity_in(dict(context.invocation_metadata() or ()))
+    found: dict[str, Any] = {}
+    for key, value in context.invocation_metadata() or ():
+        if key in _KEYS:
+            if key in found:
+                raise InvalidArgument(
+                    f"the header {key} must not be repeated", reason="INVALID_FIELD"
+                )
+            found[key] = value
+    return identity_in(found)
 
 
 def identity_in(headers: Mapping[str, Any]) -> Identity:

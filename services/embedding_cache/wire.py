@@ -7,7 +7,6 @@ import struct
 from collections.abc import Iterable
 
 from headrace.common.v1 import embedding_pb2 as common_embedding_pb2
-from headrace.common.v1 import route_pb2
 from headrace.embedding.v1 import embedding_pb2
 
 from libs.errors import Unavailable
@@ -54,11 +53,7 @@ def to_response(answer: Answer) -> embedding_pb2.EmbedResponse:
         cost_nano_usd=answer.cost_nano_usd,
         model_version=target.model_version,
         artifact_digest=target.artifact_digest,
-        route=route_pb2.RouteDecision(
-            deployment=target.deployment,
-            reason=answer.choice.reason,
-            revision=answer.choice.revision,
-        ),
+        route=answer.choice.decision(),
         request_id=answer.request_id,
         trace_id=answer.trace_id,
     )

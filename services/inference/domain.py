@@ -199,13 +199,15 @@ class Route:
     Attributes:
         deployment: `deployments/{deployment}`.
         reason: for people.
-        revision: of the snapshot that decided.
+        epoch: of the router whose snapshot decided.
+        revision: of that snapshot.
         model_version: `models/{model}/versions/{semver}`.
         artifact_digest: `sha256:` and 64 hex digits.
     """
 
     deployment: str
     reason: str
+    epoch: str
     revision: int
     model_version: str
     artifact_digest: str

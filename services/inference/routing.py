@@ -34,6 +34,7 @@ def route_of(choice: Choice) -> Route:
     return Route(
         deployment=target.deployment,
         reason=choice.reason,
+        epoch=choice.epoch,
         revision=choice.revision,
         model_version=target.model_version,
         artifact_digest=target.artifact_digest,

@@ -57,7 +57,7 @@ async def _missing_scope(
         info = error_details_pb2.ErrorInfo()
         assert status.details[0].Unpack(info)
         assert (info.domain, info.reason) == ("headrace", "SCOPE_MISSING")
-        return info.metadata["scope"]
+        return str(info.metadata["scope"])
     finally:
         call.cancel()
     return ""

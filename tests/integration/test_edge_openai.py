@@ -225,7 +225,7 @@ async def test_an_error_chunk_in_mid_stream_reaches_the_client(mesh: ScriptedMes
 
     async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
         yield BodyPart(b"data: 1\n\n")
-        raise Unavailable("gone", reason="BACKEND_FAILED")
+        raise Unavailable("lost", reason="BACKEND_FAILED")
 
     mesh.chat.answer = answer
     async with mesh.http.post(_CHAT, json={}, headers=mesh.edge.bearer()) as response:
@@ -233,7 +233,7 @@ async def test_an_error_chunk_in_mid_stream_reaches_the_client(mesh: ScriptedMes
         first, last, end = (await response.read()).split(b"\n\n")
     assert (first, end) == (b"data: 1", b"")
     assert json.loads(last.removeprefix(b"data: "))["error"] == {
-        "message": "gone",
+        "message": "lost",
         "type": "api_error",
         "param": None,
         "code": "backend_failed",

@@ -212,8 +212,8 @@ async def test_a_connection_is_reused_however_its_responses_end(service, caller)
 
     health = b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n"
     too_large = post(bytes(MAX_REQUEST_BYTES + 1))
-    for handle, request, status, begin in (
-        (echo, post(b"whole"), 200, b"whole"),
+    for handle, request, status, start in (
+        (echo, post(b"one body"), 200, b"one body"),
         (parts, post(b"parts"), 200, b"parts!"),
         (expected, post(), 200, b"half QUEUE_FULL"),
         (refused, post(), 429, b"{"),
@@ -226,7 +226,7 @@ async def test_a_connection_is_reused_however_its_responses_end(service, caller)
         service.handle = handle
         caller.writer.write(request)
         got, body = await answer(caller)
-        assert (got, body[: len(begin)]) == (status, begin)
+        assert (got, body[: len(start)]) == (status, start)
 
 
 @pytest.mark.parametrize("in_parts", [False, True])

@@ -72,7 +72,7 @@ async def test_closing_the_connection_cancels_a_handler_that_waits_for_the_reade
 async def test_an_error_after_the_client_disconnected_is_not_reported(service, caller):
     """Neither the client nor the log needs it."""
     failures: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told))
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
 
     async def handle(call: HttpCall) -> None:
         call.abort()  # or the client disconnects in the same turn of the loop
@@ -115,8 +115,8 @@ async def test_an_idle_connection_is_closed(service, monkeypatch):
 async def test_a_connection_with_a_request_under_way_is_not_idle(service, caller):
     """Even if it was idle for long before."""
     await _until(lambda: bool(service.connections))
-    (ours,) = service.connections
-    ours.active_seconds -= 2 * server.IDLE_SECONDS
+    (connection,) = service.connections
+    connection.active_seconds -= 2 * server.IDLE_SECONDS
     caller.writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
     assert await caller.head() == (100, {})
     service.server._sweep.cancel()
@@ -166,30 +166,30 @@ async def test_a_closed_connection_needs_no_garbage_collection(service):
     async with service.caller() as caller:
         caller.writer.write(post())
         await answer(caller)
-        (ours,) = map(weakref.ref, service.connections)
+        (connection,) = map(weakref.ref, service.connections)
         gc.collect()
         gc.disable()
     try:
         await _until(lambda: not service.connections)
         await asyncio.sleep(_POLL_SECONDS)
-        assert ours() is None
+        assert connection() is None
     finally:
         gc.enable()
 
 
 async def test_stopping_closes_idle_connections_and_announces_it_on_others(service, caller):
     """Clients send no further requests on those."""
-    begun, may_end = asyncio.Event(), asyncio.Event()
+    started, may_end = asyncio.Event(), asyncio.Event()
 
     async def handle(call: HttpCall) -> None:
-        begun.set()
+        started.set()
         await may_end.wait()
         await call.send_chunk(b"done", content_type=TEXT)
 
     service.handle = handle
     async with service.caller() as idle:
         caller.writer.write(post() + post())
-        await begun.wait()
+        await started.wait()
         stopping = asyncio.create_task(service.server.stop())
         assert await rest(idle) == b""
         may_end.set()
@@ -202,10 +202,10 @@ async def test_stopping_does_not_wait_for_a_stuck_handler(service, caller, monke
     """Not even for one that ignores its cancellation."""
     monkeypatch.setattr(server, "_CANCELLED_SECONDS", 0.1)
     service.server._drain_seconds = 0
-    begun, may_end = asyncio.Event(), asyncio.Event()
+    started, may_end = asyncio.Event(), asyncio.Event()
 
     async def handle(_call: HttpCall) -> None:
-        begun.set()
+        started.set()
         while not may_end.is_set():
             try:
                 await may_end.wait()
@@ -214,7 +214,7 @@ async def test_stopping_does_not_wait_for_a_stuck_handler(service, caller, monke
 
     service.handle = handle
     caller.writer.write(post())
-    await begun.wait()
+    await started.wait()
     await service.server.stop()
     assert await rest(caller) == b""
     may_end.set()
@@ -264,7 +264,7 @@ async def test_a_request_under_way_when_stopping_starts_is_answered(service, cal
     caller.writer.write(post(b"before"))
     assert await answer(caller) == (200, b"before")
     stopping = asyncio.create_task(service.server.stop())
-    await asyncio.sleep(0)  # now it has begun
+    await asyncio.sleep(0)  # now it has started
     caller.writer.write(post(b"after"))
     status, headers = await caller.head()
     assert (status, headers["connection"]) == (200, "close")

@@ -75,7 +75,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 @pytest.mark.parametrize(
-    ("headers", "whole", "start"),
+    ("headers", "complete", "start"),
     [
         ({}, 60, 60),
         ({"grpc_timeout": "30S"}, 30, 30),
@@ -90,10 +90,10 @@ async def service() -> AsyncIterator[Service]:
         ({"x_stainless_read_timeout": "None"}, 60, 60),
     ],
 )
-async def test_the_earliest_deadline_holds(service, headers, whole, start):
+async def test_the_earliest_deadline_holds(service, headers, complete, start):
     """The caller's, that of its client library, or the longest that is allowed."""
     found = await service.deadlines(**headers)
-    assert found == (pytest.approx(whole, abs=5), pytest.approx(start, abs=5))
+    assert found == (pytest.approx(complete, abs=5), pytest.approx(start, abs=5))
 
 
 @pytest.mark.parametrize("timeout", ["x", "", "5", "-1S"])
@@ -138,7 +138,7 @@ async def test_a_stream_past_its_deadline_ends_with_an_error_event(service):
 
 
 async def test_a_stream_that_started_in_time_continues(service):
-    """Client libraries limit the wait for the next bytes, not the whole response."""
+    """Client libraries limit the wait for the next bytes, not all of it."""
 
     async def handle(call: HttpCall) -> None:
         for number in range(5):

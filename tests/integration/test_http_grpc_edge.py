@@ -186,12 +186,12 @@ async def test_the_identity_comes_from_the_token(mesh: ScriptedMesh) -> None:
         yield _delta(f"{identity.tenant} {identity.user} {sorted(identity.scopes)}")
 
     mesh.inference.generate = generate
-    assert await _texts(_generate(mesh)) == ["acme ann ['admin', 'infer']"]
+    assert await _texts(_generate(mesh)) == ["acme ann ['infer', 'read']"]
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 async def test_the_service_says_that_the_deadline_passed(
-    mesh: ScriptedMesh, monkeypatch, begun
+    mesh: ScriptedMesh, monkeypatch, started
 ) -> None:
     """Shortly before the edge and the client would."""
     # A margin that a busy machine keeps, too: the order is the promise here, not the 20 ms.
@@ -201,7 +201,7 @@ async def test_the_service_says_that_the_deadline_passed(
         await asyncio.Event().wait()
         yield _delta("a")
 
-    mesh.inference.generate = _forever if begun else wait
+    mesh.inference.generate = _forever if started else wait
     with pytest.raises(DeadlineExceeded) as raised, headrace_errors():
         await _texts(_generate(mesh, timeout=2.0))
     assert raised.value.message == "the deadline passed before the work was done"

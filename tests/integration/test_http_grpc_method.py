@@ -242,11 +242,11 @@ async def write_for_ever(_request: Any, context: GrpcCall) -> None:
 async def test_a_write_to_a_closed_connection_is_a_cancellation(service):
     """The write may notice before the event loop does."""
     before = calls_counted("CANCELLED")
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def handle(request: Any, context: GrpcCall) -> None:
         await context.write(value("a"))
-        await gone.wait()
+        await closed.wait()
         await write_for_ever(request, context)
 
     service.handle = handle
@@ -254,7 +254,7 @@ async def test_a_write_to_a_closed_connection_is_a_cancellation(service):
         caller.send()
         await caller.head()
         caller.writer.transport.abort()
-        gone.set()  # it goes on in the turn of the loop in which the connection is closed
+        closed.set()  # it goes on in the turn of the loop in which the connection is closed
     async with asyncio.timeout(_PATIENCE_SECONDS):
         await service.answered.acquire()
     assert calls_counted("CANCELLED") == before + 1

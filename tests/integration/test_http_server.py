@@ -154,11 +154,11 @@ async def test_an_error_ends_a_started_response_and_a_crash_closes_the_connectio
 
 async def test_closing_the_connection_cancels_the_handler(service):
     """At its next await, whatever it waits for."""
-    begun, cancelled = asyncio.Event(), asyncio.Event()
+    started, cancelled = asyncio.Event(), asyncio.Event()
 
     async def handle(call: HttpCall) -> None:
         await call.send_chunk(b"a", content_type=TEXT)
-        begun.set()
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -166,7 +166,7 @@ async def test_closing_the_connection_cancels_the_handler(service):
 
     service.handle = handle
     response = await service.http.post("/path", headers=CALLER)
-    await begun.wait()
+    await started.wait()
     response.close()
     async with asyncio.timeout(5):
         await cancelled.wait()
@@ -225,16 +225,16 @@ async def test_health_reports_readiness(service):
 async def test_stopping_waits_for_running_requests_and_accepts_no_connections():
     """For as long as the drain lasts."""
     async with serving() as service:
-        begun, may_end = asyncio.Event(), asyncio.Event()
+        started, may_end = asyncio.Event(), asyncio.Event()
 
         async def handle(call: HttpCall) -> None:
-            begun.set()
+            started.set()
             await may_end.wait()
             call.respond(b"done", content_type=TEXT)
 
         service.handle = handle
         running = asyncio.create_task(service.post())
-        await begun.wait()
+        await started.wait()
         stopping = asyncio.create_task(service.server.stop())
         await asyncio.sleep(0.1)
         async with aiohttp.ClientSession() as newcomer:

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from headrace.common.v1 import model_pb2
-from headrace.router.v1 import router_pb2
+from headrace.router.v1 import router_internal_pb2 as router_pb2
 
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted, Unavailable
@@ -18,12 +18,17 @@ from libs.routes import RouteTable
 from services.inference.api.openai import OpenAIHandlers
 from services.inference.domain import ChatCall, Chunk, GenerationResult, Route, TokenUsage
 from services.inference.generation.relay import READER_TOO_SLOW
+from tests.support.backends import triton_backend
 from tests.support.edge import serving_http
 
 pytestmark = pytest.mark.integration
 
 _CHAT = "/v1/chat/completions"
-_CALLER = {"x-headrace-tenant": "acme", "x-headrace-user": "ann"}
+_CALLER = {
+    "x-headrace-tenant": "acme",
+    "x-headrace-user": "ann",
+    "x-headrace-scopes": "infer",
+}
 _CLOCK = SystemClock()
 
 
@@ -32,7 +37,7 @@ def _route(model: str) -> router_pb2.ModelRoute:
         deployment=f"deployments/{model}",
         model_version=f"models/{model}/versions/1.0.0",
         schema=model_pb2.ModelSchema(kind=model_pb2.MODEL_KIND_CHAT),
-        backends=[model_pb2.Backend(id="triton-0")],
+        backends=[triton_backend("triton-0", "127.0.0.1:9")],
     )
     return router_pb2.ModelRoute(model=model, targets=[target])
 
@@ -57,6 +62,7 @@ class ScriptedGenerator:
             route=Route(
                 deployment="deployments/a",
                 reason="",
+                epoch="e",
                 revision=1,
                 model_version="models/a/versions/1.0.0",
                 artifact_digest="",
@@ -75,7 +81,7 @@ class Service:
 
     def __init__(self) -> None:
         self.generator = ScriptedGenerator()
-        self.routes = RouteTable(revision=1, routes=[_route("a"), _route("b")])
+        self.routes = RouteTable(epoch="e", revision=1, routes=[_route("a"), _route("b")])
         self.http: aiohttp.ClientSession
 
     async def chat(self, *, stream: bool, **headers: str) -> tuple[int, bytes]:

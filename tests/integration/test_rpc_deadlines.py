@@ -25,7 +25,7 @@ class Work:
     """Handlers that never end by themselves, with events for their start and end."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
+        self.started = asyncio.Event()
         self.ended = asyncio.Event()
 
     async def unary_unary(self, _request: object, _context: object) -> None:
@@ -56,7 +56,7 @@ class Work:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        self.begun.set()
+        self.started.set()
         try:
             yield
         finally:
@@ -71,7 +71,7 @@ async def never() -> AsyncIterator[StringValue]:
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-def begin(calls: Calls, kind: str, **options: Any) -> Any:
+def start(calls: Calls, kind: str, **options: Any) -> Any:
     request = never() if kind.startswith("stream") else value("")
     return getattr(calls, kind)(request, **options)
 
@@ -91,11 +91,11 @@ async def test_the_callee_says_that_the_deadline_passed(kind, traced, monkeypatc
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await end(begin(calls, kind, timeout=2.0), kind)
+            await end(start(calls, kind, timeout=2.0), kind)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        with pytest.raises(DeadlineExceeded) as told, headrace_errors():
+        with pytest.raises(DeadlineExceeded) as raised_error, headrace_errors():
             raise raised.value
-        assert told.value.message == "the deadline passed before the work was done"
+        assert raised_error.value.message == "the deadline passed before the work was done"
         async with asyncio.timeout(5):
             await work.ended.wait()
 
@@ -106,10 +106,10 @@ async def test_a_cancelled_call_ends_the_work(kind, traced):
     """Nobody would read its result."""
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
-        call = begin(calls, kind)
+        call = start(calls, kind)
         ending = asyncio.ensure_future(end(call, kind))
         async with asyncio.timeout(5):
-            await work.begun.wait()
+            await work.started.wait()
             call.cancel() if hasattr(call, "cancel") else ending.cancel()
             await work.ended.wait()
         await asyncio.gather(ending, return_exceptions=True)
@@ -121,9 +121,9 @@ async def test_a_task_that_is_cancelled_ends_its_call(kind, traced):
     """A service whose own caller disconnected passes that on."""
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
-        ending = asyncio.ensure_future(end(begin(calls, kind), kind))
+        ending = asyncio.ensure_future(end(start(calls, kind), kind))
         async with asyncio.timeout(5):
-            await work.begun.wait()
+            await work.started.wait()
             # gRPC misses a cancellation in the very turn of the loop in which its request went out;
             # then the call ends when Python collects it. Here callee and caller share a loop.
             await asyncio.sleep(0.05)
@@ -159,7 +159,7 @@ async def test_a_deadline_that_has_passed_is_reported_before_any_work():
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await calls.unary_unary(value(""), timeout=0.001)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not work.begun.is_set() or work.ended.is_set()
+    assert not work.started.is_set() or work.ended.is_set()
 
 
 async def test_a_timeout_of_the_handlers_own_is_not_the_callers_deadline():

@@ -29,11 +29,11 @@ class Held:
     """A handler that waits for the test before it answers."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
+        self.started = asyncio.Event()
         self.go_on = asyncio.Event()
 
     async def unary_unary(self, request: StringValue, _context: Any) -> StringValue:
-        self.begun.set()
+        self.started.set()
         await self.go_on.wait()
         return request
 
@@ -80,7 +80,7 @@ async def test_health_reports_ready_not_ready_and_draining(server, channel):
 async def test_a_call_that_runs_is_answered_while_the_server_drains(server, channel, held):
     """A restart loses no running call."""
     call = Calls(channel).unary_unary(value("a"))
-    await held.begun.wait()
+    await held.started.wait()
     stopping = asyncio.ensure_future(server.stop(drain_seconds=10))
     await asyncio.sleep(0.1)
     held.go_on.set()
@@ -93,7 +93,7 @@ async def test_a_call_that_comes_while_the_server_drains_may_be_tried_elsewhere(
 ):
     """`UNAVAILABLE`, the only status that may be retried blindly."""
     running = Calls(channel).unary_unary(value("a"))
-    await held.begun.wait()
+    await held.started.wait()
     stopping = asyncio.ensure_future(server.stop(drain_seconds=10))
     await asyncio.sleep(0.1)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -107,7 +107,7 @@ async def test_a_call_that_comes_while_the_server_drains_may_be_tried_elsewhere(
 async def test_a_call_that_outlasts_the_drain_may_be_tried_elsewhere(server, channel, held):
     """It is ended with `UNAVAILABLE`, so that its caller may retry."""
     call = Calls(channel).unary_unary(value("a"))
-    await held.begun.wait()
+    await held.started.wait()
     await server.stop(drain_seconds=0.1)
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
 

@@ -1,4 +1,4 @@
-"""One trace goes from the submission of a job through the bus to the worker and into the ledger."""
+"""One trace leads from the submission of a job through the bus and the worker to the ledger."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.job_mesh import job_mesh
 from tests.support.jobs import SUCCEEDED, generation, usage_recorder
 from tests.support.otlp import CollectedSpan, running_collector
 from tests.support.service import running_service
 from tests.support.usage import CostClient
-from tests.support.workplace import workplace
 
 pytestmark = pytest.mark.integration
 
@@ -39,27 +39,27 @@ async def test_one_trace_from_submission_to_ledger(tmp_path: Path) -> None:
     """It is the caller's trace, each span hangs on the one before, and the logs name it."""
     trace_id, caller_span = secrets.token_hex(16), secrets.token_hex(8)
     (tmp_path / "cost").mkdir()
-    (tmp_path / "place").mkdir()
+    (tmp_path / "mesh").mkdir()
     async with running_collector() as collector:
         exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
         async with (
-            workplace(tmp_path / "place", **exporting) as place,
+            job_mesh(tmp_path / "mesh", **exporting) as mesh,
             running_service(
                 "cost",
                 tmp_path / "cost",
                 preexec=None,
-                HEADRACE_NATS_URL=place.nats.url,
+                HEADRACE_NATS_URL=mesh.nats.url,
                 **exporting,
             ) as cost,
             cost.channel() as channel,
         ):
             await CostClient(channel).create_price()
-            place.models.recorder = usage_recorder(place.bus)
-            worker = await place.worker(**exporting)
-            job = await place.client.submit(
+            mesh.models.recorder = usage_recorder(mesh.bus)
+            worker = await mesh.worker(**exporting)
+            job = await mesh.client.submit(
                 generation(), metadata=(("traceparent", f"00-{trace_id}-{caller_span}-01"),)
             )
-            ended = await place.client.ended(job.name)
+            ended = await mesh.client.ended(job.name)
             assert ended.state == SUCCEEDED
             final = ended.result.generate.final
             booked = await CostClient(channel).request_cost(final.request_id)
@@ -74,7 +74,7 @@ async def test_one_trace_from_submission_to_ledger(tmp_path: Path) -> None:
                 if span.trace_id == trace_id
             ]
             logged = [json.loads(line) for line in cost.log.read_text().splitlines()]
-            logged += [json.loads(line) for line in place.jobs.log.read_text().splitlines()]
+            logged += [json.loads(line) for line in mesh.jobs.log.read_text().splitlines()]
             assert worker.process.returncode is None
 
     by_id = {span.span_id: span for span in spans}

@@ -156,7 +156,7 @@ class Peers:
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
             self.inference, server
         )
-        router_pb2_grpc.add_RouterInternalServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
+        router_pb2_grpc.add_RouterInternalServiceServicer_to_server(Router(), server)
         cost_internal_pb2_grpc.add_CostInternalServiceServicer_to_server(Cost(), server)
 
 

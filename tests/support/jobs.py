@@ -1,4 +1,4 @@
-"""Clients of the jobs service, and models for workers that do what a test says."""
+"""A client of the jobs service, and fake models for workers that a test controls."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.common.v1.embedding_pb2 import Embedding
 from headrace.common.v1.usage_pb2 import TokenUsage
+from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc
 from headrace.embedding.v1 import embedding_pb2, embedding_pb2_grpc
 from headrace.events.v1 import events_pb2
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -20,7 +23,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from typing_extensions import override
 
-from libs.bus.connection import connect, ensure_streams
+from libs.bus.connection import client_of, connect, ensure_streams
 from libs.bus.publisher import Publisher
 from libs.bus.subjects import JOB_FINISHED, JOB_STARTED
 from libs.chat.wire import text_message
@@ -28,10 +31,15 @@ from libs.clock import SystemClock
 from libs.metering.prices import PriceBook
 from libs.metering.usage import UsageRecorder
 from libs.rpc.identity import Identity, identity_of
-from tests.support.usage import ANN, PRICE
+from tests.support.usage import PRICE
+
+ANN = Identity("acme", "ann", frozenset({"infer"}))
+EVE = Identity("evil", "eve", frozenset({"infer"}))
 
 QUEUED, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_RUNNING
 SUCCEEDED, FAILED = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED
+CANCELLED = JobState.JOB_STATE_CANCELLED
+MODEL_VERSION = "models/smollm2/versions/1.0.0"
 USAGE = TokenUsage(prompt_tokens=17, completion_tokens=33, cached_tokens=5)
 
 
@@ -51,12 +59,31 @@ def embedding(*texts: str) -> jobs_pb2.JobPayload:
 
 
 def result(text: str = "done") -> jobs_pb2.JobResult:
-    """What a worker may bring."""
-    return jobs_pb2.JobResult(generate=jobs_pb2.GenerateResult(text=text))
+    """What a worker may report."""
+    message = text_message(inference_pb2.ROLE_ASSISTANT, text)
+    return jobs_pb2.JobResult(generate=jobs_pb2.GenerateResult(message=message))
+
+
+def answer_of(job: jobs_pb2.Job) -> str:
+    """Returns the text of a generation that has succeeded."""
+    (part,) = job.result.generate.message.parts
+    return part.text
+
+
+def reason_of(job: jobs_pb2.Job) -> str:
+    """Returns the reason in a job's error."""
+    return error_info(job.error).reason
+
+
+def error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
+    """Returns the `ErrorInfo` of an error."""
+    info = error_details_pb2.ErrorInfo()
+    assert any(detail.Unpack(info) for detail in status.details)
+    return info
 
 
 class JobClient:
-    """Calls a jobs service, as Ann of acme where nobody else is named."""
+    """Calls a jobs service, as Ann of acme unless a call names another user."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.stub: jobs_pb2_grpc.JobServiceAsyncStub = jobs_pb2_grpc.JobServiceStub(channel)
@@ -75,22 +102,32 @@ class JobClient:
         )
         return answer.job
 
-    async def get(self, name: str, *, who: Identity = ANN) -> jobs_pb2.Job:
-        answer = await self.stub.GetJob(jobs_pb2.GetJobRequest(name=name), metadata=who.metadata())
-        return answer.job
+    async def get(self, name: str, *, who: Identity = ANN, **fields: Any) -> jobs_pb2.Job:
+        request = jobs_pb2.GetJobRequest(name=name, **fields)
+        return (await self.stub.GetJob(request, metadata=who.metadata())).job
 
-    async def watch(self, name: str, *, who: Identity = ANN) -> AsyncIterator[jobs_pb2.Job]:
-        request = jobs_pb2.WatchJobRequest(name=name)
+    async def cancel(self, name: str, *, who: Identity = ANN) -> jobs_pb2.Job:
+        request = jobs_pb2.CancelJobRequest(name=name)
+        return (await self.stub.CancelJob(request, metadata=who.metadata())).job
+
+    async def list(self, *, who: Identity = ANN, **fields: Any) -> jobs_pb2.ListJobsResponse:
+        request = jobs_pb2.ListJobsRequest(**fields)
+        return await self.stub.ListJobs(request, metadata=who.metadata())
+
+    async def watch(
+        self, name: str, *, who: Identity = ANN, **fields: Any
+    ) -> AsyncIterator[jobs_pb2.Job]:
+        request = jobs_pb2.WatchJobRequest(name=name, **fields)
         async for message in self.stub.WatchJob(request, metadata=who.metadata()):
             yield message.job
 
     async def ended(self, name: str, *, seconds: float = 60) -> jobs_pb2.Job:
-        """Waits for a job's end, over restarts of the service."""
+        """Waits until a job has ended, over restarts of the service."""
         async with asyncio.timeout(seconds):
             while True:
                 try:
                     async for job in self.watch(name):
-                        if job.state in (SUCCEEDED, FAILED):
+                        if job.state in (SUCCEEDED, FAILED, CANCELLED):
                             return job
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.UNAVAILABLE:
@@ -98,27 +135,28 @@ class JobClient:
 
 
 class Bus:
-    """The test as a worker, and what is on the bus."""
+    """Reports as a worker does, and reads what is on the bus."""
 
     def __init__(self, js: JetStreamContext) -> None:
         self.js = js
+        self.client = client_of(js)
         self.publisher = Publisher(js)
 
     async def started(self, job: jobs_pb2.Job, attempt: int) -> None:
-        """Tells that a worker has begun."""
+        """Reports that a worker started."""
         event = events_pb2.JobStarted(job_id=id_of(job), attempt=attempt)
         await self.publisher.publish(JOB_STARTED, event, message_id=str(uuid.uuid4()))
 
     async def finished(self, job: jobs_pb2.Job, attempt: int = 1, **outcome: Any) -> None:
-        """Tells that a worker has ended, with `result` or `error`."""
+        """Reports that a worker finished, with `result` or `error`."""
         event = events_pb2.JobFinished(job_id=id_of(job), attempt=attempt, **outcome)
         await self.publisher.publish(JOB_FINISHED, event, message_id=str(uuid.uuid4()))
 
     async def submitted(self) -> list[tuple[dict[str, str], events_pb2.JobSubmitted]]:
-        """Returns the headers and events in the stream of jobs, oldest first; takes none away."""
+        """Returns the headers and events in the stream of jobs, the oldest first."""
         try:
             state = (await self.js.stream_info("HEADRACE_JOBS")).state
-        except NotFoundError:  # a bus that has lost everything
+        except NotFoundError:  # the bus lost everything
             return []
         found = []
         for sequence in range(state.first_seq, state.last_seq + 1) if state.messages else ():
@@ -153,16 +191,16 @@ def id_of(job: jobs_pb2.Job) -> str:
 
 
 class Models(inference_pb2_grpc.InferenceServiceServicer):
-    """Answers "one two three", token by token, and vectors; records usage as the real ones do.
+    """Answers "one two three", token by token, and vectors; records usage as inference does.
 
     Attributes:
-        requests: what it was asked, with the metadata.
-        open: goes on after the first token only while set.
-        running: calls at this moment.
+        requests: the requests so far, with their metadata.
+        open: while it is not set, answers stop after the first token.
+        running: calls that run now.
         cancelled: calls that were cancelled.
-        errors: raised one by one, before it answers again.
+        errors: raised one by one, by the next calls.
         text: of each of three deltas.
-        recorder: takes the usage, if there is one.
+        recorder: records the usage; None: it is not recorded.
     """
 
     def __init__(self) -> None:
@@ -181,6 +219,12 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._begin(request, context)
         try:
+            yield inference_pb2.GenerateResponse(
+                started=inference_pb2.Started(
+                    request_id=request.request_id, model_version=MODEL_VERSION
+                )
+            )
+            yield inference_pb2.GenerateResponse()  # an event that this version does not know
             for text in self.text:
                 yield inference_pb2.GenerateResponse(
                     delta=inference_pb2.Delta(text=text, token_count=1)
@@ -207,7 +251,7 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     async def wait(self, condition: Callable[[], bool]) -> None:
-        """Waits until a condition holds that changes as calls begin and end."""
+        """Waits for a condition that changes as calls start and end."""
         async with asyncio.timeout(30), self.changed:
             await self.changed.wait_for(condition)
 
@@ -231,25 +275,27 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
                 request_id=request.request_id,
                 identity=identity_of(context),
                 model=request.model,
-                model_version="models/smollm2/versions/1.0.0",
+                model_version=MODEL_VERSION,
                 usage=USAGE,
-                operation="generate",
+                operation=usage_pb2.OPERATION_GENERATE,
             )
         return inference_pb2.Final(
             finish_reason=inference_pb2.FINISH_REASON_STOP,
             usage=USAGE,
             cost_nano_usd=cost_nano_usd,
             request_id=request.request_id,
+            model_version=MODEL_VERSION,
         )
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Serves as inference and as embedding cache."""
+        """Registers itself as inference, as embedding cache and as cost."""
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, server)
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(_Embedding(self), server)
+        cost_internal_pb2_grpc.add_CostInternalServiceServicer_to_server(_Prices(), server)
 
 
 class _Embedding(embedding_pb2_grpc.EmbeddingServiceServicer):
-    """The embedding cache, by the same models."""
+    """The embedding cache with the same models."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -257,6 +303,15 @@ class _Embedding(embedding_pb2_grpc.EmbeddingServiceServicer):
     @override
     async def Embed(self, request: Any, context: Any) -> embedding_pb2.EmbedResponse:
         return await self._models.embed(request, context)
+
+
+class _Prices(cost_internal_pb2_grpc.CostInternalServiceServicer):
+    """Pushes the price of the tests."""
+
+    @override
+    async def WatchPrices(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield cost_internal_pb2.WatchPricesResponse(prices=[PRICE])
+        await asyncio.Event().wait()
 
 
 def usage_recorder(bus: Bus) -> UsageRecorder:

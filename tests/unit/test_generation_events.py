@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind, ModelSchema
+from headrace.common.v1.backend_pb2 import Backend
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, ModelSchema
 from headrace.inference.v1 import inference_pb2
 from headrace.inference.v1.inference_pb2 import ROLE_USER, GenerateRequest
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 
 from libs.chat.wire import text_message
 from libs.clock import SystemClock
@@ -30,6 +31,7 @@ from services.inference.generation.generator import Generator
 from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import RelayLimits
 from services.inference.tensors.count_tokens import TokenCounter
+from tests.support.backends import provider_backend, triton_backend
 from tests.support.provider import TEXT, MockProvider, mock_provider
 from tests.support.triton import TEXT as TRITON_TEXT
 from tests.support.triton import MockTriton, mock_triton
@@ -89,7 +91,7 @@ class Service:
     def __init__(self, folder: Path) -> None:
         clock = SystemClock()
         self.bills = Bills()
-        self.table = RouteTable(revision=1, routes=[])
+        self.table = RouteTable(epoch="e", revision=1, routes=[])
         self.backends = Backends(
             clock=clock,
             keys=ApiKeys(folder, clock=clock),
@@ -120,7 +122,9 @@ class Service:
             )
             for name, server in servers.items()
         ]
-        self.table = RouteTable(revision=4, routes=[ModelRoute(model="m", targets=targets)])
+        self.table = RouteTable(
+            epoch="e", revision=4, routes=[ModelRoute(model="m", targets=targets)]
+        )
 
     async def generate(self, call: Call | None = None, **fields: Any) -> Call:
         """Runs one call to its end."""
@@ -136,9 +140,8 @@ def request(**fields: Any) -> GenerateRequest:
 
 def _backend(server: Server) -> Backend:
     if isinstance(server, MockTriton):
-        return Backend(id="triton-0", address=server.address, backend_model="m")
-    kind = BackendKind.BACKEND_KIND_OPENAI
-    return Backend(id="provider", address=server.base_url, backend_model="m", kind=kind)
+        return triton_backend("triton-0", server.address)
+    return provider_backend("provider", server.base_url)
 
 
 @asynccontextmanager
@@ -285,7 +288,7 @@ async def test_no_start_is_sent_while_another_version_may_answer(
         await asyncio.sleep(0.1)
         assert call.events == []
         bad_backend = service.table.choose("m", kind=None).target.backends[0]
-        assert bad_backend.id == "provider"
+        assert bad_backend.status.id == "provider"
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     async with mock_triton() as good, mock_provider("500") as bad, service_of(tmp_path) as service:

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from headrace.common.v1.model_pb2 import (
-    BACKEND_KIND_OPENAI,
-    BACKEND_KIND_TRITON,
-    BACKEND_KIND_UNSPECIFIED,
-    MODEL_KIND_CHAT,
-    Backend,
-    ModelSchema,
-)
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.common.v1.backend_pb2 import Backend
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, ModelSchema
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 
 from libs.clock import SystemClock
 from libs.errors import Unavailable
@@ -22,13 +16,17 @@ from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
 from services.inference.backends.targets import Endpoint, Protocol, Target, target_of
 from services.inference.domain import BackendFailedError
+from tests.support.backends import provider_backend, triton_backend
 
-NEWER_KIND = 99
+
+def triton(identifier: str = "b") -> Backend:
+    return triton_backend(identifier, "127.0.0.1:9", model="m-abc")
 
 
-def backend(kind: int, identifier: str = "b") -> Backend:
-    made = Backend(id=identifier, address="127.0.0.1:9", backend_model="m-abc", api_key_name="k")
-    made.kind = kind  # type: ignore[assignment]  # an open enum: newer values are kept
+def newer(identifier: str = "b") -> Backend:
+    """Makes a backend whose kind of target is newer than this service: it reads no target."""
+    made = triton(identifier)
+    made.ClearField("target")
     return made
 
 
@@ -42,7 +40,7 @@ def routes(**versions: list[Backend]) -> RouteTable:
         )
         for number, (name, backends) in enumerate(versions.items())
     ]
-    return RouteTable(revision=7, routes=[ModelRoute(model="m", targets=targets)])
+    return RouteTable(epoch="e", revision=7, routes=[ModelRoute(model="m", targets=targets)])
 
 
 @pytest.fixture
@@ -55,24 +53,25 @@ async def backends(tmp_path):
 
 def test_a_target_says_how_to_call_a_backend():
     """One function knows the kinds."""
-    assert target_of(backend(BACKEND_KIND_UNSPECIFIED)) == target_of(backend(BACKEND_KIND_TRITON))
-    assert target_of(backend(BACKEND_KIND_OPENAI)) == Target(
-        Endpoint(Protocol.OPENAI, "127.0.0.1:9", "k"), "m-abc"
-    )
-    assert target_of(backend(NEWER_KIND)) is None
+    assert target_of(triton()) == Target(Endpoint(Protocol.TRITON, "127.0.0.1:9", ""), "m-abc")
+    provider = provider_backend("p", "https://api.example.com/v1", model="big")
+    provider.provider.api_key_name = "k"
+    endpoint = Endpoint(Protocol.OPENAI, "https://api.example.com/v1", "k")
+    assert target_of(provider) == Target(endpoint, "big")
+    assert target_of(newer()) is None
 
 
 async def test_backends_of_an_unknown_kind_are_skipped(backends, capsys):
     """The others of the deployment answer; it is logged once and shown in a gauge."""
-    mixed = routes(a=[backend(NEWER_KIND, "new"), backend(BACKEND_KIND_TRITON, "old")])
+    mixed = routes(a=[newer("new"), triton("old")])
     backends.callable_routes(mixed)
     choice = backends.callable_routes(mixed).choose("m", kind=MODEL_KIND_CHAT)
-    assert [each.id for each in choice.target.backends] == ["old"]
+    assert [each.status.id for each in choice.target.backends] == ["old"]
     assert choice.revision == 7
     assert metrics.UNKNOWN_BACKENDS._value.get() == 1
     with backends.lease(choice.target.backends) as lease:
-        assert lease.backend.id == "old"
-    known = routes(a=[backend(BACKEND_KIND_TRITON)])
+        assert lease.backend.status.id == "old"
+    known = routes(a=[triton()])
     assert backends.callable_routes(known) is known
     assert backends.callable_routes(EMPTY) is EMPTY
     assert metrics.UNKNOWN_BACKENDS._value.get() == 0
@@ -81,20 +80,20 @@ async def test_backends_of_an_unknown_kind_are_skipped(backends, capsys):
 
 async def test_a_model_with_only_unknown_backends_is_not_ready(backends):
     """As if its backends were still loading: a fallback of the model may answer."""
-    table = backends.callable_routes(routes(a=[backend(NEWER_KIND)]))
+    table = backends.callable_routes(routes(a=[newer()]))
     with pytest.raises(Unavailable) as caught:
         table.choose("m", kind=MODEL_KIND_CHAT)
     assert caught.value.reason == "MODEL_NOT_READY"
     assert caught.value.metadata == {"model": "m"}
     assert table.models() == ["m"]
-    older = [backend(BACKEND_KIND_TRITON, "old")]
-    table = backends.callable_routes(routes(a=[backend(NEWER_KIND)], b=older))
+    older = [triton("old")]
+    table = backends.callable_routes(routes(a=[newer()], b=older))
     assert table.choose("m", kind=None).target.deployment == "deployments/b"
 
 
 async def test_unknown_backends_are_never_called(backends):
     """Neither leased nor connected to."""
-    unknown = backend(NEWER_KIND)
+    unknown = newer()
     with pytest.raises(BackendFailedError, match="known kind"):
         backends.lease([unknown])
     backends.retain([unknown])

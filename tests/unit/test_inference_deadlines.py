@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI, MODEL_KIND_CHAT, Backend, ModelSchema
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.common.v1.backend_pb2 import Backend
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, ModelSchema
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 
 from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
@@ -20,11 +21,13 @@ from services.inference.admission import SlotQueue
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.stall import StallLimits
+from services.inference.backends.targets import target_of
 from services.inference.deadlines import MARGIN_SECONDS, seconds_left
 from services.inference.domain import BackendFailedError, ChatCall, Delivered
 from services.inference.generation.failover import Failover
 from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import Collector
+from tests.support.backends import provider_backend, triton_backend
 from tests.support.http2_peer import http2_peers
 from tests.support.provider import mock_provider
 from tests.support.tensor_server import TensorServer, serving
@@ -85,6 +88,8 @@ async def expect_deadline(
     backend: Backend, folder: Path, attempt: Callable[[Lease], Awaitable[object]]
 ) -> None:
     """Makes attempts that must end at the deadline, and leave the breaker closed."""
+    target = target_of(backend)
+    assert target is not None
     backends = Backends(clock=CLOCK, keys=ApiKeys(folder, clock=CLOCK), stall=STALL)
     try:
         for _ in range(ATTEMPTS):
@@ -94,7 +99,7 @@ async def expect_deadline(
             took = CLOCK.monotonic_seconds() - started
             assert caught.value.metadata == {"waiting_for": "backend"}
             assert took < DEADLINE_SECONDS + 1
-        (metric,) = metrics.BREAKER_STATE.labels(backend.address, backend.backend_model).collect()
+        (metric,) = metrics.BREAKER_STATE.labels(target.endpoint.address, target.model).collect()
         assert metric.samples[0].value == 0
     finally:
         await backends.close()
@@ -104,7 +109,7 @@ async def expect_deadline(
 async def test_a_silent_triton(stalls_after, tmp_path):
     """It is told the deadline, too, and stops."""
     async with mock_triton(stalls_after=stalls_after) as mock:
-        backend = Backend(id="b", address=mock.address, backend_model="m")
+        backend = triton_backend("b", mock.address)
         await expect_deadline(backend, tmp_path, lambda lease: generate(lease, call()))
         await asyncio.wait_for(mock.left.wait(), 1)
     assert all(0 < (timeout or 0) < DEADLINE_SECONDS for timeout in mock.timeouts)
@@ -114,7 +119,7 @@ async def test_a_silent_triton(stalls_after, tmp_path):
 async def test_a_triton_that_accepts_no_connection(tmp_path):
     """Connecting is part of the time."""
     async with http2_peers() as peers:  # they never greet
-        backend = Backend(id="b", address=peers.address, backend_model="m")
+        backend = triton_backend("b", peers.address)
         await expect_deadline(backend, tmp_path, lambda lease: generate(lease, call()))
 
 
@@ -123,9 +128,7 @@ async def test_a_triton_that_accepts_no_connection(tmp_path):
 async def test_a_silent_provider(mode, streamed, tmp_path):
     """Whatever it sent before; its connection is closed."""
     async with mock_provider(mode) as mock:
-        backend = Backend(
-            id="b", address=mock.base_url, backend_model="m", kind=BACKEND_KIND_OPENAI
-        )
+        backend = provider_backend("b", mock.base_url)
         attempt = call(streamed=streamed)
         await expect_deadline(
             backend,
@@ -147,12 +150,12 @@ async def test_embeddings_and_counted_tokens(tmp_path):
     server = TensorServer(stalls=True, final={})
     async with serving(server), mock_triton(stalls_after=0) as mock:
         await expect_deadline(
-            Backend(id="b", address=server.address, backend_model="m"),
+            triton_backend("b", server.address),
             tmp_path,
             lambda lease: lease.triton.embed("m", ["a"], deadline_seconds=deadline_seconds()),
         )
         await expect_deadline(
-            Backend(id="c", address=mock.address, backend_model="m"),
+            triton_backend("c", mock.address),
             tmp_path,
             lambda lease: lease.triton.count_tokens(
                 "m", call().request.messages, deadline_seconds=deadline_seconds()
@@ -168,10 +171,10 @@ async def test_a_stall_before_the_deadline_is_the_backends_fault(tmp_path):
     server = TensorServer(stalls=True)
     later = CLOCK.monotonic_seconds() + 30
     async with serving(server), mock_triton(stalls_after=0) as mock:
-        embedder = Backend(id="b", address=server.address, backend_model="m")
+        embedder = triton_backend("b", server.address)
         with pytest.raises(BackendFailedError), backends.lease([embedder]) as lease:
             await lease.triton.embed("m", ["a"], deadline_seconds=later)
-        chatter = Backend(id="c", address=mock.address, backend_model="m")
+        chatter = triton_backend("c", mock.address)
         with pytest.raises(BackendFailedError), backends.lease([chatter]) as lease:
             await generate(lease, replace(call(), deadline_seconds=later))
         await backends.close()
@@ -183,9 +186,9 @@ async def test_the_wait_for_a_backend_that_does_not_come_back(tmp_path):
         deployment="deployments/d",
         model_version="models/m/versions/1.0.0",
         schema=ModelSchema(kind=MODEL_KIND_CHAT, max_output_tokens=100),
-        backends=[Backend(id="b", address="127.0.0.1:9", backend_model="m")],
+        backends=[triton_backend("b", "127.0.0.1:9")],
     )
-    routes = RouteTable(revision=1, routes=[ModelRoute(model="m", targets=[target])])
+    routes = RouteTable(epoch="e", revision=1, routes=[ModelRoute(model="m", targets=[target])])
     backends = Backends(clock=CLOCK, keys=ApiKeys(tmp_path, clock=CLOCK), stall=STALL)
     failover = Failover(backends=backends, routes=lambda: routes, hedge=HedgeLimits(), clock=CLOCK)
     choice = routes.choose("m", kind=MODEL_KIND_CHAT)

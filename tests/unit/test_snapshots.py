@@ -26,7 +26,9 @@ PRICES = cost_internal_pb2.WatchPricesResponse(
 
 @pytest.fixture
 async def snapshots() -> Snapshots:
-    running = SimpleNamespace(name="test", clock=SystemClock(), spawn=lambda work: work.close())
+    running = SimpleNamespace(
+        name="inference", clock=SystemClock(), spawn=lambda work: work.close()
+    )
     return Snapshots(
         router_address="127.0.0.1:1", cost_address="127.0.0.1:1", running=cast(Any, running)
     )

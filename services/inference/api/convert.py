@@ -136,7 +136,10 @@ def count_response(count: TokenCount) -> inference_pb2.CountTokensResponse:
 
 def _route_decision(route: Route) -> route_pb2.RouteDecision:
     return route_pb2.RouteDecision(
-        deployment=route.deployment, reason=route.reason, revision=route.revision
+        deployment=route.deployment,
+        reason=route.reason,
+        epoch=route.epoch,
+        revision=route.revision,
     )
 
 

@@ -1,4 +1,4 @@
-"""Jobs, workers and the models that they use: real processes on a real bus."""
+"""The jobs service and workers as processes on a real bus, with fake models."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.service import RunningService, running_service
 
 
 @dataclass
-class Workplace:
-    """What a test of workers needs. The jobs service runs; workers are started by the test."""
+class JobMesh:
+    """A bus, fake models and a jobs service that run; the test starts workers."""
 
     nats: NatsServer
     bus: Bus
@@ -27,7 +27,7 @@ class Workplace:
     _stack: AsyncExitStack
 
     async def worker(self, **env: str) -> RunningService:
-        """Starts one more worker; it ends with the test at the latest."""
+        """Starts one more worker; it is stopped with the test at the latest."""
         home = self._home / f"worker-{len(list(self._home.iterdir()))}"
         home.mkdir()
         settings = {
@@ -35,6 +35,7 @@ class Workplace:
             "HEADRACE_INFERENCE_ADDRESS": self.models_address,
             "HEADRACE_EMBEDDING_CACHE_ADDRESS": self.models_address,
             "HEADRACE_JOBS_ADDRESS": self.jobs.address,
+            "HEADRACE_COST_ADDRESS": self.models_address,
             **env,
         }
         running = running_service("worker", home, preexec=None, **settings)
@@ -42,7 +43,7 @@ class Workplace:
 
 
 @asynccontextmanager
-async def workplace(home: Path, **env: str) -> AsyncIterator[Workplace]:
+async def job_mesh(home: Path, **env: str) -> AsyncIterator[JobMesh]:
     """Runs the bus, the jobs service and models; `env` is for the jobs service."""
     for name in ("nats", "jobs", "workers"):
         (home / name).mkdir()
@@ -56,7 +57,7 @@ async def workplace(home: Path, **env: str) -> AsyncIterator[Workplace]:
             running_service("jobs", home / "jobs", preexec=None, **settings)
         )
         channel = await stack.enter_async_context(jobs.channel())
-        yield Workplace(
+        yield JobMesh(
             nats=nats,
             bus=bus,
             models=models,
