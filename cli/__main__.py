@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, mesh, models, tokens
+from cli import chat, jobs, mesh, models, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in (
     mesh.logs,
 ):
     app.command()(command)
+app.add_typer(jobs.app, name="job")
 app.add_typer(models.app, name="model")
 
 

@@ -1,6 +1,6 @@
 """A client of a running mesh, wherever it runs: it needs the edge's address and a token.
 
 Others use `edge.EdgeClient`, `deployer.Deployer` (register and deploy a model version),
-`bundled.deploy_bundled_models`, `answers` (stream one answer, read its cost) and
+`bundled.deploy_bundled_models`, `answers` (stream one answer, read its cost), `jobs.JobClient` and
 `conversation.Conversation`. Nothing here prints.
 """

@@ -239,7 +239,7 @@ async def test_a_job_runs_later_and_is_booked_once(mesh: RunningMesh, channel: g
 
     assert again.job.name == submitted.job.name == f"jobs/{job_id}"
     assert states[-1] == jobs_pb2.JOB_STATE_SUCCEEDED
-    assert job.result.generate.text == direct.text
+    assert job.result.generate.message.parts[0].text == direct.text
     assert job.result.generate.final.request_id == job_id
     cost = await cost_pb2_grpc.CostServiceStub(channel).GetRequestCost(
         cost_pb2.GetRequestCostRequest(request_id=job_id), metadata=mesh.metadata()

@@ -72,7 +72,7 @@ def answer_of(job: jobs_pb2.Job) -> str:
 
 def reason_of(job: jobs_pb2.Job) -> str:
     """Returns the reason in a job's error."""
-    return error_info(job.error).reason
+    return str(error_info(job.error).reason)
 
 
 def error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
