@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, jobs, mesh, models, tokens
+from cli import chat, cost, jobs, mesh, models, registry, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -27,7 +27,11 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(jobs.app, name="job")
+models.app.command("ls")(registry.list_models)
 app.add_typer(models.app, name="model")
+app.add_typer(registry.app, name="deployment")
+app.add_typer(cost.prices, name="price")
+app.add_typer(cost.costs, name="cost")
 
 
 def main() -> None:

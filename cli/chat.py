@@ -74,12 +74,13 @@ def demo(
     from deploy.client.answers import booked_cost, stream_answer
     from deploy.client.edge import describe
     from deploy.local.edge import connect
+    from libs.chat.wire import text_message
 
     console = Console()
     question = prompt or PROMPT
     request = inference_pb2.GenerateRequest(
         model=MODEL,
-        messages=[inference_pb2.Message(role="user", content=question)],
+        messages=[text_message(inference_pb2.ROLE_USER, question)],
         max_tokens=DEMO_MAX_TOKENS,
     )
     with connect(layout(), tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes="infer read") as edge:
@@ -142,10 +143,12 @@ def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> list[tupl
 def _next_steps(edge_address: str) -> list[tuple[str, str]]:
     headrace, grpcurl, python = (_command(name) for name in ("headrace", "grpcurl", "python"))
     token = f"$({headrace} token --tenant {DEFAULT_TENANT} --user {DEFAULT_USER})"
-    messages = '[{"role": "user", "content": "Name three rivers."}]'
+    question = "Name three rivers."
+    messages = f'[{{"role": "user", "content": "{question}"}}]'
+    grpc_messages = f'[{{"role": "ROLE_USER", "parts": [{{"text": "{question}"}}]}}]'
     grpc_line = (
         f'{grpcurl} -plaintext -H "authorization: Bearer {token}" '
-        f'-d \'{{"model": "{MODEL}", "messages": {messages}}}\' '
+        f'-d \'{{"model": "{MODEL}", "messages": {grpc_messages}}}\' '
         f"{edge_address} headrace.inference.v1.InferenceService/Generate"
     )
     http_line = (

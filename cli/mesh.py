@@ -16,7 +16,8 @@ from deploy.errors import CliError
 if TYPE_CHECKING:  # `headrace token` must not import them
     from rich.table import Table
 
-    from deploy.local.status import DeploymentStatus, ProcessStatus
+    from deploy.client.registry import DeploymentStatus
+    from deploy.local.status import ProcessStatus
 
 
 def up(
@@ -129,12 +130,13 @@ def _process_table(processes: Sequence[ProcessStatus]) -> Table:
 def _deployment_table(deployments: Sequence[DeploymentStatus]) -> Table:
     from rich.table import Table
 
-    table = Table("deployment", "version", "backend", "state", "artifact", box=None)
+    table = Table("deployment", "state", "version", "backend", "its state", "artifact", box=None)
     for deployment in deployments:
         backends = [(backend.id, backend.state) for backend in deployment.backends]
         for backend, state in backends or [("(none yet)", "")]:
             table.add_row(
                 deployment.name,
+                deployment.state,
                 deployment.model_version,
                 backend,
                 state,

@@ -27,7 +27,7 @@ Vary = Annotated[
     ),
 ]
 
-app = typer.Typer(help="Works on models, without a mesh.", no_args_is_help=True)
+app = typer.Typer(help="Works on models.", no_args_is_help=True)
 
 
 @app.command()
@@ -89,7 +89,7 @@ class _ConsoleProgress:
 
         p95 = "-" if point.p95_ms is None else f"{point.p95_ms:.0f} ms"
         self._console.print(
-            f"[dim]{describe(settings)}  {point.concurrency} clients: "
+            f"[dim]{describe(settings)}  clients={point.concurrency}: "
             f"{point.throughput_per_second:.1f} {unit(kind)}/s, p95 {p95}[/]",
             highlight=False,
             soft_wrap=True,

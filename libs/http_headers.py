@@ -1,4 +1,4 @@
-"""Headers and trailers, as they are written."""
+"""Formats headers and trailers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 
 def header_lines(headers: Mapping[str, str]) -> str:
-    """Returns headers as lines, each with its end.
+    """Returns headers as lines with line breaks.
 
     Raises:
-        ValueError: a value has more than one line: it would add headers of its own.
+        ValueError: a value contains a line break: it would add another header.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:

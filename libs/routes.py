@@ -1,6 +1,6 @@
-"""Which deployment answers a request: the router's snapshot, laid out for lookups.
+"""Which deployment answers a request: the router's snapshot, prepared for look-ups.
 
-The router and whoever holds its snapshots decide with this one class, so they decide alike.
+The router and the services that watch its snapshots decide with this class, so they decide alike.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from headrace.common.v1.model_pb2 import Backend, ModelKind, ModelSchema
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget, WatchRoutesResponse
+from headrace.common.v1.backend_pb2 import Backend
+from headrace.common.v1.model_pb2 import ModelKind, ModelSchema
+from headrace.common.v1.route_pb2 import RouteDecision
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget, WatchRoutesResponse
 
 from libs.errors import InvalidArgument, NotFound, Unavailable
 from libs.model_reference import at_version, version_of
@@ -17,9 +19,9 @@ from libs.model_reference import at_version, version_of
 Kind: TypeAlias = "ModelKind.ValueType"
 
 NOT_READY_RETRY_SECONDS = 1.0
-# Both travel in trailers, which libs.rpc.status would cut anywhere.
-MAX_MODELS_TOLD = 30
-MAX_NAME_TOLD_LENGTH = 130
+# Both are sent in trailers, where libs.rpc.status would cut them at any place.
+MAX_MODELS_IN_ERRORS = 30
+MAX_NAME_LENGTH_IN_ERRORS = 130
 
 _KIND_NAMES = {
     ModelKind.MODEL_KIND_CHAT: "chat",
@@ -34,45 +36,62 @@ class Choice(NamedTuple):
         target: has at least one ready backend.
         reason: for people.
         model: the public name, without a version.
+        epoch: of the snapshot that decided.
         revision: of the snapshot that decided.
-        fallbacks: the other deployments that the name stands for, best first, each with a ready
+        fallbacks: the other deployments that the name can mean, best first, each with a ready
             backend: where all backends of the target fail, the next one may answer.
     """
 
     target: RouteTarget
     reason: str
     model: str
+    epoch: str
     revision: int
     fallbacks: tuple[RouteTarget, ...] = ()
 
+    def decision(self) -> RouteDecision:
+        """Returns what users are sent about the choice."""
+        return RouteDecision(
+            deployment=self.target.deployment,
+            reason=self.reason,
+            epoch=self.epoch,
+            revision=self.revision,
+        )
+
 
 class RouteTable:
-    """One snapshot of routes; never changes.
+    """One snapshot of routes; it never changes.
 
-    A model is asked for as `name` (its highest ready version), as `name@semver`, or as
-    `models/{name}/versions/{semver}`. Everything is decided when the table is made: `choose` is one
-    dictionary lookup, since it stands before the first token of every request.
+    Everything is decided when the table is made, for all forms of `libs.model_reference`: `choose`
+    is one dictionary look-up, since every request waits for it.
     """
 
-    def __init__(self, *, revision: int, routes: Sequence[ModelRoute]) -> None:
+    def __init__(self, *, epoch: str, revision: int, routes: Sequence[ModelRoute]) -> None:
+        self.epoch = epoch
         self.revision = revision
         self._routes = tuple(routes)
         self._models = sorted(route.model for route in routes)
-        self._targets = dict(entry for route in routes for entry in _targets_by_name(route))
-        self._choices = dict(
-            entry
-            for route in routes
-            for name, targets in _targets_by_name(route)
-            for entry in _choices(name, targets, route=route, revision=revision)
-        )
+        self._targets: dict[str, Sequence[RouteTarget]] = {}
+        self._choices: dict[tuple[str, Kind | None], Choice] = {}
+        for route in routes:
+            for name, targets in _targets_by_name(route):
+                self._targets[name] = targets
+                self._choices.update(self._choices_of(name, targets, model=route.model))
 
     @classmethod
     def of(cls, snapshot: WatchRoutesResponse) -> RouteTable:
         """Makes the table of a snapshot."""
-        return cls(revision=snapshot.revision, routes=snapshot.routes)
+        return cls(epoch=snapshot.epoch, revision=snapshot.revision, routes=snapshot.routes)
+
+    def is_replaced_by(self, snapshot: WatchRoutesResponse) -> bool:
+        """Returns whether a snapshot is newer: of another epoch, or of a higher revision."""
+        return snapshot.epoch != self.epoch or snapshot.revision > self.revision
 
     def with_backends(self, keep: Callable[[Backend], bool]) -> RouteTable:
-        """Returns these routes with only those backends for which `keep` returns True."""
+        """Returns these routes with only those backends for which `keep` returns True.
+
+        Readers remove the backends whose kind of target they do not know.
+        """
         routes = []
         for route in self._routes:
             copy = ModelRoute()
@@ -82,36 +101,53 @@ class RouteTable:
                 del target.backends[:]
                 target.backends.extend(kept)
             routes.append(copy)
-        return RouteTable(revision=self.revision, routes=routes)
+        return RouteTable(epoch=self.epoch, revision=self.revision, routes=routes)
 
     def models(self) -> list[str]:
         """Returns the public names of all models that have a deployment, ready or not, sorted."""
         return list(self._models)
 
     def targets(self) -> Iterator[RouteTarget]:
-        """Yields all deployments, ready or not; each once for every name that can mean it."""
+        """Yields all deployments, ready or not, each once for every name that can mean it."""
         for targets in self._targets.values():
             yield from targets
 
     def backends(self) -> Iterator[Backend]:
-        """Yields all ready backends, one that several models share several times."""
+        """Yields all ready backends, each once for every name that can mean it."""
         for target in self.targets():
             yield from target.backends
 
     def choose(self, model: str, *, kind: Kind | None) -> Choice:
-        """Returns where a request for this model goes.
+        """Returns where a request for a model is sent.
 
         Args:
-            model: as the user wrote it.
-            kind: what the call needs; None takes any.
+            model: the model reference of the request.
+            kind: the kind of model that the call needs; None accepts any.
 
         Raises:
-            NotFound: there is no such model, or no deployment of that version.
-            InvalidArgument: the model does something else (`MODEL_KIND_MISMATCH`).
+            NotFound: the model, or a deployment of that version, does not exist.
+            InvalidArgument: the model is of another kind (`MODEL_KIND_MISMATCH`).
             Unavailable: no backend has it ready (`MODEL_NOT_READY`).
         """
         choice = self._choices.get((model, kind))
         return choice if choice is not None else self._refuse(model, kind)
+
+    def _choices_of(
+        self, name: str, targets: Sequence[RouteTarget], *, model: str
+    ) -> Iterator[tuple[tuple[str, Kind | None], Choice]]:
+        """Yields the choices for one name: for any kind (None), and for each kind of a target."""
+        ready = [target for target in targets if target.backends]
+        for kind in {None, *(target.schema.kind for target in ready)}:
+            fitting = [target for target in ready if kind in (None, target.schema.kind)]
+            if not fitting:
+                continue
+            target, *fallbacks = fitting
+            if name == model:
+                reason = f"highest ready version: {_version(target)}"
+            else:
+                reason = f"version asked for: {_version(target)}"
+            choice = Choice(target, reason, model, self.epoch, self.revision, tuple(fallbacks))
+            yield (name, kind), choice
 
     def _refuse(self, model: str, kind: Kind | None) -> Choice:
         if self is EMPTY:
@@ -121,36 +157,39 @@ class RouteTable:
                 metadata={"dependency": "router"},
                 retry_after_seconds=NOT_READY_RETRY_SECONDS,
             )
-        told = model[:MAX_NAME_TOLD_LENGTH]
+        shown = model[:MAX_NAME_LENGTH_IN_ERRORS]
         targets = self._targets.get(model)
         if targets is None:
             raise NotFound(
-                f'no model "{told}" is deployed',
+                f'no model "{shown}" is deployed',
                 reason="MODEL_NOT_FOUND",
-                metadata={"model": told, "models": ",".join(self._models[:MAX_MODELS_TOLD])},
+                metadata={
+                    "model": shown,
+                    "models": ",".join(self._models[:MAX_MODELS_IN_ERRORS]),
+                },
             )
         if kind is not None and all(target.schema.kind != kind for target in targets):
             actual = kind_name(targets[0].schema)
             raise InvalidArgument(
-                f"{told} is of the kind {actual}, the call needs {_KIND_NAMES[kind]}",
+                f"{shown} is of the kind {actual}, the call needs {_KIND_NAMES[kind]}",
                 reason="MODEL_KIND_MISMATCH",
-                metadata={"model": told, "kind": actual},
+                metadata={"model": shown, "kind": actual},
                 field_violations=[("model", f"is of the kind {actual}")],
             )
         raise Unavailable(
-            f"no backend has {told} ready",
+            f"no backend has {shown} ready",
             reason="MODEL_NOT_READY",
-            metadata={"model": told},
+            metadata={"model": shown},
             retry_after_seconds=NOT_READY_RETRY_SECONDS,
         )
 
 
-# What is held before the first snapshot; it chooses nothing.
-EMPTY = RouteTable(revision=0, routes=())
+# The table before the first snapshot; it chooses nothing.
+EMPTY = RouteTable(epoch="", revision=0, routes=())
 
 
 def kind_name(schema: ModelSchema) -> str:
-    """Returns `chat` or `embedding`; `unspecified` for a kind of a newer registry."""
+    """Returns `chat` or `embedding`; `unspecified` for a kind that only newer registries know."""
     return _KIND_NAMES.get(schema.kind, "unspecified")
 
 
@@ -159,28 +198,11 @@ def _version(target: RouteTarget) -> str:
 
 
 def _targets_by_name(route: ModelRoute) -> Iterator[tuple[str, Sequence[RouteTarget]]]:
-    """Yields each name that users may write, with the targets it may mean, best first."""
+    """Yields each model reference to these targets, with those that it can mean, best first."""
     by_version: dict[str, list[RouteTarget]] = {}
     for target in route.targets:
         by_version.setdefault(target.model_version, []).append(target)
     yield route.model, route.targets
-    for name, targets in by_version.items():
-        yield name, targets
-        yield at_version(route.model, _version(targets[0])), targets
-
-
-def _choices(
-    name: str, targets: Sequence[RouteTarget], *, route: ModelRoute, revision: int
-) -> Iterator[tuple[tuple[str, Kind | None], Choice]]:
-    """Yields what is chosen for one name, for any kind (None) and for each that there is."""
-    ready = [target for target in targets if target.backends]
-    for kind in {None, *(target.schema.kind for target in ready)}:
-        fitting = [target for target in ready if kind in (None, target.schema.kind)]
-        if not fitting:
-            continue
-        target, *fallbacks = fitting
-        if name == route.model:
-            reason = f"highest ready version: {_version(target)}"
-        else:
-            reason = f"version asked for: {_version(target)}"
-        yield (name, kind), Choice(target, reason, route.model, revision, tuple(fallbacks))
+    for name, same_version in by_version.items():
+        yield name, same_version
+        yield at_version(route.model, _version(same_version[0])), same_version

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc
-from headrace.router.v1 import router_pb2, router_pb2_grpc
+from headrace.router.v1 import router_internal_pb2, router_internal_pb2_grpc
 
 from libs.current import Current
 from libs.metering.prices import PriceBook
 from libs.process import Process
 from libs.routes import EMPTY, RouteTable
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
 
 
@@ -25,7 +26,10 @@ class Snapshots:
     """
 
     def __init__(self, *, router_address: str, cost_address: str, running: Process) -> None:
-        router = router_pb2_grpc.RouterServiceStub(open_channel(router_address, traced=False))
+        caller = mesh_identity(running.name).metadata()
+        router = router_internal_pb2_grpc.RouterInternalServiceStub(
+            open_channel(router_address, traced=False)
+        )
         cost = cost_internal_pb2_grpc.CostInternalServiceStub(
             open_channel(cost_address, traced=False)
         )
@@ -37,13 +41,17 @@ class Snapshots:
         self._prepare_routes: Callable[[RouteTable], RouteTable] | None = None
         self._route_watch = SnapshotWatch(
             "router",
-            open_stream=lambda: router.WatchRoutes(router_pb2.WatchRoutesRequest()),
+            open_stream=lambda: router.WatchRoutes(
+                router_internal_pb2.WatchRoutesRequest(), metadata=caller
+            ),
             on_snapshot=self._take_routes,
             clock=running.clock,
         )
         self._price_watch = SnapshotWatch(
             "cost",
-            open_stream=lambda: cost.WatchPrices(cost_internal_pb2.WatchPricesRequest()),
+            open_stream=lambda: cost.WatchPrices(
+                cost_internal_pb2.WatchPricesRequest(), metadata=caller
+            ),
             on_snapshot=self._take_prices,
             clock=running.clock,
         )
@@ -60,10 +68,14 @@ class Snapshots:
         self._running.spawn(self._price_watch.run())
         self._running.spawn(self._become_ready())
 
-    def _take_routes(self, snapshot: router_pb2.WatchRoutesResponse) -> None:
-        self._newest_routes = RouteTable.of(snapshot)
+    def _take_routes(self, snapshot: router_internal_pb2.WatchRoutesResponse) -> None:
+        newest = self._newest_routes
+        if newest is not None and not newest.is_replaced_by(snapshot):
+            return
+        table = RouteTable.of(snapshot)
         if self._prices_known:
-            self._put_into_force(self._newest_routes)
+            self._put_into_force(table)  # if this rejects it, the same revision may come again
+        self._newest_routes = table
 
     def _take_prices(self, snapshot: cost_internal_pb2.WatchPricesResponse) -> None:
         self.prices.replace(PriceBook(snapshot.prices))

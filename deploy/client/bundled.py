@@ -9,6 +9,7 @@ import grpc
 from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 
+from deploy.client.costs import PER_MILLION
 from deploy.client.deployer import Deployer, DeployProgress
 from deploy.client.edge import EdgeClient, describe
 from deploy.errors import CliError
@@ -19,7 +20,6 @@ _KINDS = (
     usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS,
     usage_pb2.USAGE_KIND_COMPLETION_TOKENS,
 )
-PER_MILLION = 1_000_000
 # Nano-USD per million tokens, for each of `_KINDS`.
 _PRICES: Mapping[str, tuple[int, int, int]] = {
     "smollm2": (100_000_000, 25_000_000, 400_000_000),

@@ -8,6 +8,7 @@ from headrace.inference.v1 import inference_pb2
 
 from deploy.client.answers import Answer, stream_answer
 from deploy.client.edge import EdgeClient
+from libs.chat.wire import text_message
 
 # Older messages are left out, so that the prompt does not outgrow a small model's context.
 HISTORY_MESSAGES = 12
@@ -31,7 +32,7 @@ class Conversation:
         Raises:
             grpc.RpcError: see `stream_answer`.
         """
-        messages = [*self._messages, inference_pb2.Message(role="user", content=question)]
+        messages = [*self._messages, text_message(inference_pb2.ROLE_USER, question)]
         request = inference_pb2.GenerateRequest(
             model=self._model,
             messages=messages[-HISTORY_MESSAGES:],
@@ -41,6 +42,6 @@ class Conversation:
         answer = stream_answer(self._edge, request, on_text)
         self._messages = [
             *messages,
-            inference_pb2.Message(role="assistant", content=answer.text),
+            text_message(inference_pb2.ROLE_ASSISTANT, answer.text),
         ]
         return answer

@@ -79,7 +79,8 @@ class Deployer:
         self._create(self._registry.CreateModel, registry_pb2.CreateModelRequest(model=model))
         self._register(version, bundled)
         new = registry_pb2.Deployment(
-            name=f"deployments/{deployment or bundled.model}", model_version=version
+            name=f"deployments/{deployment or bundled.model}",
+            spec=registry_pb2.DeploymentSpec(model_version=version),
         )
         self._create(
             self._registry.CreateDeployment,
@@ -149,7 +150,8 @@ class Deployer:
             self._registry.GetDeployment,
             registry_pb2.GetDeploymentRequest(name=f"deployments/{bundled.model}"),
         )
-        messages = [f"{backend.id}: {backend.message}" for backend in answer.deployment.backends]
+        backends = answer.deployment.status.backends
+        messages = [f"{backend.id}: {backend.message}" for backend in backends]
         return (
             "; ".join(messages)
             or "no pool agent has reported on it; see `headrace logs pool_agent`"

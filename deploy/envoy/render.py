@@ -15,7 +15,7 @@ from deploy.envoy import replies, routes
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
-CLUSTERS = (*GRPC_CLUSTERS, routes.HTTP_CLUSTER)
+CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1)(:[0-9]+)?"
 CONFIG_FILE = "envoy.yaml"
 DESCRIPTORS_FILE = "headrace.pb"
@@ -122,7 +122,6 @@ def _values(edge: Edge) -> dict[str, Any]:
         "jwt_audience": edge.jwt_audience,
         "jwks_file": str(edge.jwks_file),
         "keys_dir": str(edge.jwks_file.parent),
-        "openai_errors_lua": (_TEMPLATES / "openai_errors.lua").read_text(),
         "descriptors_file": str(edge.folder / DESCRIPTORS_FILE),
         "transcoded_services": routes.service_names(),
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,

@@ -1,8 +1,8 @@
-"""The errors that the edge itself returns, in the same form as the services' errors.
+"""The edge's own error replies, in the form of the services' errors.
 
-gRPC callers get `grpc-status-details-bin`, others the same `google.rpc.Status` as JSON. Messages
-are fixed: gRPC clients reject details whose message differs from the call's, and Envoy's own
-messages contain addresses behind the edge. Those are in the access log only.
+gRPC calls get `grpc-status-details-bin`, calls on OpenAI's paths OpenAI's error object, all others
+a `google.rpc.Status` in JSON. Messages are fixed: gRPC clients refuse details whose message is not
+the call's, and Envoy's own texts name addresses behind the edge; the access log has those.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-from google.rpc import status_pb2
 
 from libs.errors import (
     DeadlineExceeded,
     HeadraceError,
     Internal,
     InvalidArgument,
+    PermissionDenied,
     Unauthenticated,
     Unavailable,
     Unimplemented,
 )
+from libs.openai.errors import error_object
+from libs.rpc.access import INTERNAL
 from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.rpc.status import DETAILS_KEY, to_status
 
 MAX_JSON_BODY_BYTES = MAX_REQUEST_BYTES
 MAX_HEADERS_BYTES = 60 * 1024
 RETRY_AFTER_SECONDS = 1.0
+OPENAI_PREFIX = "/v1/"
 
 _Filter = dict[str, Any]
 
@@ -46,6 +49,9 @@ _GRPC_CALLER: list[_Filter] = [
 ]
 
 
+_OPENAI_PATH: _Filter = {
+    "header_filter": {"header": {"name": ":path", "string_match": {"prefix": OPENAI_PREFIX}}}
+}
 _UNCHANGED_BODY = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
 
 
@@ -68,7 +74,7 @@ class _Reply:
 
 
 def local_replies() -> list[dict[str, Any]]:
-    """Returns the mappers of Envoy's local replies. Envoy applies the first that matches."""
+    """Returns the mappers of Envoy's local replies, three for each. The first match applies."""
     mappers = []
     for reply in _replies():
         status = to_status(reply.error)
@@ -86,7 +92,15 @@ def local_replies() -> list[dict[str, Any]]:
                 ],
             }
         )
-        mappers.append({"filter": reply.when, **_json_reply(reply, status)})
+        openai_body = error_object(reply.error, http_status=reply.http_status or None)
+        status_body = MessageToDict(status, preserving_proto_field_name=True)
+        mappers.append(
+            {
+                "filter": {"and_filter": {"filters": [_OPENAI_PATH, reply.when]}},
+                **_json_reply(reply, openai_body, openai_body["error"]),
+            }
+        )
+        mappers.append({"filter": reply.when, **_json_reply(reply, status_body, status_body)})
     return mappers
 
 
@@ -98,6 +112,15 @@ def _replies() -> Iterator[_Reply]:
     yield _Reply(
         _code_details(".contains('Jwt_is_expired')"),
         Unauthenticated("the token has expired", reason="TOKEN_INVALID"),
+    )
+    yield _Reply(  # before the next: the other 403 is the JWT filter's
+        _code_details(" == 'direct_response' && response.code == 403"),
+        PermissionDenied(
+            "only services of the mesh may call this",
+            reason="SCOPE_MISSING",
+            metadata={"scope": INTERNAL},
+        ),
+        http_status=403,
     )
     yield _Reply(
         _statuses(401, 403),
@@ -145,14 +168,14 @@ def _too_large(what: str, limit_bytes: int) -> HeadraceError:
     )
 
 
-def _json_reply(reply: _Reply, status: status_pb2.Status) -> dict[str, Any]:
-    body = MessageToDict(status, preserving_proto_field_name=True)
+def _json_reply(reply: _Reply, body: dict[str, Any], message_of: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a mapper does; `message_of` is the part of the body that has the message."""
     mapper: dict[str, Any] = {}
     if reply.http_status:
         mapper["status_code"] = reply.http_status
     if reply.has_envoy_text:
         # `json_format` escapes the value. The fixed messages need no escaping.
-        body["message"] = "%LOCAL_REPLY_BODY%"
+        message_of["message"] = "%LOCAL_REPLY_BODY%"
         mapper["body_format_override"] = {"json_format": body}
     else:
         mapper["body"] = {"inline_string": json.dumps(body)}

@@ -1,7 +1,7 @@
-"""The routes of the edge: which RPC goes to which cluster, generated from the protos.
+"""The routes of the edge: which call goes to which cluster, generated from the protos.
 
-Every method has its own route. An internal or unknown method has none, so the edge answers it with
-`ErrorInfo` and no service is called.
+Every method has its own route. An unknown method has none, so the edge answers it with `ErrorInfo`
+and no service is called.
 """
 
 from __future__ import annotations
@@ -10,48 +10,38 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.rpc import error_details_pb2
-from headrace.cost.v1 import cost_pb2
-from headrace.embedding.v1 import embedding_pb2
-from headrace.inference.v1 import inference_pb2
-from headrace.jobs.v1 import jobs_pb2
-from headrace.openai.v1 import openai_pb2
-from headrace.registry.v1 import registry_pb2
-from headrace.router.v1 import router_pb2
 
-from deploy.envoy.replies import MAX_JSON_BODY_BYTES
-from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from deploy.envoy.replies import OPENAI_PREFIX
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH, EMBEDDINGS_PATH, MODELS_PATH
+from libs.rpc.access import scope_of
 from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
+from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 
-# The inference processes, called with HTTP/1.1.
-HTTP_CLUSTER = "inference_http"
+# The clusters that get HTTP/1.1, and whose processes they are.
+HTTP_CLUSTERS: Mapping[str, str] = MappingProxyType(
+    {"inference_http": "inference", "embedding_cache_http": "embedding_cache"}
+)
 MAX_CALL_SECONDS = 600
 MAX_WATCH_SECONDS = 3600
 
-# The busiest come first: Envoy compares a path with one route after the other.
-_FILES: tuple[tuple[FileDescriptor, str], ...] = (
-    (inference_pb2.DESCRIPTOR, "inference"),
-    (openai_pb2.DESCRIPTOR, "inference"),
-    (embedding_pb2.DESCRIPTOR, "embedding_cache"),
-    (jobs_pb2.DESCRIPTOR, "jobs"),
-    (cost_pb2.DESCRIPTOR, "cost"),
-    (router_pb2.DESCRIPTOR, "router"),
-    (registry_pb2.DESCRIPTOR, "registry"),
-)
-_CLUSTER_OF_SERVICE = MappingProxyType(
-    {"headrace.openai.v1.EmbeddingService": "embedding_cache"}  # not the cluster of its file
-)
-_INTERNAL = frozenset(
+# The cluster of the services in a package.
+_CLUSTER_OF_PACKAGE = MappingProxyType(
     {
-        "headrace.inference.v1.InferenceService.Embed",
-        "headrace.registry.v1.RegistryService.ReportBackend",
+        "headrace.inference.v1": "inference",
+        "headrace.embedding.v1": "embedding_cache",
+        "headrace.jobs.v1": "jobs",
+        "headrace.cost.v1": "cost",
+        "headrace.router.v1": "router",
+        "headrace.registry.v1": "registry",
     }
 )
-# The edge forwards these with HTTP/1.1 and gRPC's status in trailers, which costs the least for a
-# message per token. The service has them in the `methods` of its HTTP server.
+# What services call among themselves, see `libs.rpc.public_api`: refused, whoever calls.
+_INTERNAL_PATHS = r"/headrace\.[a-z_]+\.v[0-9]+\.[A-Za-z]+InternalService/.*"
+# Forwarded as HTTP/1.1, with the status in trailers: every token is a message.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
 _HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 _REFLECTION = (
@@ -74,41 +64,41 @@ _FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 _COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
 _BUFFER = {
     "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-    "buffer": {"max_request_bytes": MAX_JSON_BODY_BYTES},
+    "buffer": {"max_request_bytes": MAX_REQUEST_BYTES},
 }
 _BUFFERED = MappingProxyType({"envoy.filters.http.buffer": {"@type": _FILTER, "config": _BUFFER}})
 _NOT_TRANSCODED = MappingProxyType(
     {"envoy.filters.http.grpc_json_transcoder": {"@type": _FILTER, "disabled": True}}
 )
-_OPENAI_ERRORS = MappingProxyType({"envoy.filters.http.lua": {"@type": _FILTER, "config": {}}})
-# With these failures no part of the request has reached a service: any call may be sent again.
+# The service has seen nothing of these, so that any call may be sent again.
 _RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
 _RETRY_READ = f"{_RETRY_UNSENT},unavailable"
+_RETRY_HTTP_READ = f"{_RETRY_UNSENT},retriable-status-codes"
 _READS = ("Get", "List", "Query")
 
 
 def routes() -> list[dict[str, Any]]:
-    """Returns Envoy's routes in the order in which they are tried."""
-    found = [_chat_completions_route()]
+    """Returns Envoy's routes, in the order in which they are tried."""
+    found = [
+        _openai_route("POST", {"path": CHAT_COMPLETIONS_PATH}, "inference_http"),
+    ]
     for service, cluster in _services():
         for method in service.methods:
-            if method.full_name in _INTERNAL:
-                continue
-            own = HTTP_CLUSTER if method.full_name in _OVER_HTTP else cluster
-            found.append(_route({"path": f"/{service.full_name}/{method.name}"}, own, method))
-            found.extend(
-                _route(match, cluster, method, **_OPENAI_ERRORS) for match in _http_matches(method)
-            )
+            scope_of(method)  # a method without a scope is a mistake: nothing is rendered
+            over_http = method.full_name in _OVER_HTTP
+            found.append(_route(method, "inference_http" if over_http else cluster))
+    found.append(_openai_route("POST", {"path": EMBEDDINGS_PATH}, "embedding_cache_http"))
+    found.append(_openai_route("GET", {"path_separated_prefix": MODELS_PATH}, "inference_http"))
     found.extend(_open_inference_routes())
     found.extend(_open_route(path, "inference") for path in (*_HEALTH, *OPEN_INFERENCE_HEALTH))
     found.extend(_open_route(path, "reflection") for path in _REFLECTION)
     found.append(
         {
-            "match": {"prefix": "/v1/"},
-            "direct_response": {"status": 404},
-            "typed_per_filter_config": dict(_OPENAI_ERRORS),
+            "match": {"safe_regex": {"regex": _INTERNAL_PATHS}},
+            "direct_response": {"status": 403},
         }
     )
+    found.append({"match": {"prefix": OPENAI_PREFIX}, "direct_response": {"status": 404}})
     return found
 
 
@@ -122,70 +112,46 @@ def descriptors() -> bytes:
 
     It includes the types of error details; without them the transcoder would drop the details.
     """
-    ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
-
-    def add(file: FileDescriptor) -> None:
-        for dependency in file.dependencies:
-            add(dependency)
-        if file.name not in ordered:
-            ordered[file.name] = descriptor_pb2.FileDescriptorProto()
-            file.CopyToProto(ordered[file.name])
-
-    for file, _ in _FILES:
-        add(file)
-    add(error_details_pb2.DESCRIPTOR)
-    return descriptor_pb2.FileDescriptorSet(file=ordered.values()).SerializeToString()
+    files = with_dependencies([*PUBLIC_FILES, error_details_pb2.DESCRIPTOR])
+    return descriptor_pb2.FileDescriptorSet(file=files).SerializeToString()
 
 
 def _services() -> Iterator[tuple[ServiceDescriptor, str]]:
-    for file, cluster in _FILES:
-        for service in file.services_by_name.values():
-            yield service, _CLUSTER_OF_SERVICE.get(service.full_name, cluster)
+    for service in public_services():
+        yield service, _CLUSTER_OF_PACKAGE[service.file.package]
 
 
-def _http_matches(method: MethodDescriptor) -> Iterator[Mapping[str, str]]:
-    """Yields the match for the HTTP path that a method is annotated with, if any."""
-    rule = method.GetOptions().Extensions[annotations_pb2.http]
-    path = rule.get or rule.post
-    if path:
-        fixed, variable, _ = path.partition("/{")
-        yield {"path_separated_prefix": fixed} if variable else {"path": fixed}
-
-
-def _route(
-    match: Mapping[str, str], cluster: str, method: MethodDescriptor, **filters: Any
-) -> dict[str, Any]:
+def _route(method: MethodDescriptor, cluster: str) -> dict[str, Any]:
     streams = method.server_streaming or method.client_streaming
-    tokens = cluster in {"inference", HTTP_CLUSTER, "embedding_cache"}
+    tokens = cluster in {"inference", "inference_http", "embedding_cache"}
     seconds = MAX_WATCH_SECONDS if streams and not tokens else MAX_CALL_SECONDS
     action = _action(cluster, seconds)
     if not method.client_streaming:  # to retry an upload, Envoy would have to buffer it
         read = method.name.startswith(_READS) and not streams
         action["retry_policy"] = _retries(_RETRY_READ if read else _RETRY_UNSENT)
-    operation = method.full_name.replace(f".{method.name}", f"/{method.name}")
+    operation = f"{method.containing_service.full_name}/{method.name}"
     return {
-        "match": dict(match),
+        "match": {"path": f"/{operation}"},
         "route": action,
         "decorator": {"operation": operation},
-        "typed_per_filter_config": {**_COUNTED, **filters},
+        "typed_per_filter_config": dict(_COUNTED),
     }
 
 
-def _chat_completions_route() -> dict[str, Any]:
-    """Returns the route that forwards HTTP as HTTP: the busiest one, with the smallest messages."""
-    action = _action(HTTP_CLUSTER, MAX_CALL_SECONDS)
-    action["retry_policy"] = _retries(_RETRY_UNSENT)
+def _openai_route(method: str, match: Mapping[str, str], cluster: str) -> dict[str, Any]:
+    """Returns the route of a part of OpenAI's API, which is forwarded as HTTP."""
+    action = _action(cluster, MAX_CALL_SECONDS)
+    if method == "GET":
+        action["retry_policy"] = {**_retries(_RETRY_HTTP_READ), "retriable_status_codes": [503]}
+    else:
+        action["retry_policy"] = _retries(_RETRY_UNSENT)
+    # OPTIONS, so that the CORS filter finds this route and answers a page's preflight.
+    methods = {"name": ":method", "string_match": {"safe_regex": {"regex": f"{method}|OPTIONS"}}}
     return {
-        "match": {
-            "path": CHAT_COMPLETIONS_PATH,
-            # With OPTIONS, so that the CORS filter of this route answers a page's preflight.
-            "headers": [
-                {"name": ":method", "string_match": {"safe_regex": {"regex": "POST|OPTIONS"}}}
-            ],
-        },
+        "match": {**match, "headers": [methods]},
         "route": action,
-        "decorator": {"operation": f"POST {CHAT_COMPLETIONS_PATH}"},
-        "typed_per_filter_config": {**_BUFFERED, **_NOT_TRANSCODED, **_OPENAI_ERRORS},
+        "decorator": {"operation": f"{method} {next(iter(match.values()))}"},
+        "typed_per_filter_config": {**_BUFFERED, **_NOT_TRANSCODED},
     }
 
 

@@ -54,7 +54,10 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
         admin_address=address(ports, "envoy.admin"),
         services={
             **{name: addresses(ports, name) for name in render.GRPC_CLUSTERS},
-            routes.HTTP_CLUSTER: addresses(ports, "inference", "http"),
+            **{
+                cluster: addresses(ports, service, "http")
+                for cluster, service in routes.HTTP_CLUSTERS.items()
+            },
         },
         jwt_issuer=keys.ISSUER,
         jwt_audience=keys.AUDIENCE,

@@ -12,6 +12,7 @@ import psutil
 
 from deploy.client.bundled import deploy_bundled_models
 from deploy.client.deployer import OPERATOR_SCOPES, DeployProgress
+from deploy.errors import CliError
 from deploy.local import supervisor
 from deploy.local.configuration import write_configurations
 from deploy.local.edge import connect
@@ -54,6 +55,11 @@ def start(layout: Layout, progress: StartProgress) -> list[ProcessSpec]:
     Raises:
         CliError: it cannot start; the message says why.
     """
+    if any(character.isspace() for character in str(layout.home)):
+        raise CliError(  # Triton's Python backend starts its processes with an unquoted path
+            "Triton cannot run models in a folder whose path has a space; "
+            f"set HEADRACE_HOME to another one: {layout.home}"
+        )
     layout.make_folders()
     with _start_lock(layout):
         processes = _running_with_current_settings(layout)

@@ -38,6 +38,7 @@ def port_names(layout: Layout) -> list[str]:
         ),
         *(f"{service}.{port}" for service in services for port in ("grpc", "metrics")),
         *(f"{replica}.http" for replica in _numbered("inference", layout.inference_replicas)),
+        "embedding_cache.http",
     ]  # fmt: skip
 
 

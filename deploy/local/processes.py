@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deploy import keys
-from deploy.envoy import render
+from deploy.envoy import render, routes
 from deploy.host import PROGRAMS
 from deploy.local.configuration import addresses, edge_settings, nats_config
 from deploy.local.layout import Layout
@@ -130,6 +130,7 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
             environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _grpc_target(ports, peer)
     if service == "inference":
         environment |= _proxies()
+    if service in routes.HTTP_CLUSTERS.values():
         environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-import grpc
 import psutil
-from headrace.common.v1 import model_pb2
-from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
-from deploy.client.edge import describe
+from deploy.client.registry import DeploymentStatus, Registry
 from deploy.errors import CliError
 from deploy.local.edge import connect
 from deploy.local.layout import Layout
@@ -46,24 +42,6 @@ class ProcessStatus:
     memory_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackendStatus:
-    """A backend of a deployment; `state` is such as `ready` or `loading`."""
-
-    id: str
-    state: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeploymentStatus:
-    """A deployment; `model_version` is such as `smollm2@1.0.0`."""
-
-    name: str
-    model_version: str
-    artifact_digest: str
-    backends: Sequence[BackendStatus]
-
-
 def process_statuses(layout: Layout) -> list[ProcessStatus]:
     """Returns the state of every process; empty if the mesh does not run."""
     states = process_states(layout)
@@ -82,16 +60,10 @@ def deployment_statuses(layout: Layout) -> list[DeploymentStatus]:
         CliError: the mesh does not answer.
     """
     with connect(layout, tenant="headrace", user="operator", scopes="read") as edge:
-        registry = registry_pb2_grpc.RegistryServiceStub(edge.channel)
         try:
-            answer = registry.ListDeployments(
-                registry_pb2.ListDeploymentsRequest(),
-                metadata=edge.metadata,
-                timeout=CALL_TIMEOUT_SECONDS,
-            )
-        except grpc.RpcError as error:
-            raise CliError(f"the deployments cannot be listed: {describe(error)}") from error
-    return [_deployment_status(deployment) for deployment in answer.deployments]
+            return Registry(edge).deployments()
+        except CliError as error:
+            raise CliError(f"the deployments cannot be listed: {error}") from error
 
 
 def memory_bytes(pid: int) -> int:
@@ -136,20 +108,3 @@ def _triton_version(process: ProcessSpec) -> str:
             return str(json.load(answer)["version"])
     except (OSError, ValueError, KeyError):
         return "?"
-
-
-def _deployment_status(deployment: registry_pb2.Deployment) -> DeploymentStatus:
-    return DeploymentStatus(
-        name=deployment.name.removeprefix("deployments/"),
-        model_version=deployment.model_version.removeprefix("models/").replace("/versions/", "@"),
-        artifact_digest=deployment.artifact_digest,
-        backends=[
-            BackendStatus(
-                id=backend.id,
-                state=model_pb2.BackendState.Name(backend.state)
-                .removeprefix("BACKEND_STATE_")
-                .lower(),
-            )
-            for backend in deployment.backends
-        ],
-    )

@@ -266,7 +266,7 @@ class RequestReader:
         """Goes on with HTTP/1.1 behind the head of a request that asked for another protocol.
 
         A server may ignore `Upgrade`. The parser cannot: it has to be started again where the body
-        begins, behind a head that says how long the body is.
+        starts, behind a head that says how long it is.
         """
         framing, self._skipped_framing = self._skipped_framing, b""
         if not framing:

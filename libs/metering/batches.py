@@ -1,4 +1,4 @@
-"""Usage on its way to the bus: records that come while a message is being stored share the next."""
+"""Publishes usage records: those that come while a message is being stored share the next one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _BATCH_RECORDS = Histogram(
 
 # A record has a few hundred bytes; the bus takes messages of 8 MiB.
 MAX_BATCH_RECORDS = 256
-# Callers that went away leave their records behind, for at most the time that records may take.
+# Records of cancelled callers wait, too, at most as long as a record may take.
 MAX_WAITING_RECORDS = 100_000
 MIN_TIMEOUT_SECONDS = 0.05
-# Where records come together the next ones are awaited so long: messages cost more than records.
+# After a batch, the next records are awaited so long: messages cost more than records.
 GATHER_SECONDS = 0.001
 FULL_RETRY_AFTER_SECONDS = 1.0
 
@@ -45,7 +45,7 @@ class _Waiting:
     )
 
     def settle(self, error: Exception | None = None) -> None:
-        if self.done.done():  # its caller has gone
+        if self.done.done():  # its caller was cancelled
             return
         if error is None:
             self.done.set_result(None)
@@ -58,10 +58,10 @@ class _Waiting:
 
 
 class UsageBatches:
-    """Group commit: what comes alone is published at once, as itself.
+    """Publishes records by group commit: one that comes alone is published at once, as itself.
 
-    A record that was taken is published even when its caller goes away. After a failure a record
-    may be stored twice, in two messages; the ledger books it once.
+    A record is published even when its caller is cancelled. After a failure a record may be stored
+    twice, in two messages; the ledger books it once.
     """
 
     def __init__(self, publisher: Publisher, *, timeout_seconds: float) -> None:
@@ -92,7 +92,7 @@ class UsageBatches:
         await mine.done
 
     async def drain(self) -> None:
-        """Returns when nothing waits any more, also not for callers that went away."""
+        """Returns when no record waits any more, those of cancelled callers included."""
         if self._publishing is not None:
             await asyncio.wait([self._publishing])
 
@@ -114,7 +114,7 @@ class UsageBatches:
                 self._waiting.clear()
 
     async def _publish_batch(self, batch: list[_Waiting]) -> list[_Waiting]:
-        """Publishes records and tells their callers; returns those with time for another try."""
+        """Publishes records and settles them; returns those with time for another try."""
         now = asyncio.get_running_loop().time
         first = batch[0]
         _BATCH_RECORDS.observe(len(batch))
@@ -125,7 +125,7 @@ class UsageBatches:
                 message,
                 message_id=message_id,
                 timeout_seconds=max(MIN_TIMEOUT_SECONDS, first.deadline_seconds - now()),
-                # A message has one trace: that of a record which somebody will look at.
+                # A message has one trace: that of a sampled record, if there is one.
                 context=next((each for each in batch if each.is_sampled), first).trace,
             )
         except Unavailable as error:
@@ -151,8 +151,8 @@ def _settle(batch: Iterable[_Waiting], error: Exception | None) -> None:
 def _message(batch: list[_Waiting]) -> tuple[str, Message, str]:
     """Returns subject, message and id.
 
-    A batch has an id of its own: under one of a record's, which may have been stored before, the
-    bus would take the batch for a duplicate and drop the others.
+    A batch has its own id: with the id of a record, which may be stored already, the bus would
+    drop the batch as a duplicate, and the other records with it.
     """
     if len(batch) == 1:
         record = batch[0].record

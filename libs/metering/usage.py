@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from google.protobuf import timestamp_pb2
 from headrace.common.v1 import usage_pb2
@@ -21,7 +21,12 @@ _UNPRICED = Counter(
     "headrace_metering_unpriced_requests", "Requests of models that have no price.", ["model"]
 )
 
-# A restart of the bus shorter than this is not seen by callers.
+# Operations by their names in lower case: `generate`, `embed`, `infer`.
+OPERATIONS: Mapping[str, usage_pb2.Operation.ValueType] = {
+    name.removeprefix("OPERATION_").lower(): value for name, value in usage_pb2.Operation.items()
+}
+
+# Callers do not notice when the bus restarts in less than this.
 ACK_TIMEOUT_SECONDS = 10.0
 
 
@@ -44,7 +49,7 @@ class UsageRecorder:
         model: str,
         model_version: str,
         usage: usage_pb2.TokenUsage,
-        operation: usage_pb2.Operation.ValueType,
+        operation: str,
     ) -> int:
         """Returns the cost in nano-USD, once JetStream has acknowledged the event.
 
@@ -54,7 +59,7 @@ class UsageRecorder:
             model: the public name, which has the price.
             model_version: `models/{model}/versions/{semver}`.
             usage: the tokens.
-            operation: what the request did.
+            operation: what the request did, a key of `OPERATIONS`.
 
         Raises:
             Unavailable: the bus did not acknowledge in time.
@@ -81,7 +86,7 @@ class UsageRecorder:
             price=price.name if price else "",
             cost_nano_usd=cost_nano_usd,
             event_time=event_time,
-            operation=operation,
+            operation=OPERATIONS[operation],
         )
         await self._batches.publish(event)
         return cost_nano_usd

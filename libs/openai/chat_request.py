@@ -1,7 +1,7 @@
-"""The body of `POST /v1/chat/completions`, read into what a generation needs.
+"""Reads the body of `POST /v1/chat/completions`.
 
-Only types are checked here; ranges are the inference service's rules and hold for gRPC too.
-What would change the answer and is not there is refused; what would not is ignored.
+Types are checked here; ranges are rules of the inference service, which hold for gRPC too. A member
+that is not supported is refused if it could change the response, and ignored otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from libs.openai.fields import INT64_MAX, Fields, parse_fields
 
-# The wire's role -> ours. `developer` is the newer name of `system`.
+# OpenAI's roles by their names here. `developer` is the newer name of `system`.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 _READ = frozenset(
@@ -21,7 +21,7 @@ _READ = frozenset(
     }
 )  # fmt: skip
 
-# Bookkeeping, hints and switches of features that are refused by their own field.
+# Bookkeeping, hints, and options of features that are refused by their own member.
 _IGNORED = frozenset(
     {
         "user", "metadata", "store", "safety_identifier", "prompt_cache_key",
@@ -70,11 +70,11 @@ _KNOWN = _READ | _IGNORED | _REFUSED.keys()
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What a chat completion asks for. None means not set.
+    """A request for a chat completion. None means not set.
 
     Attributes:
         messages: pairs of a role (`system`, `user`, `assistant`) and a text, oldest first.
-        include_usage: whether a stream ends with a chunk that tells the usage.
+        include_usage: whether a stream ends with a chunk that has the usage.
     """
 
     model: str
@@ -92,7 +92,8 @@ def parse_chat_completion(body: bytes) -> ChatRequest:
     """Reads a body.
 
     Raises:
-        InvalidArgument: it is malformed, or asks for what is not supported; the field is its path.
+        InvalidArgument: it is malformed, or asks for something that is not supported; the error
+            names the member by its path.
     """
     fields = parse_fields(body)
     fields.refuse_unknown(_KNOWN)
@@ -123,7 +124,7 @@ def _message(message: Fields) -> tuple[str, str]:
 def _content(message: Fields) -> str:
     value = message.value("content")
     if isinstance(value, list):
-        # Parts become lines, as the engines that read this format themselves do.
+        # Parts become lines, as in engines that read this format.
         return "\n".join(_part(part) for part in message.members("content"))
     if not isinstance(value, str):
         message.refuse("content", "must be a string or a list of text parts")

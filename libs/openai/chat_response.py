@@ -1,11 +1,10 @@
-"""OpenAI's chat answers: a `chat.completion`, or `chat.completion.chunk`s as events."""
+"""Chat responses: a `chat.completion`, or `chat.completion.chunk`s as server-sent events."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from libs.errors import HeadraceError
-from libs.openai.bodies import Json, Served, error_object, to_json
+from libs.openai.bodies import Json, Served, to_json
 
 DONE = b"data: [DONE]\n\n"
 
@@ -22,7 +21,7 @@ class Usage(Protocol):
 
 
 def completion_id(request_id: str) -> str:
-    """Returns the `id` of the answer to a request."""
+    """Returns the `id` of the response to a request."""
     return f"chatcmpl-{request_id}"
 
 
@@ -45,7 +44,7 @@ def completion_object(
     usage: Usage,
     served: Served,
 ) -> Json:
-    """Returns a whole `chat.completion`."""
+    """Returns a `chat.completion`."""
     return {
         "id": completion_id(served.request_id),
         "object": "chat.completion",
@@ -65,19 +64,11 @@ def completion_object(
     }
 
 
-def error_event(error: HeadraceError) -> bytes:
-    """Returns the event that ends a broken stream. No `[DONE]` follows it.
-
-    Without it a stream that breaks looks to an HTTP/1.1 client as one that ended well.
-    """
-    return b"data: %b\n\n" % to_json(error_object(error))
-
-
 class ChunkWriter:
-    """Writes the events of one streamed answer.
+    """Writes the events of one streamed response.
 
-    Order: `role`, `delta`…, `finish`, then `usage` if it was asked for, then `DONE`. `role() +
-    delta(text)` is two events in one message. All but the delta's text is made once.
+    Order: `role`, `delta`…, `finish`, then `usage` if the request asked for it, then `DONE`. Events
+    may be concatenated: `role() + delta(text)`. All but the delta's text is formatted once.
     """
 
     __slots__ = ("_after_text", "_before_text", "_head", "_tail")
@@ -93,15 +84,15 @@ class ChunkWriter:
                 "model": model,
             }
         )
-        # Without the closing brace: `choices` and what else belongs to a chunk follow.
+        # Without the closing brace: `choices` and other members follow.
         self._head = b"data: %b," % head[:-1]
-        # Where usage was asked for, every chunk has the member and all but the last have null.
+        # If the request asked for usage, every chunk has the member; all but the last have null.
         self._tail = b',"usage":null' if include_usage else b""
         self._before_text = self._head + b'"choices":[{"index":0,"delta":{"content":'
         self._after_text = b'},"logprobs":null,"finish_reason":null}]' + self._tail + b"}\n\n"
 
     def role(self) -> bytes:
-        """Returns the first event: who speaks."""
+        """Returns the first event: the role."""
         return self._choice({"role": "assistant", "content": "", "refusal": None}, None) + b"}\n\n"
 
     def delta(self, text: str) -> bytes:
@@ -109,7 +100,7 @@ class ChunkWriter:
         return self._before_text + to_json(text) + self._after_text
 
     def finish(self, finish_reason: str, served: Served) -> bytes:
-        """Returns the event that ends the text. It tells what answered and what it cost."""
+        """Returns the event that ends the text, with what answered and what it cost."""
         extra = {
             "system_fingerprint": served.fingerprint,
             "headrace": served.to_json_object(),

@@ -1,4 +1,4 @@
-"""Typed reading of a JSON body; every complaint names the field by its path."""
+"""Typed reading of a JSON body; every error names the member by its path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INT64_MAX = 2**63 - 1
 class Fields:
     """The members of one JSON object, read with the type that each must have.
 
-    `null` reads as a member that is not there: clients send it for what was not set.
+    `null` reads as a missing member: clients send it for what is not set.
     All readers raise `InvalidArgument` (`INVALID_FIELD`) with a path such as `messages[2].content`.
     """
 
@@ -29,7 +29,7 @@ class Fields:
         self._path = path
 
     def path(self, key: str) -> str:
-        """Returns where a member stands in the body."""
+        """Returns the path of a member."""
         return f"{self._path}.{key}" if self._path else key
 
     def refuse(self, key: str, description: str) -> NoReturn:
@@ -37,23 +37,23 @@ class Fields:
         raise InvalidArgument.of_field(self.path(key), description)
 
     def value(self, key: str) -> object:
-        """Returns what JSON had, or None."""
+        """Returns the value as parsed, or None."""
         return self._values.get(key)
 
     def text(self, key: str) -> str | None:
-        """Returns a string that UTF-8 can hold, or None."""
+        """Returns a string that can be encoded in UTF-8, or None."""
         value = self._values.get(key)
         return None if value is None else check_text(value, path=self.path(key))
 
     def require_text(self, key: str) -> str:
-        """Returns a string that is there and not empty."""
+        """Returns a string that is set and not empty."""
         value = self.text(key)
         if not value:
             self.refuse(key, "must be set")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """Returns a list of strings, also where the body has one string alone; empty if not set."""
+        """Returns a list of strings, also if the body has a single string; empty if not set."""
         value = self._values.get(key)
         if value is None:
             return ()
@@ -65,7 +65,7 @@ class Fields:
         return tuple(check_text(item, path=f"{path}[{i}]") for i, item in enumerate(value))
 
     def integer(self, key: str, *, limit: int = INT32_MAX) -> int | None:
-        """Returns a whole number from `-limit` to `limit`, or None."""
+        """Returns an integer from `-limit` to `limit`, or None."""
         value = self._values.get(key)
         if value is None:
             return None
@@ -95,7 +95,7 @@ class Fields:
         return value
 
     def member(self, key: str) -> Fields | None:
-        """Returns an object's own members, or None."""
+        """Returns the members of an object, or None."""
         value = self._values.get(key)
         if value is None:
             return None
@@ -119,7 +119,7 @@ class Fields:
         return found
 
     def refuse_unless(self, checks: Mapping[str, tuple[Callable[[object], bool], str]]) -> None:
-        """Raises unless each member that is there passes its check; says what is wrong with it."""
+        """Raises unless each member that is set passes its check, with the check's description."""
         for key, value in self._values.items():
             if key not in checks or value is None:
                 continue
@@ -128,7 +128,7 @@ class Fields:
                 self.refuse(key, description)
 
     def refuse_unknown(self, known: Iterable[str]) -> None:
-        """Raises if there is a member that nobody reads: ignoring it could change the answer."""
+        """Raises if a member is unknown: ignoring it could change the response."""
         unknown = sorted(self._values.keys() - known)
         if unknown:
             violations = [(self.path(key), "is not a known field") for key in unknown]
@@ -139,7 +139,7 @@ def parse_fields(body: bytes) -> Fields:
     """Reads a body that must be one JSON object.
 
     Raises:
-        InvalidArgument: it is not JSON in UTF-8, or no object.
+        InvalidArgument: it is not JSON in UTF-8, or not an object.
     """
     try:
         value = orjson.loads(body)
@@ -151,20 +151,20 @@ def parse_fields(body: bytes) -> Fields:
 
 
 def _decode_slowly(body: bytes) -> object:
-    """Tells what is wrong with a body, or takes what only the standard library does."""
+    """Returns what only the standard library accepts, or says what is wrong with the body."""
     try:
         return _decode(body.decode())
     except RecursionError as error:
         raise InvalidArgument.of_field(BODY, "is nested too deeply") from error
-    except ValueError as error:  # no UTF-8, no JSON, or an integer of thousands of digits
+    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         raise InvalidArgument.of_field(BODY, f"is not JSON: {error}") from error
 
 
 def check_text(value: object, *, path: str) -> str:
-    """Returns a value that is a string and has no lone surrogates, which UTF-8 cannot hold.
+    """Returns a value that is a string without lone surrogates, which UTF-8 cannot encode.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not.
     """
     if not isinstance(value, str):
         raise InvalidArgument.of_field(path, "must be a string")
@@ -177,8 +177,8 @@ def check_text(value: object, *, path: str) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-# Made once: `json.loads` would make one for each body.
+# Created once: `json.loads` would create one for each body.
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode

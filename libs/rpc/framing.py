@@ -1,12 +1,12 @@
-"""How gRPC puts messages into a body: a prefix before each."""
+"""gRPC's framing: each message in a body follows a prefix."""
 
 from __future__ import annotations
 
 import struct
 
-PREFIX = struct.Struct(">BI")  # whether it is compressed, and its length
+PREFIX = struct.Struct(">BI")  # the compressed flag, and the length
 
 
 def framed(message: bytes) -> bytes:
-    """Returns a message, uncompressed, with its prefix."""
+    """Returns an uncompressed message with its prefix."""
     return PREFIX.pack(0, len(message)) + message

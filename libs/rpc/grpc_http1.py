@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -21,9 +21,11 @@ from libs.errors import HeadraceError, InvalidArgument, Unimplemented
 from libs.http1 import Exchange
 from libs.http_headers import header_lines
 from libs.rpc import grpc_timeout
+from libs.rpc.access import required_scope
 from libs.rpc.call_observer import GrpcObserver
 from libs.rpc.deadlines import Deadline, Deadlines
 from libs.rpc.framing import PREFIX, framed
+from libs.rpc.identity import Identity, identity_in
 from libs.rpc.served_call import MAX_REQUEST_BYTES, serve_call, too_large
 from libs.rpc.status import DETAILS_KEY, to_status
 
@@ -46,7 +48,13 @@ class GrpcHttp1Handler:
     """
 
     def __init__(
-        self, name: str, behavior: Behavior, *, request_type: type[Message], clock: Clock
+        self,
+        name: str,
+        behavior: Behavior,
+        *,
+        request_type: type[Message],
+        clock: Clock,
+        scope_of: Callable[[str], str] = required_scope,
     ) -> None:
         """Creates the method `/package.Service/Method` of a servicer's method that writes."""
         self.name = name
@@ -55,11 +63,12 @@ class GrpcHttp1Handler:
         self.clock = clock
         self.deadlines = Deadlines()
         self._observer = GrpcObserver(name)
+        self._scope = scope_of(name)
 
     async def answer(self, exchange: Exchange) -> None:
         """Answers a call."""
         call = GrpcCall(exchange, self)
-        await serve_call(call, self._observer, self.clock)
+        await serve_call(call, self._observer, self.clock, scope=self._scope)
 
     async def handle(self, message: bytes, call: GrpcCall) -> None:
         """Calls the servicer's method.
@@ -96,6 +105,11 @@ class GrpcCall:
     async def write(self, message: Message) -> None:
         """Writes a message; waits while the client reads too slowly."""
         data = framed(message.SerializeToString())
+        await self._exchange.send_chunk(data, content_type=_CONTENT_TYPE)
+
+    async def write_together(self, messages: Iterable[Message]) -> None:
+        """As `write`, with several messages in one write."""
+        data = b"".join(framed(message.SerializeToString()) for message in messages)
         await self._exchange.send_chunk(data, content_type=_CONTENT_TYPE)
 
     def message(self) -> bytes:
@@ -141,6 +155,15 @@ class GrpcCall:
         return unpacked
 
     # What `serve_call` needs.
+
+    @property
+    def identity(self) -> Identity:
+        """The caller.
+
+        Raises:
+            Unauthenticated: the headers name none.
+        """
+        return identity_in(self._exchange.request.headers)
 
     async def work(self) -> None:
         """Reads the request and calls the servicer's method."""

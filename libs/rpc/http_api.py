@@ -40,11 +40,13 @@ class HttpRoute:
         path: such as `/v1/models`, or with one parameter at its end, `/v1/models/{model}`, which
             stands for all the rest of a path and may contain slashes.
         handler: answers it.
+        scope: what the caller must have; see `libs.rpc.access`.
     """
 
     method: str
     path: str
     handler: Handler
+    scope: str
 
 
 class HttpApi:
@@ -65,7 +67,7 @@ class HttpApi:
         Args:
             routes: the kinds of HTTP requests.
             grpc_methods: the methods that are served as gRPC over HTTP/1.1.
-            is_ready: what health checks are told.
+            is_ready: what health checks report.
             clock: the time.
             dialect: how the routes write errors. None: as `google.rpc.Status` in JSON.
             longest_call_seconds: the deadline of requests whose caller names none or a later one.
@@ -92,9 +94,8 @@ class HttpApi:
             await serve(exchange)
             return
         for method, prefix, serve_parameter in self._with_parameter:
-            tail = request.path.removeprefix(prefix)
-            if request.method == method and tail and tail != request.path:
-                await serve_parameter(exchange, tail)
+            if request.method == method and request.path.startswith(prefix):
+                await serve_parameter(exchange, request.path.removeprefix(prefix))
                 return
         if request.violation:
             self._refuse(exchange, InvalidArgument(request.violation, reason="INVALID_FIELD"))
@@ -110,7 +111,7 @@ class HttpApi:
         return self._body_limits.get(path, MAX_REQUEST_BYTES)
 
     def is_single_header(self, name: str) -> bool:
-        """Returns whether a header of ours may occur only once in a request."""
+        """Returns whether a header of the mesh may occur only once in a request."""
         return name in _SINGLE_HEADERS or (name.startswith(_SINGLE_PREFIXES) and name not in _LISTS)
 
     def _add(self, route: HttpRoute) -> None:
@@ -126,7 +127,7 @@ class HttpApi:
                 deadlines=self._deadlines,
                 clock=self._clock,
             )
-            await serve_call(call, observer, self._clock)
+            await serve_call(call, observer, self._clock, scope=route.scope)
 
         prefix, brace, _ = route.path.partition("{")
         if brace:

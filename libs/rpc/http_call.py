@@ -39,6 +39,7 @@ class HttpCall:
         "_dialect",
         "_exchange",
         "_handler",
+        "_identity",
         "_longest_seconds",
         "_tail",
         "deadline_seconds",
@@ -67,6 +68,7 @@ class HttpCall:
         self._deadlines = deadlines
         self._clock = clock
         self._deadline: Deadline | None = None
+        self._identity: Identity | None = None
 
     @property
     def body(self) -> bytes:
@@ -85,7 +87,9 @@ class HttpCall:
         Raises:
             Unauthenticated: the headers name none; the request did not come through the edge.
         """
-        return identity_in(self.headers)
+        if self._identity is None:
+            self._identity = identity_in(self.headers)
+        return self._identity
 
     def respond(self, body: bytes, *, content_type: str = JSON_TYPE) -> None:
         """Sends a complete response with status 200.

@@ -1,25 +1,29 @@
-"""Who calls: what the edge read from the token and put into the metadata."""
+"""The caller's identity: the edge reads it from the token and puts it into headers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import grpc
 from headrace.events.v1 import events_pb2
 
-from libs.errors import PermissionDenied, Unauthenticated
+from libs.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from libs.rpc.access import INTERNAL
 from libs.rpc.names import tenant_name
+
+# The tenant under which services call each other.
+MESH_TENANT = "headrace"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 TENANT_KEY = "x-headrace-tenant"
 USER_KEY = "x-headrace-user"
 SCOPES_KEY = "x-headrace-scopes"
-# Only from inside the mesh: the edge removes it.
+# Set inside the mesh only: the edge removes it.
 USAGE_ID_KEY = "x-headrace-usage-id"
-ADMIN = "admin"
+_KEYS = frozenset({TENANT_KEY, USER_KEY, SCOPES_KEY, USAGE_ID_KEY})
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Identity:
     """A caller. Services trust it: only the edge and the mesh itself reach them.
 
     Attributes:
-        usage_id: where the same work may be done more than once, the id under which its usage is
-            booked, once; of an attempt that does not end, nothing is booked.
+        usage_id: for work that may be repeated, the id under which its usage is booked once; an
+            attempt that does not end books nothing.
     """
 
     tenant: str
@@ -40,15 +44,19 @@ class Identity:
         """Returns if the caller has the scope.
 
         Raises:
-            PermissionDenied: it has not.
+            PermissionDenied: it does not have it.
         """
         if scope not in self.scopes:
             raise PermissionDenied(
                 f"needs the scope {scope}", reason="SCOPE_MISSING", metadata={"scope": scope}
             )
 
+    def internal(self) -> Identity:
+        """Returns the same caller for a call between services on its behalf."""
+        return replace(self, scopes=frozenset({INTERNAL}))
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Returns the metadata that carries the caller on to the next service."""
+        """Returns the metadata that passes the identity on to the next service."""
         usage = ((USAGE_ID_KEY, self.usage_id),) if self.usage_id else ()
         return (
             (TENANT_KEY, self.tenant),
@@ -62,20 +70,34 @@ class Identity:
         return events_pb2.Identity(tenant=tenant_name(self.tenant), user=self.user)
 
 
+def mesh_identity(service: str) -> Identity:
+    """Returns the identity of a service that calls another one for itself, not for a user."""
+    return Identity(MESH_TENANT, service, frozenset({INTERNAL}))
+
+
 def identity_of(context: Context) -> Identity:
     """Returns the caller of an RPC.
 
     Raises:
-        Unauthenticated: the metadata names none; the call did not come through the edge.
+        Unauthenticated: the metadata has none; the call did not come through the edge.
+        InvalidArgument: the metadata has two values of a key.
     """
-    return identity_in(dict(context.invocation_metadata() or ()))
+    found: dict[str, Any] = {}
+    for key, value in context.invocation_metadata() or ():
+        if key in _KEYS:
+            if key in found:
+                raise InvalidArgument(
+                    f"the header {key} must not be repeated", reason="INVALID_FIELD"
+                )
+            found[key] = value
+    return identity_in(found)
 
 
 def identity_in(headers: Mapping[str, Any]) -> Identity:
-    """Returns the caller that the headers of a request name.
+    """Returns the caller of a request.
 
     Raises:
-        Unauthenticated: they name none; the request did not come through the edge.
+        Unauthenticated: the headers have none; the request did not come through the edge.
     """
     tenant, user = headers.get(TENANT_KEY), headers.get(USER_KEY)
     if not isinstance(tenant, str) or not isinstance(user, str) or not tenant or not user:

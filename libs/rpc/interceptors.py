@@ -15,6 +15,7 @@ from libs.clock import Clock
 from libs.errors import HeadraceError, Unimplemented
 from libs.rpc.call_observer import GrpcObserver
 from libs.rpc.deadlines import DEADLINE_MARGIN_SECONDS, Deadline, Deadlines
+from libs.rpc.identity import Identity, identity_of
 from libs.rpc.served_call import check_size, serve_call
 from libs.rpc.status import DETAILS_KEY, grpc_code, to_status
 
@@ -38,8 +39,10 @@ def _is_traced(method: str) -> bool:
 class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
     """Runs each call but health and reflection through `serve_call`."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, scope_of: Callable[[str], str]) -> None:
+        """Creates the interceptor; `scope_of` returns the scope that a method's path requires."""
         self._clock = clock
+        self._scope_of = scope_of
         self._deadlines = Deadlines()
         self._handlers: dict[str, Handler] = {}
 
@@ -74,10 +77,11 @@ class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         if inspect.isasyncgenfunction(behavior):
             behavior = _writing(behavior)
         observer = GrpcObserver(method, traced=_is_traced(method))
+        scope = self._scope_of(method)
 
         async def call(request: Any, context: Any) -> Any:
             carrier = _AioCall(behavior, request, context, self._deadlines)
-            return await serve_call(carrier, observer, self._clock)
+            return await serve_call(carrier, observer, self._clock, scope=scope)
 
         return factory(
             call,
@@ -98,6 +102,10 @@ class _AioCall:
         self._request = request
         self._context = context
         self._deadlines = deadlines
+
+    @property
+    def identity(self) -> Identity:
+        return identity_of(self._context)
 
     async def work(self) -> Any:
         check_size(self._request)

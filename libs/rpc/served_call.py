@@ -15,8 +15,10 @@ from opentelemetry import trace
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument
+from libs.rpc.access import OPEN
 from libs.rpc.call_observer import CallObserver
 from libs.rpc.deadlines import Deadline
+from libs.rpc.identity import Identity
 from libs.rpc.status import as_headrace_error
 from libs.telemetry.tracing import server_span
 
@@ -31,6 +33,14 @@ T = TypeVar("T")
 
 class Carrier(Protocol[T_co]):
     """One call, as the protocol that carries it presents it."""
+
+    @property
+    def identity(self) -> Identity:
+        """The caller.
+
+        Raises:
+            Unauthenticated: the call names none.
+        """
 
     async def work(self) -> T_co:
         """Does what the call asks for."""
@@ -58,8 +68,17 @@ class Carrier(Protocol[T_co]):
         """Ends the response."""
 
 
-async def serve_call(carrier: Carrier[T], observer: CallObserver, clock: Clock) -> T | None:
-    """Does the work of a call and returns its result, or sends the error and returns None."""
+async def serve_call(
+    carrier: Carrier[T], observer: CallObserver, clock: Clock, *, scope: str
+) -> T | None:
+    """Does the work of a call and returns its result, or sends the error and returns None.
+
+    Args:
+        carrier: the call.
+        observer: records its start and its end.
+        clock: the time.
+        scope: what the caller must have; `OPEN`: nothing, not even an identity.
+    """
     name = observer.span_name
     with server_span(_tracer, name, carrier.trace_headers()) if name else nullcontext():
         started_seconds = clock.monotonic_seconds()
@@ -67,6 +86,8 @@ async def serve_call(carrier: Carrier[T], observer: CallObserver, clock: Clock) 
         code = "CANCELLED"
         try:
             try:
+                if scope != OPEN:
+                    carrier.identity.require(scope)
                 deadline = carrier.start_deadline()
                 if deadline is None:
                     result = await carrier.work()

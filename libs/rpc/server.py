@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
-from headrace.cost.v1 import cost_pb2
-from headrace.embedding.v1 import embedding_pb2
-from headrace.events.v1 import events_pb2
-from headrace.inference.v1 import inference_pb2
-from headrace.jobs.v1 import jobs_pb2
-from headrace.openai.v1 import openai_pb2
-from headrace.registry.v1 import registry_pb2
-from headrace.router.v1 import router_pb2
 
 from libs.clock import Clock
+from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.interceptors import ServedCalls
+from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -29,13 +26,20 @@ class RpcServer:
     Register servicers on `grpc`, then `start()`. Health is NOT_SERVING until `set_ready(True)`.
 
     Attributes:
-        ready: whether health says that calls should come here.
+        ready: whether health checks report SERVING.
     """
 
-    def __init__(self, address: str, *, clock: Clock, reuse_port: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        clock: Clock,
+        reuse_port: bool = False,
+        scope_of: Callable[[str], str] = required_scope,
+    ) -> None:
         self.address = address
         self.grpc = grpc.aio.server(
-            interceptors=[ServedCalls(clock)],
+            interceptors=[ServedCalls(clock, scope_of)],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -61,27 +65,32 @@ class RpcServer:
         await self.grpc.start()
 
     async def set_ready(self, ready: bool) -> None:
-        """Tells health checkers whether calls should come here."""
+        """Sets what health checks report."""
         self.ready = ready
         status = health_pb2.HealthCheckResponse.ServingStatus
         await self._health.set("", status.SERVING if ready else status.NOT_SERVING)
 
     async def stop(self, drain_seconds: float) -> None:
-        """Turns new calls away, lets running ones end for so long, then cancels them."""
+        """Refuses new calls, waits for running ones, then cancels them."""
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(drain_seconds)
 
 
 def reflect(server: grpc.aio.Server) -> None:
-    """Answers reflection, v1 and v1alpha, for every service of the mesh.
+    """Answers reflection, v1 and v1alpha, for every public service of the mesh.
 
-    Each process knows all protos, so that the edge can ask any of them.
+    Each process knows all public protos, so that the edge can ask any of them. Internal protos are
+    not in the pool: they are neither listed nor found by name.
     """
-    names = _all_service_names()
-    reflection.enable_server_reflection(names, server)
+    names = [
+        *(service.full_name for service in public_services()),
+        health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1,
+    ]  # fmt: skip
+    pool = _public_pool()
+    reflection.enable_server_reflection(names, server, pool=pool)
     # v1 has the messages of v1alpha under another package name.
-    servicer = ReflectionServicer(names)
+    servicer = ReflectionServicer(names, pool=pool)
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
@@ -98,14 +107,9 @@ def reflect(server: grpc.aio.Server) -> None:
     )
 
 
-def _all_service_names() -> list[str]:
-    modules = [
-        cost_pb2, embedding_pb2, events_pb2, inference_pb2,
-        jobs_pb2, openai_pb2, registry_pb2, router_pb2,
-    ]  # fmt: skip
-    names = [
-        service.full_name
-        for module in modules
-        for service in module.DESCRIPTOR.services_by_name.values()
-    ]
-    return [*names, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
+def _public_pool() -> descriptor_pool.DescriptorPool:
+    pool = descriptor_pool.DescriptorPool()
+    files = (*PUBLIC_FILES, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+    for proto in with_dependencies(files):
+        pool.Add(proto)
+    return pool

@@ -1,4 +1,4 @@
-"""`HeadraceError` to `google.rpc.Status` and back."""
+"""Converts `HeadraceError` to `google.rpc.Status` and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from libs.errors import BY_CODE, DOMAIN, HeadraceError, Internal
 from libs.telemetry.tracing import current_trace_id
 
 DETAILS_KEY = "grpc-status-details-bin"
-# Together, in base64 and percent-encoded, they stay within the 8 KiB that gRPC takes of trailers.
+# Together, in base64 and percent-encoded, they stay below gRPC's limit of 8 KiB for trailers.
 MAX_MESSAGE_BYTES = 384
 MAX_TEXT_BYTES = 256
 MAX_METADATA_BYTES = 2048
@@ -27,9 +27,9 @@ _log = structlog.get_logger()
 
 
 def to_status(error: HeadraceError) -> status_pb2.Status:
-    """Returns the status of an error, with `ErrorInfo` and what else the error knows.
+    """Returns the status of an error, with `ErrorInfo` and its other details.
 
-    What is too long for trailers is cut: beyond 8 KiB gRPC would send another error in its place.
+    Long texts are cut: with trailers beyond 8 KiB gRPC would send another error instead.
     """
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=DOMAIN, metadata=_cut_metadata(error.metadata)
@@ -54,15 +54,15 @@ def to_status(error: HeadraceError) -> status_pb2.Status:
 
 
 def grpc_code(error: HeadraceError) -> grpc.StatusCode:
-    """Returns grpc's own code of an error."""
+    """Returns the `grpc.StatusCode` of an error."""
     return grpc.StatusCode[error.code]
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
     """Returns the error that the callee raised.
 
-    One without our details comes from gRPC itself or from somebody who is no service of ours: its
-    text, which may hold addresses and worse, is logged and not passed on.
+    One without our details comes from gRPC itself or from a foreign service: its text, which may
+    contain addresses, is logged and not passed on.
     """
     code = error.code().name
     trailers: Iterable[Any] = error.trailing_metadata() or ()
@@ -73,14 +73,16 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
                 return found
     _log.warning("call failed without details", code=code, details=error.details())
     if code not in _WITHOUT_DETAILS:
-        return Internal("a callee failed and did not say how", reason="INTERNAL")
+        return Internal(
+            "a callee failed without details; the log has its own words", reason="INTERNAL"
+        )
     reason, message = _WITHOUT_DETAILS[code]
     retry = UNREACHABLE_RETRY_SECONDS if code == "UNAVAILABLE" else None
     return BY_CODE[code](message, reason=reason, retry_after_seconds=retry)
 
 
 def as_headrace_error(raised: Exception) -> HeadraceError:
-    """Returns what a caller is told of anything that was raised; the rest goes into the log."""
+    """Returns the error that the caller gets for anything that was raised; the log has the rest."""
     if isinstance(raised, HeadraceError):
         return raised
     if isinstance(raised, grpc.aio.AioRpcError):
@@ -102,18 +104,18 @@ def headrace_errors() -> Iterator[None]:
         raise from_rpc_error(error) from error
 
 
-# What gRPC says by itself.
+# Errors that gRPC itself reports.
 _WITHOUT_DETAILS = {
     "UNAVAILABLE": ("DEPENDENCY_UNAVAILABLE", "a dependency cannot be reached"),
     "DEADLINE_EXCEEDED": ("DEADLINE_EXCEEDED", "the deadline passed before a callee answered"),
     "CANCELLED": ("CANCELLED", "the call was cancelled"),
-    "RESOURCE_EXHAUSTED": ("QUEUE_FULL", "a limit of a callee is reached"),
-    "UNAUTHENTICATED": ("TOKEN_INVALID", "a callee takes no such token"),
+    "RESOURCE_EXHAUSTED": ("QUEUE_FULL", "a limit of a callee was reached"),
+    "UNAUTHENTICATED": ("TOKEN_INVALID", "a callee does not accept the token"),
 }
 
 
 def cut(text: str, limit_bytes: int) -> str:
-    """Returns the text, or its begin and an ellipsis if in UTF-8 it is longer than the limit."""
+    """Returns the text, or its start and an ellipsis if it is longer than the limit in UTF-8."""
     data = text.encode()
     if len(data) <= limit_bytes:
         return text
@@ -121,7 +123,7 @@ def cut(text: str, limit_bytes: int) -> str:
 
 
 def _cut_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Cuts the longest values first, if there is too much of them."""
+    """Returns the metadata with its longest values cut, if it is too large."""
     left = MAX_METADATA_BYTES
     kept = {}
     for key, text in sorted(metadata.items(), key=lambda item: len(item[1])):
@@ -131,16 +133,16 @@ def _cut_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _bad_request(violations: Sequence[tuple[str, str]]) -> error_details_pb2.BadRequest:
-    """Returns the first violations, as many as there is space for, but one at least."""
-    told = error_details_pb2.BadRequest()
+    """Returns as many of the first violations as fit, but at least one."""
+    detail = error_details_pb2.BadRequest()
     for field, description in violations:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=cut(field, MAX_TEXT_BYTES), description=cut(description, MAX_TEXT_BYTES)
         )
-        if told.ByteSize() + violation.ByteSize() > MAX_VIOLATIONS_BYTES:
+        if detail.ByteSize() + violation.ByteSize() > MAX_VIOLATIONS_BYTES:
             break
-        told.field_violations.append(violation)
-    return told
+        detail.field_violations.append(violation)
+    return detail
 
 
 def _packed(detail: Message) -> any_pb2.Any:

@@ -102,6 +102,7 @@ def usage_from_event(event: events_pb2.UsageRecorded) -> Usage:
     return Usage(
         usage_id=event.usage_id,
         request_id=event.request_id,
+        # Events that an earlier version recorded have the tenant without its prefix.
         tenant=tenant_id(event.identity.tenant),
         user=event.identity.user,
         model=event.model,

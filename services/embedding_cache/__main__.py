@@ -7,20 +7,22 @@ from libs.runtime import prepare
 prepare()
 
 from headrace.embedding.v1 import embedding_pb2_grpc
-from headrace.inference.v1 import inference_pb2_grpc
-from headrace.openai.v1 import openai_pb2_grpc
+from headrace.inference.v1 import inference_internal_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
+from libs.http1 import HttpServer
 from libs.metering.usage import UsageRecorder
+from libs.openai.errors import OpenAIDialect
 from libs.process import process, run
 from libs.rpc.channel import open_channel
+from libs.rpc.http_api import HttpApi
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.embedding_cache.computation import Computation
 from services.embedding_cache.config import Settings
 from services.embedding_cache.embedder import Embedder
-from services.embedding_cache.openai import OpenAIEmbeddingServicer
+from services.embedding_cache.openai import OpenAIHandlers
 from services.embedding_cache.servicer import EmbeddingServicer
 from services.embedding_cache.single_flight import SingleFlight
 from services.embedding_cache.vector_cache import VectorCache
@@ -44,7 +46,9 @@ async def main() -> None:
         cache = VectorCache(limit_bytes=settings.embedding_cache_limit_bytes)
         flights = SingleFlight(keep=cache.put, limit_texts=settings.embedding_in_flight_limit_texts)
         computation = Computation(
-            inference_pb2_grpc.InferenceServiceStub(open_channel(settings.inference_address)),
+            inference_internal_pb2_grpc.InferenceInternalServiceStub(
+                open_channel(settings.inference_address)
+            ),
             timeout_seconds=settings.embedding_timeout_seconds,
         )
 
@@ -63,13 +67,18 @@ async def main() -> None:
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
             EmbeddingServicer(embedder), running.server.grpc
         )
-        openai_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-            OpenAIEmbeddingServicer(embedder), running.server.grpc
+        api = HttpApi(
+            routes=OpenAIHandlers(embedder).routes(),
+            is_ready=lambda: running.server.ready,
+            clock=clock,
+            dialect=OpenAIDialect(),
+            longest_call_seconds=settings.longest_http_call_seconds,
+        )
+        http = HttpServer(
+            settings.http_listen_address, api, drain_seconds=settings.drain_seconds, clock=clock
         )
 
-        await running.server.set_ready(True)
-
-        await running.serve(ready=False)
+        await running.serve(ready=False, beside=http)
         await bus.drain()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.inference.v1 import inference_internal_pb2, inference_internal_pb2_grpc
 
 from libs.errors import Unavailable
 from libs.model_reference import at_version, version_of
@@ -19,7 +19,10 @@ class Computation:
     """Asks `inference` for the vectors of one batch, of exactly one version."""
 
     def __init__(
-        self, inference: inference_pb2_grpc.InferenceServiceAsyncStub, *, timeout_seconds: float
+        self,
+        inference: inference_internal_pb2_grpc.InferenceInternalServiceAsyncStub,
+        *,
+        timeout_seconds: float,
     ) -> None:
         self._inference = inference
         self._timeout_seconds = timeout_seconds
@@ -36,10 +39,10 @@ class Computation:
         """
         target = choice.target
         model = at_version(choice.model, version_of(target.model_version))
-        request = inference_pb2.EmbedRequest(model=model, texts=texts)
+        request = inference_internal_pb2.EmbedRequest(model=model, texts=texts)
         with headrace_errors():
             response = await self._inference.Embed(
-                request, metadata=identity.metadata(), timeout=self._timeout_seconds
+                request, metadata=identity.internal().metadata(), timeout=self._timeout_seconds
             )
         if response.artifact_digest != target.artifact_digest:
             raise Unavailable(

@@ -10,6 +10,13 @@ from libs.config import ServiceSettings
 class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
+    http_listen_address: str = Field(description="Where its HTTP server listens.")
+    longest_http_call_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="Deadline of HTTP calls whose caller sets none, or a later one. The edge ends "
+        "calls after 600 s.",
+    )
     nats_url: str = Field(description="Where usage events go.")
     router_address: str = Field(description="Who pushes the routes.")
     cost_address: str = Field(description="Who pushes the price book.")

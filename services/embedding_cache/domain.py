@@ -8,17 +8,13 @@ from hashlib import sha256
 
 from libs.errors import InvalidArgument
 
-MAX_TEXTS = 2048
-# All texts of a request fit into one call to `inference`, which takes 4 MiB.
-MAX_TEXTS_BYTES = 4 * 1024 * 1024 - 64 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Vector:
     """One text's vector, in the form in which it is kept.
 
     Attributes:
-        encoded: a serialised `headrace.inference.v1.Embedding`: float32, little-endian, and the
+        encoded: a serialised `headrace.common.v1.Embedding`: float32, little-endian, and the
             token count. Four bytes a number, and a hit is copied into its answer unread.
         token_count: tokens of the text.
     """
@@ -62,28 +58,6 @@ class Lookup:
 def text_key(artifact_digest: str, text: str) -> bytes:
     """Returns the key of a text's vector: 32 bytes of the artifact's digest, 32 of the text's."""
     return bytes.fromhex(artifact_digest.removeprefix("sha256:")) + sha256(text.encode()).digest()
-
-
-def check_texts(texts: Sequence[str], *, field: str) -> None:
-    """Returns if the texts may be asked for.
-
-    Raises:
-        InvalidArgument: there are none, too many, an empty one, or too many bytes in all.
-    """
-    if not texts:
-        raise InvalidArgument.of_field(field, "must have at least one text")
-    if len(texts) > MAX_TEXTS:
-        raise InvalidArgument.of_field(
-            field, f"has {len(texts)} texts, more than the limit of {MAX_TEXTS}"
-        )
-    empty = [index for index, text in enumerate(texts) if not text]
-    if empty:
-        # One is enough to say what is wrong; the details travel in a trailer of limited size.
-        raise InvalidArgument.of_field(f"{field}[{empty[0]}]", "must not be empty")
-    size_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-    if size_bytes > MAX_TEXTS_BYTES:
-        told = f"has {size_bytes} bytes, more than the limit of {MAX_TEXTS_BYTES}"
-        raise InvalidArgument.too_large(field, told, limit_bytes=MAX_TEXTS_BYTES)
 
 
 def check_dimensions(wanted: int | None, actual: int) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import model_pb2, usage_pb2
 
 from libs.clock import Clock
+from libs.embedding_texts import check_texts
 from libs.errors import HeadraceError
 from libs.ids import check_uuid, uuid7
 from libs.metering.usage import UsageRecorder
@@ -22,7 +23,6 @@ from services.embedding_cache.domain import (
     Lookup,
     Vector,
     check_dimensions,
-    check_texts,
     text_key,
 )
 from services.embedding_cache.query import Answer, Query
@@ -101,7 +101,7 @@ class Embedder:
 
     async def _answer(self, query: Query, choice: Choice) -> Answer:
         lookup = await self._look_up(query, choice)
-        usage = model_pb2.TokenUsage(
+        usage = usage_pb2.TokenUsage(
             prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
         )
         request_id = query.request_id or uuid7(self._clock)

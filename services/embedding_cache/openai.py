@@ -7,13 +7,11 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from google.api import httpbody_pb2
-from headrace.openai.v1 import openai_pb2_grpc
-from typing_extensions import override
-
-from libs.openai.bodies import JSON_TYPE, Json, Served, to_json
+from libs.openai.bodies import EMBEDDINGS_PATH, Json, Served, to_json
 from libs.openai.fields import Fields, parse_fields
-from libs.rpc.identity import Context, identity_of
+from libs.rpc.access import INFER
+from libs.rpc.http_api import HttpRoute
+from libs.rpc.http_call import HttpCall
 from services.embedding_cache.domain import Vector
 from services.embedding_cache.embedder import Embedder
 from services.embedding_cache.query import Answer, Query
@@ -28,7 +26,7 @@ VECTORS_WRITTEN_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """What a body asks for.
+    """A request for vectors.
 
     Attributes:
         as_base64: vectors as base64 of little-endian float32, else as lists of numbers.
@@ -44,7 +42,8 @@ def parse_embedding_request(body: bytes) -> EmbeddingRequest:
     """Reads a body.
 
     Raises:
-        InvalidArgument: it is malformed, or asks for what is not supported; the field is its path.
+        InvalidArgument: it is malformed, or asks for something that is not supported; the error
+            names the member by its path.
     """
     fields = parse_fields(body)
     fields.refuse_unknown(_KNOWN)
@@ -119,19 +118,24 @@ def _account(answer: Answer) -> Json:
     }
 
 
-class OpenAIEmbeddingServicer(openai_pb2_grpc.EmbeddingServiceServicer):
-    """Vectors for OpenAI's clients."""
+class OpenAIHandlers:
+    """Answers the part of OpenAI's API that this service has."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
 
-    @override
-    async def CreateEmbedding(
-        self, request: httpbody_pb2.HttpBody, context: Context
-    ) -> httpbody_pb2.HttpBody:
-        """Turns texts into vectors."""
-        identity = identity_of(context)
-        wanted = parse_embedding_request(request.data)
+    def routes(self) -> list[HttpRoute]:
+        """Returns the routes of the HTTP server."""
+        return [HttpRoute("POST", EMBEDDINGS_PATH, self.create_embedding, scope=INFER)]
+
+    async def create_embedding(self, call: HttpCall) -> None:
+        """Turns texts into vectors.
+
+        Raises:
+            HeadraceError: as `EmbeddingService.Embed` lists them.
+        """
+        identity = call.identity
+        wanted = parse_embedding_request(call.body)
         answer = await self._embedder.embed(
             Query(
                 model=wanted.model,
@@ -141,7 +145,6 @@ class OpenAIEmbeddingServicer(openai_pb2_grpc.EmbeddingServiceServicer):
                 dimensions=wanted.dimensions,
             )
         )
-        data = await write_embedding_response(
-            answer, model=wanted.model, as_base64=wanted.as_base64
+        call.respond(
+            await write_embedding_response(answer, model=wanted.model, as_base64=wanted.as_base64)
         )
-        return httpbody_pb2.HttpBody(content_type=JSON_TYPE, data=data)

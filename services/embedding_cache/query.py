@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 
 from libs.routes import Choice
 from libs.rpc.identity import Identity
@@ -36,7 +36,7 @@ class Answer:
 
     lookup: Lookup
     choice: Choice
-    usage: model_pb2.TokenUsage
+    usage: usage_pb2.TokenUsage
     cost_nano_usd: int
     request_id: str
     trace_id: str

@@ -6,8 +6,8 @@ import math
 import struct
 from collections.abc import Iterable
 
+from headrace.common.v1 import embedding_pb2 as common_embedding_pb2
 from headrace.embedding.v1 import embedding_pb2
-from headrace.inference.v1 import inference_pb2
 
 from libs.errors import Unavailable
 from services.embedding_cache.domain import Vector
@@ -16,7 +16,7 @@ from services.embedding_cache.query import Answer
 RETRY_SECONDS = 1.0
 
 
-def from_embedding(embedding: inference_pb2.Embedding, *, dimensions: int) -> Vector:
+def from_embedding(embedding: common_embedding_pb2.Embedding, *, dimensions: int) -> Vector:
     """Returns a vector as it is kept.
 
     Raises:
@@ -35,7 +35,7 @@ def from_embedding(embedding: inference_pb2.Embedding, *, dimensions: int) -> Ve
 
 def values_of(vector: Vector) -> tuple[float, ...]:
     """Returns the numbers of a vector."""
-    return tuple(inference_pb2.Embedding.FromString(vector.encoded).values)
+    return tuple(common_embedding_pb2.Embedding.FromString(vector.encoded).values)
 
 
 def float32_bytes(values: Iterable[float]) -> bytes:
@@ -53,9 +53,7 @@ def to_response(answer: Answer) -> embedding_pb2.EmbedResponse:
         cost_nano_usd=answer.cost_nano_usd,
         model_version=target.model_version,
         artifact_digest=target.artifact_digest,
-        route=inference_pb2.RouteDecision(
-            deployment=target.deployment, reason=answer.choice.reason
-        ),
+        route=answer.choice.decision(),
         request_id=answer.request_id,
         trace_id=answer.trace_id,
     )

@@ -6,8 +6,11 @@ from libs.runtime import prepare
 
 prepare(streams_tokens=True)
 
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
-from headrace.openai.v1 import openai_pb2_grpc
+from headrace.inference.v1 import (
+    inference_internal_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
@@ -16,23 +19,18 @@ from libs.clock import Clock
 from libs.http1 import HttpServer
 from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
-from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.openai.errors import OpenAIDialect
 from libs.process import Process, process, run
 from libs.routes import RouteTable
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
-from libs.rpc.http_api import HttpApi, HttpRoute
+from libs.rpc.http_api import HttpApi
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
 from services.inference.admission import Admission
-from services.inference.api.grpc import GENERATE_PATH, InferenceServicer
+from services.inference.api.grpc import GENERATE_PATH, InferenceInternalServicer, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
-from services.inference.api.openai import (
-    ChatCompletions,
-    ChatCompletionServicer,
-    ModelServicer,
-    chat_completions_over_http,
-)
+from services.inference.api.openai import OpenAIHandlers
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
@@ -72,13 +70,8 @@ async def main() -> None:
             backends=backends,
             admission=admission,
             recorder=recorder,
-            hedge=HedgeLimits(
-                after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
-            ),
-            relay=RelayLimits(
-                max_delay_seconds=settings.coalesce_max_delay_seconds,
-                slow_reader_seconds=settings.slow_reader_seconds,
-            ),
+            hedge=_hedge_limits(settings),
+            relay=_relay_limits(settings),
             clock=clock,
         )
         tensors = OpenInference(
@@ -96,25 +89,34 @@ async def main() -> None:
 
         servicer = InferenceServicer(
             generator=generator,
-            embedder=Embedder(routes=routes, backends=backends),
             counter=TokenCounter(routes=routes, backends=backends),
             clock=clock,
         )
-        completions = ChatCompletions(generator=generator, clock=clock)
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
-        openai_pb2_grpc.add_ChatCompletionServiceServicer_to_server(
-            ChatCompletionServicer(completions), server
+        inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
+            InferenceInternalServicer(Embedder(routes=routes, backends=backends), clock), server
         )
-        openai_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(routes), server)
         server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
+        openai = OpenAIHandlers(generator=generator, routes=routes, clock=clock)
 
-        await running.serve(
-            ready=False, beside=_http_server(settings, running, servicer, completions)
-        )
+        await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))
         await recorder.drain()
         await backends.close()
         await bus.drain()
+
+
+def _hedge_limits(settings: Settings) -> HedgeLimits:
+    return HedgeLimits(
+        after_seconds=settings.hedge_after_seconds, max_share=settings.hedge_max_share
+    )
+
+
+def _relay_limits(settings: Settings) -> RelayLimits:
+    return RelayLimits(
+        max_delay_seconds=settings.coalesce_max_delay_seconds,
+        slow_reader_seconds=settings.slow_reader_seconds,
+    )
 
 
 def _backends(settings: Settings, clock: Clock) -> Backends:
@@ -137,9 +139,9 @@ def _backends(settings: Settings, clock: Clock) -> Backends:
 
 
 def _http_server(
-    settings: Settings, running: Process, servicer: InferenceServicer, completions: ChatCompletions
+    settings: Settings, running: Process, servicer: InferenceServicer, openai: OpenAIHandlers
 ) -> HttpServer:
-    """Returns the server of the RPCs that stream tokens: over HTTP/1.1 a token costs less."""
+    """Returns the server of OpenAI's API and of what streams tokens: here a token costs less."""
     generate = GrpcHttp1Handler(
         GENERATE_PATH,
         servicer.Generate,
@@ -147,10 +149,12 @@ def _http_server(
         clock=running.clock,
     )
     api = HttpApi(
-        routes=[HttpRoute("POST", CHAT_COMPLETIONS_PATH, chat_completions_over_http(completions))],
+        routes=openai.routes(),
         grpc_methods=[generate],
         is_ready=lambda: running.server.ready,
         clock=running.clock,
+        dialect=OpenAIDialect(),
+        longest_call_seconds=settings.longest_http_call_seconds,
     )
     return HttpServer(
         settings.http_listen_address,

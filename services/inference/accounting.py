@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 import structlog
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from opentelemetry import trace
 
 from libs.clock import Clock
@@ -146,8 +146,8 @@ class Recorder:
         )
 
 
-def _to_proto(usage: TokenUsage) -> model_pb2.TokenUsage:
-    return model_pb2.TokenUsage(
+def _to_proto(usage: TokenUsage) -> usage_pb2.TokenUsage:
+    return usage_pb2.TokenUsage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,

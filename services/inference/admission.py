@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from headrace.router.v1.router_pb2 import RouteTarget
+from headrace.router.v1.router_internal_pb2 import RouteTarget
 from prometheus_client import Gauge
 
 from libs.clock import Clock

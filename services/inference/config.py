@@ -13,6 +13,12 @@ class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     http_listen_address: str = Field(description="Where the HTTP server listens, `host:port`.")
+    longest_http_call_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="Deadline of HTTP calls whose caller sets none, or a later one. The edge ends "
+        "calls after 600 s.",
+    )
     router_address: str = Field(description="The router, which pushes routes.")
     cost_address: str = Field(description="The cost service, which pushes prices.")
     nats_url: str = Field(description="NATS, for usage events.")

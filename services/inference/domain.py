@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from libs.chat.request import GenerationRequest
 from libs.errors import HeadraceError, InvalidArgument, Unavailable
+from libs.model_reference import version_of
 
 DEFAULT_MAX_TOKENS = 256
-MAX_TEXTS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +153,15 @@ class Chunk:
     token_count: int = 0
     finish: Finish | None = None
 
+    def followed_by(self, chunk: Chunk) -> Chunk:
+        """Returns this chunk and the next one as one."""
+        return Chunk(
+            self.text + chunk.text,
+            self.token_ids + chunk.token_ids,
+            self.token_count + chunk.token_count,
+            chunk.finish,
+        )
+
 
 @dataclass
 class Delivered:
@@ -165,35 +174,22 @@ class Delivered:
 
     segments: list[int | str] = field(default_factory=list)
     token_count: int = 0
-    _pending: Chunk | None = None
 
-    def add(self, chunk: Chunk) -> Chunk | None:
-        """Appends a chunk and returns what may be delivered now; None: nothing.
+    def add(self, chunk: Chunk) -> bool:
+        """Appends a chunk; False: it is not appended, because no engine could continue after it.
 
         An engine continues after token ids, or after text if ids are missing. A chunk with neither
-        text nor all of its ids is held until text comes or the answer ends: if it were counted, an
-        engine that continues the answer would generate, and count, its tokens again.
+        text nor all of its ids must be added, and delivered, together with the next one: if it were
+        counted, an engine that continues the answer would generate and count its tokens again.
         """
-        if self._pending is not None:
-            chunk, self._pending = _joined(self._pending, chunk), None
         if len(chunk.token_ids) == chunk.token_count:
             self.segments.extend(chunk.token_ids)
         elif chunk.text:
             self.segments.append(chunk.text)
         elif chunk.finish is None:
-            self._pending = chunk
-            return None
+            return False
         self.token_count += chunk.token_count
-        return chunk
-
-
-def _joined(first: Chunk, second: Chunk) -> Chunk:
-    return Chunk(
-        first.text + second.text,
-        first.token_ids + second.token_ids,
-        first.token_count + second.token_count,
-        second.finish,
-    )
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,14 +199,38 @@ class Route:
     Attributes:
         deployment: `deployments/{deployment}`.
         reason: for people.
+        epoch: of the router whose snapshot decided.
+        revision: of that snapshot.
         model_version: `models/{model}/versions/{semver}`.
         artifact_digest: `sha256:` and 64 hex digits.
     """
 
     deployment: str
     reason: str
+    epoch: str
+    revision: int
     model_version: str
     artifact_digest: str
+
+    @property
+    def version(self) -> str:
+        """The semantic version."""
+        return version_of(self.model_version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What is known when an answer starts.
+
+    Attributes:
+        trace_id: W3C trace id, 32 hex digits.
+        is_resumable: whether the client can continue the answer after a break.
+    """
+
+    request_id: str
+    trace_id: str
+    route: Route
+    is_resumable: bool
 
 
 @dataclass(frozen=True, kw_only=True)

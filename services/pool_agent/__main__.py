@@ -1,4 +1,4 @@
-"""The pool agent's parts, put together."""
+"""Puts the parts of the pool agent together and runs it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ prepare()
 
 import asyncio
 
-from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
+from headrace.registry.v1 import registry_internal_pb2, registry_internal_pb2_grpc
 
 from libs.process import process, run
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
 from services.pool_agent.config import Settings
 from services.pool_agent.domain import Report
@@ -27,12 +28,13 @@ REPORT_SECONDS = 5.0
 
 
 async def main() -> None:
-    """Runs the agent until it is told to end; it is ready once the registry has been heard."""
+    """Runs the agent until the process is asked to stop; ready once the registry has answered."""
     settings = Settings()
     async with process("pool_agent", settings) as running:
-        registry = registry_pb2_grpc.RegistryServiceStub(
+        registry = registry_internal_pb2_grpc.RegistryInternalServiceStub(
             open_channel(settings.registry_address, traced=False)
         )
+        caller = mesh_identity(settings.backend_id).metadata()
         limit_bytes = settings.artifact_limit_bytes
         repository = ModelRepository(settings.model_repository, limit_bytes=limit_bytes)
         await asyncio.to_thread(repository.open)
@@ -41,15 +43,17 @@ async def main() -> None:
             backend = report_to_proto(
                 report, backend_id=settings.backend_id, address=settings.triton_address
             )
-            request = registry_pb2.ReportBackendRequest(deployment=deployment, backend=backend)
-            await registry.ReportBackend(request, timeout=REPORT_SECONDS)
+            request = registry_internal_pb2.ReportBackendRequest(
+                deployment=deployment, backend=backend
+            )
+            await registry.ReportBackend(request, metadata=caller, timeout=REPORT_SECONDS)
 
         reporter = Reporter(send, running.clock)
         parts = ReconcilerParts(
             repository=repository,
             downloads=Downloads(
                 lambda digest: registry.DownloadArtifact(
-                    registry_pb2.DownloadArtifactRequest(digest=digest)
+                    registry_internal_pb2.DownloadArtifactRequest(digest=digest), metadata=caller
                 ),
                 limit_bytes=limit_bytes,
             ),
@@ -59,17 +63,17 @@ async def main() -> None:
         )
         pool = Pool(parts, reporter)
 
-        def take(snapshot: registry_pb2.WatchDeploymentsResponse) -> None:
-            # Both are read before either is used: a bad snapshot changes nothing.
+        def take(snapshot: registry_internal_pb2.WatchDeploymentsResponse) -> None:
+            # Both are read before either is used: a snapshot that cannot be read changes nothing.
             reports = reports_from_proto(snapshot.deployments, settings.backend_id)
             wanted = wanted_from_proto(snapshot.deployments)
-            reporter.heard(reports)
+            reporter.received(reports)
             pool.want(wanted)
 
         deployments = SnapshotWatch(
             "registry",
             open_stream=lambda: registry.WatchDeployments(
-                registry_pb2.WatchDeploymentsRequest(pool=settings.pool)
+                registry_internal_pb2.WatchDeploymentsRequest(pool=settings.pool), metadata=caller
             ),
             on_snapshot=take,
             clock=running.clock,

@@ -1,4 +1,4 @@
-"""Settings of the pool agent."""
+"""The settings of the pool agent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from libs.config import ServiceSettings
 
 
 class Settings(ServiceSettings):
-    """Read from the environment, prefix `HEADRACE_`."""
+    """Environment variables with the prefix `HEADRACE_`."""
 
-    registry_address: str = Field(description="Where deployments and artifacts come from.")
-    triton_address: str = Field(description="This Triton's gRPC, as others reach it.")
-    model_repository: Path = Field(description="The folder from which this Triton loads models.")
-    backend_id: str = Field(default="triton-0", description="This Triton, unique in its pool.")
-    pool: str = Field(default="default", description="The pool that this Triton belongs to.")
+    registry_address: str = Field(description="The address of the registry.")
+    triton_address: str = Field(description="The gRPC address of Triton, as other services use it.")
+    model_repository: Path = Field(description="The folder from which Triton loads models.")
+    backend_id: str = Field(default="triton-0", description="The id of Triton, unique in its pool.")
+    pool: str = Field(default="default", description="The pool of Triton.")
     artifact_limit_bytes: int = Field(
-        default=64 * 1024**3, description="Larger artifacts are not fetched."
+        default=64 * 1024**3, description="The maximum size of an artifact; larger ones fail."
     )

@@ -1,4 +1,4 @@
-"""What a pool serves, and how its parts are called."""
+"""What a pool serves and reports. Plain Python."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A version that the pool is asked to serve; several deployments may ask for the same.
+    """A version that the pool must serve; several deployments may want the same one.
 
     Attributes:
-        model: its identifier.
-        version: its semantic version.
+        model: the id of the model.
+        version: the semantic version.
         artifact_digest: `sha256:` and 64 hex digits.
     """
 
@@ -41,10 +41,10 @@ class Wanted:
 
     @property
     def backend_model(self) -> str:
-        """The name under which Triton has the version: also its folder's name.
+        """The name of the version on Triton, and of its folder.
 
-        It says which artifact it is, so that a name is never loaded with two contents. A semantic
-        version's `+` is left out of folder names and URLs.
+        It contains digits of the digest, so that one name never has two contents. The `+` of
+        semantic versions is replaced: it has a meaning in URLs.
         """
         digits = self.artifact_digest.removeprefix(_DIGEST_PREFIX)[:_DIGEST_DIGITS]
         return f"{self.model}-{self.version.replace('+', '_')}-{digits}"
@@ -52,7 +52,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Report:
-    """What this backend tells of a version."""
+    """The state of a version on this backend.
+
+    Attributes:
+        artifact_digest: empty until the artifact is verified.
+        message: for users: without addresses, paths and secrets.
+    """
 
     backend_model: str
     state: State
@@ -62,11 +67,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait after failures in a row: twice as long each time, up to a limit."""
+    """The pauses after failures in a row: twice as long each time, up to a limit."""
 
     first_seconds: float = 1.0
     max_seconds: float = 15.0
 
     def seconds(self, failures: int) -> float:
-        """Returns the pause after so many failures, one at least."""
+        """Returns the pause after this many failures, at least one."""
         return float(min(self.first_seconds * 2 ** min(failures - 1, 30), self.max_seconds))

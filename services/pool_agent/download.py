@@ -1,4 +1,4 @@
-"""Fetches artifacts from the registry and verifies them on the way."""
+"""Fetches artifacts from the registry and verifies them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 
-from headrace.registry.v1 import registry_pb2
+from headrace.registry.v1.registry_internal_pb2 import DownloadArtifactResponse
 from prometheus_client import Counter
 
 from services.pool_agent.archive import ArtifactRefused
@@ -15,11 +15,11 @@ from services.pool_agent.archive import ArtifactRefused
 STALL_SECONDS = 30.0
 _BYTES = Counter("headrace_pool_agent_fetched_bytes", "Bytes of artifacts fetched.")
 
-OpenDownload = Callable[[str], AsyncIterable[registry_pb2.DownloadArtifactResponse]]
+OpenDownload = Callable[[str], AsyncIterable[DownloadArtifactResponse]]
 
 
 class Downloads:
-    """Fetches at most so many artifacts at once."""
+    """Fetches a limited number of artifacts at once."""
 
     def __init__(
         self, open_stream: OpenDownload, *, limit_bytes: int, concurrency: int = 2
@@ -32,15 +32,15 @@ class Downloads:
         """Writes the artifact to a file; returns only if the bytes have the digest.
 
         Raises:
-            ArtifactRefused: they have another one, or are too many.
-            TimeoutError: nothing came for 30 s.
+            ArtifactRefused: the bytes have another digest, or are too many.
+            TimeoutError: no bytes arrived for 30 s.
             grpc.aio.AioRpcError: the registry refused, or the stream broke.
         """
         async with self._slots:
             actual = await self._write(digest, path)
         if actual != digest:
             await asyncio.to_thread(path.unlink, missing_ok=True)
-            raise ArtifactRefused(f"has the digest {actual} and should have {digest}")
+            raise ArtifactRefused(f"has the digest {actual} instead of {digest}")
 
     async def _write(self, digest: str, path: Path) -> str:
         hasher = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Brings one version up on Triton and keeps it there."""
+"""Loads one version on Triton and keeps it loaded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import Histogram
 
 from libs.clock import Clock
+from libs.redaction import public_text
 from services.pool_agent.archive import ArtifactRefused
 from services.pool_agent.domain import Backoff, Report, State, Wanted
 from services.pool_agent.download import Downloads
@@ -20,7 +21,7 @@ from services.pool_agent.triton import ModelFailed, Triton, TritonAway
 _log = structlog.get_logger()
 _LOAD_SECONDS = Histogram(
     "headrace_pool_agent_load_duration_seconds",
-    "From the wish to load a version to its first answer.",
+    "From the start of loading a version to its first answer.",
     ["model"],
     buckets=(0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
@@ -30,18 +31,18 @@ _FAILURES = (ArtifactRefused, ModelFailed, TimeoutError, OSError, grpc.aio.AioRp
 
 @dataclass(frozen=True)
 class ReconcileIntervals:
-    """How often a keeper looks, and how patient it is."""
+    """How often a reconciler checks its version, and how many failures it tolerates."""
 
     poll_seconds: float = 0.5
-    poll_away_seconds: float = 0.1  # while Triton is away, whose return is waited for
+    poll_away_seconds: float = 0.1  # while Triton cannot be reached
     probe_seconds: float = 5.0
-    silent_polls: int = 5  # a busy Triton answers late; it is given up after so many in a row
+    silent_polls: int = 5  # a busy Triton answers late; after so many in a row it counts as away
     backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(frozen=True)
 class ReconcilerParts:
-    """What all keepers share."""
+    """What all reconcilers share."""
 
     repository: ModelRepository
     downloads: Downloads
@@ -51,7 +52,7 @@ class ReconcilerParts:
 
 
 class VersionReconciler:
-    """One version. `lock` is held while its folder or its place in Triton changes."""
+    """One version. `lock` is held while its folder or its model on Triton changes."""
 
     def __init__(
         self,
@@ -59,19 +60,19 @@ class VersionReconciler:
         parts: ReconcilerParts,
         *,
         lock: asyncio.Lock,
-        tell: Callable[[Report], None],
+        report: Callable[[Report], None],
     ) -> None:
         self._wanted = wanted
         self._name = wanted.backend_model
         self._parts = parts
         self._lock = lock
-        self._tell = tell
+        self._send_report = report
         self._verified = False
         self._away = False
         self._log = _log.bind(backend_model=self._name)
 
     async def run(self) -> None:
-        """Keeps the version up until it is cancelled."""
+        """Keeps the version loaded until it is cancelled."""
         failures = 0
         while True:
             try:
@@ -82,7 +83,7 @@ class VersionReconciler:
                 if not self._away:
                     self._log.warning("triton is away", error=str(error))
                 self._away = True
-                self._report(State.LOADING, "Triton is away; it is waited for")
+                self._report(State.LOADING, "waiting for Triton")
                 await self._parts.clock.sleep(self._parts.intervals.poll_away_seconds)
             except _FAILURES as error:
                 failures += 1
@@ -97,7 +98,7 @@ class VersionReconciler:
             installed = await self._is_installed()
             if installed and await self._parts.triton.is_ready(self._name):
                 self._away = False
-                self._report(State.READY)  # it served all the time while the agent was away
+                self._report(State.READY)  # it has served while the agent was away
                 return
             if first_try:
                 self._report(State.LOADING, "" if installed else "fetching the artifact")
@@ -112,9 +113,9 @@ class VersionReconciler:
         self._report(State.READY)
 
     async def _is_installed(self) -> bool:
-        """Tells whether the folder is as it was verified; reads it once in the agent's life."""
+        """Returns whether the folder is as it was verified; reads it once in the agent's life."""
         if not self._verified:
-            self._verified = await asyncio.to_thread(self._parts.repository.holds, self._wanted)
+            self._verified = await asyncio.to_thread(self._parts.repository.has, self._wanted)
         return self._verified
 
     async def _install(self) -> None:
@@ -125,17 +126,17 @@ class VersionReconciler:
 
     async def _load(self) -> None:
         triton = self._parts.triton
-        if await triton.is_ready(self._name):  # what is loaded is not what is in the folder now
+        if await triton.is_ready(self._name):  # what is loaded differs from the folder
             await triton.unload(self._name)
         await triton.load(self._name)
         await triton.warm(self._name, self._wanted.kind)
 
     async def _watch(self) -> None:
-        """Returns when Triton has lost the version.
+        """Returns when Triton does not have the version loaded any more.
 
         Raises:
-            TritonAway: it has died.
-            ModelFailed: the version's process has died. It is unloaded, to be loaded again.
+            TritonAway: Triton cannot be reached.
+            ModelFailed: the process of the version has died. It was unloaded, to be loaded again.
         """
         intervals, clock = self._parts.intervals, self._parts.clock
         silent = 0
@@ -152,14 +153,14 @@ class VersionReconciler:
             except TimeoutError as error:
                 silent += 1
                 if silent >= intervals.silent_polls:
-                    raise TritonAway("it does not answer") from error
+                    raise TritonAway("Triton does not answer") from error
             except ModelFailed:
                 await self._parts.triton.unload(self._name)
                 raise
 
     def _report(self, state: State, message: str = "") -> None:
         digest = self._wanted.artifact_digest if self._verified else ""
-        self._tell(Report(self._name, state, digest, message))
+        self._send_report(Report(self._name, state, digest, public_text(message)))
 
 
 def _text(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Tells the registry the state of each deployment here, until it has heard it."""
+"""Reports the state of each deployment to the registry, until the registry has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = structlog.get_logger()
 Send = Callable[[str, Report], Awaitable[None]]
 
 _BACKOFF = Backoff(first_seconds=0.2, max_seconds=2.0)
-# The registry will not take these however often they are sent.
+# The registry will refuse these however often they are sent.
 _REFUSALS = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -25,27 +25,27 @@ _REFUSALS = (
 
 
 class Reporter:
-    """Compares what is so with what the registry has heard, and sends the difference."""
+    """Compares the current reports with those that the registry has, and sends the differences."""
 
     def __init__(self, send: Send, clock: Clock) -> None:
         self._send = send
         self._clock = clock
-        self._wanted: dict[str, Report] = {}
-        self._heard: dict[str, Report] = {}
+        self._current: dict[str, Report] = {}
+        self._received: dict[str, Report] = {}
         self._changed = asyncio.Event()
 
-    def tell(self, deployment: str, report: Report) -> None:
-        """Sets what the registry is to hear of a deployment."""
-        self._wanted[deployment] = report
+    def report(self, deployment: str, report: Report) -> None:
+        """Sets the current report of a deployment."""
+        self._current[deployment] = report
         self._changed.set()
 
     def forget(self, deployment: str) -> None:
-        """There is nothing more to say of a deployment."""
-        self._wanted.pop(deployment, None)
+        """Stops reporting a deployment, until there is another report of it."""
+        self._current.pop(deployment, None)
 
-    def heard(self, reports: Mapping[str, Report]) -> None:
-        """Takes what the registry says that it has heard."""
-        self._heard = dict(reports)
+    def received(self, reports: Mapping[str, Report]) -> None:
+        """Replaces the reports that the registry has, as it says itself."""
+        self._received = dict(reports)
         self._changed.set()
 
     async def run(self) -> None:
@@ -62,15 +62,15 @@ class Reporter:
                 self._changed.set()
 
     async def _send_differences(self) -> bool:
-        """Returns whether all is said."""
-        for deployment, report in list(self._wanted.items()):
-            if self._heard.get(deployment) == report:
+        """Returns whether the registry has received or refused all reports."""
+        for deployment, report in list(self._current.items()):
+            if self._received.get(deployment) == report:
                 continue
             try:
                 await self._send(deployment, report)
             except grpc.aio.AioRpcError as error:
                 _log.warning(
-                    "the registry does not take a report",
+                    "report not accepted",
                     deployment=deployment,
                     state=report.state.value,
                     code=error.code().name,
@@ -78,5 +78,5 @@ class Reporter:
                 )
                 if error.code() not in _REFUSALS:
                     return False
-            self._heard[deployment] = report
+            self._received[deployment] = report
         return True

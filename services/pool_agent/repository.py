@@ -1,7 +1,7 @@
-"""The folder that one Triton loads its models from: a folder for each version.
+"""The model repository of one Triton server: a folder for each version.
 
-A version's folder appears there in one step, complete and verified. It holds a record of its files,
-so that an agent that was killed can tell later whether they are still what was verified.
+The folder of a version appears in one step, complete and verified. It has a record of its files, so
+that an agent that was killed can check later whether they are still the verified ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INCOMING = ".incoming"
 
 
 class ModelRepository:
-    """All methods read or write the disk: call them in a thread."""
+    """All methods block on the disk: call them in a thread."""
 
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
         self._folder = folder
@@ -27,34 +27,34 @@ class ModelRepository:
         self._limit_bytes = limit_bytes
 
     def open(self) -> None:
-        """Makes the folder and removes what an agent left that was killed at its work."""
+        """Creates the folder, and removes what a killed agent left unfinished."""
         shutil.rmtree(self._incoming, ignore_errors=True)
         self._incoming.mkdir(parents=True)
 
     def download_path(self, wanted: Wanted) -> Path:
-        """Returns where the artifact may be written before it is verified."""
+        """Returns the path for an artifact that is not verified yet."""
         return self._incoming / f"{wanted.backend_model}.tar"
 
     def install(self, wanted: Wanted, artifact: Path) -> None:
-        """Makes the folder of a version from its verified artifact, which is removed.
+        """Makes the folder of a version from its verified artifact, and removes the artifact.
 
         Raises:
-            ArtifactRefused: the artifact holds what it should not.
+            ArtifactRefused: the artifact has something that it must not have.
         """
-        beside = self._incoming / wanted.backend_model
-        shutil.rmtree(beside, ignore_errors=True)
+        unpacked = self._incoming / wanted.backend_model
+        shutil.rmtree(unpacked, ignore_errors=True)
         try:
-            digests = unpack(artifact, beside, limit_bytes=self._limit_bytes)
+            digests = unpack(artifact, unpacked, limit_bytes=self._limit_bytes)
             record = {"artifact_digest": wanted.artifact_digest, "files": dict(digests)}
-            (beside / _RECORD).write_text(json.dumps(record))
+            (unpacked / _RECORD).write_text(json.dumps(record))
             self.remove(wanted.backend_model)
-            beside.rename(self._folder / wanted.backend_model)
+            unpacked.rename(self._folder / wanted.backend_model)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(unpacked, ignore_errors=True)
             artifact.unlink(missing_ok=True)
 
-    def holds(self, wanted: Wanted) -> bool:
-        """Tells whether the version's folder has exactly the files that were verified."""
+    def has(self, wanted: Wanted) -> bool:
+        """Returns whether the folder of a version has the files that were verified."""
         folder = self._folder / wanted.backend_model
         record = _read_record(folder / _RECORD)
         if record.get("artifact_digest") != wanted.artifact_digest:
@@ -71,14 +71,14 @@ class ModelRepository:
         """Removes the folder of a version, if there is one."""
         folder = self._folder / backend_model
         if folder.exists():
-            # Out of Triton's sight in one step; a half of it would look like a model.
-            gone = self._incoming / f"{backend_model}.gone"
-            shutil.rmtree(gone, ignore_errors=True)
-            folder.rename(gone)
-            shutil.rmtree(gone)
+            # Moved away in one step: Triton would take a part of it for a model.
+            removed = self._incoming / f"{backend_model}.removed"
+            shutil.rmtree(removed, ignore_errors=True)
+            folder.rename(removed)
+            shutil.rmtree(removed)
 
     def names(self) -> frozenset[str]:
-        """Returns the versions that have a folder, by the name that Triton has for them."""
+        """Returns the names on Triton of all versions that have a folder."""
         return frozenset(
             folder.name
             for folder in self._folder.iterdir()

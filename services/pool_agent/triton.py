@@ -1,4 +1,4 @@
-"""Controls one Triton: loads, warms, probes and unloads models."""
+"""Controls one Triton server: loads, warms up, probes and unloads models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from services.pool_agent.domain import Kind
 
-# Weights of many gigabytes are read from the disk.
+# Loading may read many gigabytes from the disk.
 LOAD_SECONDS = 600.0
 UNLOAD_SECONDS = 60.0
 WARM_SECONDS = 120.0
@@ -19,37 +19,37 @@ ANSWER_SECONDS = 2.0
 
 _LENGTH = struct.Struct("<I")
 _HELLO = [{"role": "user", "content": "Hello"}]
-# What the Python backend answers when the process of a model has died.
+# In the error of the Python backend when the process of a model has died.
 _CRASHED = "is not healthy"
 
 
 class TritonAway(Exception):  # noqa: N818  # says what happened
-    """Triton cannot be reached: it has died, or has not started yet."""
+    """Triton cannot be reached: it has stopped, or has not started yet."""
 
 
 class ModelFailed(Exception):  # noqa: N818  # says what happened
-    """Triton has refused to load or to run a model; the message says why."""
+    """Triton cannot load or run a model; the message says why."""
 
 
 class Triton:
-    """One Triton, over one channel that does not retry."""
+    """One Triton server, over one channel that does not retry."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
     async def is_ready(self, backend_model: str) -> bool:
-        """Tells whether Triton has the model loaded.
+        """Returns whether Triton has the model loaded.
 
         Raises:
-            TritonAway: there is no Triton to ask.
-            TimeoutError: it is too busy to say.
+            TritonAway: Triton cannot be reached.
+            TimeoutError: it is too busy to answer.
         """
         request = service_pb2.ModelReadyRequest(name=backend_model)
         answer = await self._call("ModelReady", request, ANSWER_SECONDS)
         return bool(answer.ready)
 
     async def loaded(self) -> frozenset[str]:
-        """Returns the models that Triton has loaded.
+        """Returns the names of all loaded models.
 
         Raises:
             TritonAway, TimeoutError: as `is_ready`.
@@ -62,14 +62,14 @@ class Triton:
         """Loads a model from its folder.
 
         Raises:
-            ModelFailed: Triton says why.
+            ModelFailed: Triton cannot load it.
             TritonAway, TimeoutError: as `is_ready`.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=backend_model)
         await self._call("RepositoryModelLoad", request, LOAD_SECONDS)
 
     async def unload(self, backend_model: str) -> None:
-        """Unloads a model; requests that it has begun may end first.
+        """Unloads a model, once the requests that it is answering have ended.
 
         Raises:
             ModelFailed, TritonAway, TimeoutError: as `load`.
@@ -78,10 +78,10 @@ class Triton:
         await self._call("RepositoryModelUnload", request, UNLOAD_SECONDS)
 
     async def warm(self, backend_model: str, kind: Kind) -> None:
-        """Runs a model once, so that the first user does not wait for what is made on first use.
+        """Runs a model once, so that the first user does not wait for lazy initialization.
 
         Raises:
-            ModelFailed: it gave an error.
+            ModelFailed: the model returned an error.
             TritonAway, TimeoutError: as `is_ready`.
         """
         if kind is Kind.CHAT:
@@ -90,10 +90,10 @@ class Triton:
             await self._embed(backend_model, WARM_SECONDS)
 
     async def probe(self, backend_model: str, kind: Kind) -> None:
-        """Has a model do a little work.
+        """Sends a small request to a model.
 
         Raises:
-            ModelFailed: its process has died; Triton itself goes on to call it ready.
+            ModelFailed: its process has died; Triton itself still reports it as ready.
             TritonAway, TimeoutError: as `is_ready`.
         """
         try:
@@ -105,7 +105,7 @@ class Triton:
         except ModelFailed as error:
             if _CRASHED in str(error):
                 raise
-            # Any other answer, a full queue too, comes from a living process.
+            # Any other error, such as a full queue, comes from a running process.
 
     async def _chat(self, backend_model: str, body: dict[str, Any], seconds: float) -> None:
         request = _request(backend_model, "request", json.dumps(body).encode(), [1])
@@ -131,7 +131,7 @@ def _failure(error: grpc.aio.AioRpcError) -> Exception:
     details = error.details() or error.code().name
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return TimeoutError(details)
-    # Triton itself says UNAVAILABLE too, of a model; then it speaks of it.
+    # UNAVAILABLE may also be about a model that is not loaded; waiting and loading help there, too.
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return TritonAway(details)
     return ModelFailed(details)

@@ -1,14 +1,18 @@
-"""Protos to what the domain knows, and back."""
+"""Converts deployments to what is wanted here, and reports to protos and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from headrace.common.v1 import model_pb2
-from headrace.registry.v1 import registry_pb2
+import structlog
+from headrace.common.v1 import backend_pb2, model_pb2
+from headrace.registry.v1.registry_internal_pb2 import DeploymentEntry
 
+from libs.errors import InvalidArgument
 from libs.model_reference import parse_version_name
 from services.pool_agent.domain import Kind, Report, State, Wanted
+
+_log = structlog.get_logger()
 
 _KINDS = {
     model_pb2.MODEL_KIND_CHAT: Kind.CHAT,
@@ -22,48 +26,51 @@ _STATES = {
 _STATES_FROM_PROTO = {proto: state for state, proto in _STATES.items()}
 
 
-def wanted_from_proto(deployments: Sequence[registry_pb2.Deployment]) -> Mapping[str, Wanted]:
-    """Returns what each deployment asks this Triton for, by the deployment's name.
+def wanted_from_proto(entries: Iterable[DeploymentEntry]) -> Mapping[str, Wanted]:
+    """Returns what each deployment wants of this Triton server, by the deployment's name.
 
-    Models of external providers run elsewhere; kinds that are not known here are for newer agents.
+    Deployments at providers run elsewhere. Kinds that are not known here are for newer agents. A
+    deployment that cannot be read is skipped: the others must not depend on it.
     """
-    return {
-        deployment.name: _wanted(deployment)
-        for deployment in deployments
-        if not deployment.HasField("provider") and deployment.schema.kind in _KINDS
-    }
+    found: dict[str, Wanted] = {}
+    for entry in entries:
+        if entry.HasField("provider") or entry.schema.kind not in _KINDS:
+            continue
+        try:
+            found[entry.name] = _wanted(entry)
+        except InvalidArgument as error:
+            _log.error("deployment skipped", deployment=entry.name, error=error.message)
+    return found
 
 
-def reports_from_proto(
-    deployments: Sequence[registry_pb2.Deployment], backend_id: str
-) -> Mapping[str, Report]:
-    """Returns what the registry has heard from this backend, by the deployment's name."""
+def reports_from_proto(entries: Iterable[DeploymentEntry], backend_id: str) -> Mapping[str, Report]:
+    """Returns what the registry has received from this backend, by the deployment's name."""
     return {
-        deployment.name: Report(
-            backend.backend_model,
-            _STATES_FROM_PROTO.get(backend.state, State.FAILED),
-            backend.artifact_digest,
-            backend.message,
+        entry.name: Report(
+            backend.triton.model,
+            _STATES_FROM_PROTO.get(backend.status.state, State.FAILED),
+            backend.status.artifact_digest,
+            backend.status.message,
         )
-        for deployment in deployments
-        for backend in deployment.backends
-        if backend.id == backend_id
+        for entry in entries
+        for backend in entry.backends
+        if backend.status.id == backend_id and backend.HasField("triton")
     }
 
 
-def report_to_proto(report: Report, *, backend_id: str, address: str) -> model_pb2.Backend:
-    """Returns a report as it travels."""
-    return model_pb2.Backend(
-        id=backend_id,
-        address=address,
-        backend_model=report.backend_model,
-        state=_STATES[report.state],
-        artifact_digest=report.artifact_digest,
-        message=report.message,
-        kind=model_pb2.BACKEND_KIND_TRITON,
+def report_to_proto(report: Report, *, backend_id: str, address: str) -> backend_pb2.Backend:
+    """Converts a report."""
+    return backend_pb2.Backend(
+        status=model_pb2.BackendStatus(
+            id=backend_id,
+            state=_STATES[report.state],
+            artifact_digest=report.artifact_digest,
+            message=report.message,
+        ),
+        triton=backend_pb2.TritonTarget(address=address, model=report.backend_model),
     )
 
 
-def _wanted(deployment: registry_pb2.Deployment) -> Wanted:
-    model, version = parse_version_name(deployment.model_version, field="model_version")
-    return Wanted(model, str(version), deployment.artifact_digest, _KINDS[deployment.schema.kind])
+def _wanted(entry: DeploymentEntry) -> Wanted:
+    model, version = parse_version_name(entry.model_version, field="model_version")
+    return Wanted(model, str(version), entry.artifact_digest, _KINDS[entry.schema.kind])

@@ -1,4 +1,4 @@
-"""The registry's parts, put together."""
+"""Puts the parts of the registry together and serves."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from libs.runtime import prepare
 
 prepare()
 
-from headrace.registry.v1 import registry_pb2_grpc
+from headrace.registry.v1 import registry_internal_pb2_grpc, registry_pb2_grpc
 
 from libs.db import create_engine, migrate
 from libs.process import process, run
 from services.registry.artifacts import open_store
 from services.registry.config import Settings
 from services.registry.feed import DeploymentFeed
+from services.registry.internal_servicer import RegistryInternalServicer
 from services.registry.servicer import RegistryServicer
 from services.registry.store import RegistryStore
 from services.registry.upload import UploadLimits
 
 
 async def main() -> None:
-    """Runs the service until it is told to end."""
+    """Runs the service until the process is asked to stop."""
     settings = Settings()
     async with process("registry", settings) as running:
         await migrate(settings.database_url, "registry")
         engine = create_engine(settings.database_url)
         store = RegistryStore(engine)
         feed = DeploymentFeed(store)
+        artifacts = open_store(settings.artifact_url)
         servicer = RegistryServicer(
             store=store,
-            artifacts=open_store(settings.artifact_url),
+            artifacts=artifacts,
             feed=feed,
             limits=UploadLimits(
                 size_bytes=settings.artifact_limit_bytes,
@@ -37,7 +39,12 @@ async def main() -> None:
             ),
             clock=running.clock,
         )
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, running.server.grpc)
+        internal = RegistryInternalServicer(
+            store=store, artifacts=artifacts, feed=feed, clock=running.clock
+        )
+        server = running.server.grpc
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
+        registry_internal_pb2_grpc.add_RegistryInternalServiceServicer_to_server(internal, server)
         await feed.refresh()
         running.spawn(feed.run())
         running.on_drain(feed.close)

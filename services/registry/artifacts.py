@@ -1,4 +1,4 @@
-"""Artifacts by digest, kept whole or not at all."""
+"""Stores artifacts by digest, completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from libs.errors import InvalidArgument, Unavailable
 _log = structlog.get_logger()
 
 CHUNK_BYTES = 1024 * 1024
-# Left free on the disk for everybody else.
+# Left free on the disk for other programs.
 SPARE_BYTES = 64 * 1024 * 1024
 NO_SPACE_RETRY_SECONDS = 60.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -32,49 +32,49 @@ P = ParamSpec("P")
 
 
 class ArtifactStore(Protocol):
-    """Keeps artifacts by digest."""
+    """Stores artifacts by digest."""
 
     async def put(self, digest: str, *, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
-        """Keeps an artifact; when this returns it is on the disk, and when it raises nothing is.
+        """Stores an artifact: on disk when this returns; nothing of it when this raises.
 
         Raises:
             InvalidArgument: the chunks have another size or digest.
-            Unavailable: there is no space for it.
+            Unavailable: there is not enough space.
         """
 
     def open(self, digest: str) -> BinaryIO | None:
-        """Opens an artifact to read and seek in; None if there is none. Blocks."""
+        """Opens an artifact to read and seek in; None if it does not exist. Blocks."""
 
 
 def open_store(url: str) -> FileArtifactStore:
-    """Opens the store that a URL names.
+    """Opens the store at a URL.
 
     Raises:
-        ValueError: no store is known for its scheme.
+        ValueError: the URL has another form than `file:///FOLDER`.
     """
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ValueError(f"no artifact store for {url!r}: only file:///FOLDER")
+        raise ValueError(f"invalid artifact URL {url!r}: must be file:///FOLDER")
     return FileArtifactStore(Path(unquote(parts.path)))
 
 
 class FileArtifactStore:
-    """A folder: `sha256/<hex>` for what is kept, `incoming/` for what is still being sent."""
+    """A folder: `sha256/<hex>` has the artifacts, `incoming/` the uploads that are running."""
 
     def __init__(self, root: Path) -> None:
-        self._kept = root / "sha256"
+        self._stored = root / "sha256"
         self._incoming = root / "incoming"
-        for folder in (self._kept, self._incoming):
+        for folder in (self._stored, self._incoming):
             folder.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
 
     async def put(self, digest: str, *, size_bytes: int, chunks: AsyncIterable[bytes]) -> None:
-        """Keeps an artifact; see `ArtifactStore`. One that is there already is written again."""
+        """Stores an artifact, see `ArtifactStore`. An existing one is written again."""
         incoming = await _in_thread(_Incoming, self._incoming, size_bytes)
         try:
             async for chunk in chunks:
                 await _in_thread(incoming.write, chunk)
-            await _in_thread(incoming.keep, self._path(digest), digest)
+            await _in_thread(incoming.finish, self._path(digest), digest)
         finally:
             await _in_thread(incoming.discard)
 
@@ -86,10 +86,10 @@ class FileArtifactStore:
             return None
 
     def _path(self, digest: str) -> Path:
-        return self._kept / digest.removeprefix("sha256:")
+        return self._stored / digest.removeprefix("sha256:")
 
     def _remove_abandoned(self) -> None:
-        """Removes what killed uploads left: a living one, here or in another replica, is locked."""
+        """Removes what killed uploads left. A running one, also of another replica, has a lock."""
         for path in self._incoming.iterdir():
             with path.open("rb") as file, suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +98,7 @@ class FileArtifactStore:
 
 
 class _Incoming:
-    """A file that becomes an artifact when all of it came and its digest is right. Blocks."""
+    """A file that becomes an artifact once it is complete and has the right digest. Blocks."""
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
         _check_space(folder, size_bytes)
@@ -110,32 +110,32 @@ class _Incoming:
         self._received_bytes = 0
 
     def write(self, chunk: bytes) -> None:
-        """Takes the next bytes.
+        """Appends the next bytes.
 
         Raises:
-            InvalidArgument: there are more than were announced.
+            InvalidArgument: there are more bytes than announced.
             Unavailable: there is no space left.
         """
         self._received_bytes += len(chunk)
         if self._received_bytes > self._size_bytes:
             raise InvalidArgument.of_field(
-                "metadata.size_bytes", f"is {self._size_bytes}, but more bytes came"
+                "metadata.size_bytes", f"is {self._size_bytes}, but more bytes were sent"
             )
         self._hash.update(chunk)
         with _space_errors():
             self._file.write(chunk)
 
-    def keep(self, path: Path, digest: str) -> None:
-        """Moves the file to where it is kept; it is on the disk then.
+    def finish(self, path: Path, digest: str) -> None:
+        """Checks the file, writes it to disk and moves it to its path.
 
         Raises:
-            InvalidArgument: bytes are missing, or they have another digest.
+            InvalidArgument: bytes are missing, or the digest is another one.
             Unavailable: there is no space left.
         """
         if self._received_bytes != self._size_bytes:
             raise InvalidArgument.of_field(
                 "metadata.size_bytes",
-                f"is {self._size_bytes}, but {self._received_bytes} bytes came",
+                f"is {self._size_bytes}, but {self._received_bytes} bytes were sent",
             )
         actual = f"sha256:{self._hash.hexdigest()}"
         if actual != digest:
@@ -153,15 +153,15 @@ class _Incoming:
             _sync_folder(path.parent)
 
     def discard(self) -> None:
-        """Closes the file and removes it, where it was not kept."""
-        with suppress(OSError):  # a full disk is told once
+        """Closes the file, and removes it unless it was finished."""
+        with suppress(OSError):  # a full disk was already reported
             self._file.close()
         self._path.unlink(missing_ok=True)
 
 
 def _check_space(folder: Path, size_bytes: int) -> None:
     if shutil.disk_usage(folder).free < size_bytes + SPARE_BYTES:
-        raise _no_space(f"it has no space for {size_bytes} bytes more")
+        raise _no_space(f"{size_bytes} more bytes do not fit")
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def _space_errors() -> Iterator[None]:
 
 def _no_space(text: str) -> Unavailable:
     return Unavailable(
-        f"the artifact store takes nothing now: {text}",
+        f"the artifact store cannot store this now: {text}",
         reason="DEPENDENCY_UNAVAILABLE",
         metadata={"dependency": "artifact store"},
         retry_after_seconds=NO_SPACE_RETRY_SECONDS,
@@ -192,7 +192,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs blocking work; a cancelled caller waits for it, for nobody else may touch the file."""
+    """Runs blocking work. A cancelled caller waits for its end: until then it uses the file."""
     running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(running)

@@ -1,4 +1,4 @@
-"""Settings of the registry."""
+"""The settings of the registry."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _UPLOADS = UploadLimits()
 
 
 class Settings(ServiceSettings):
-    """Read from the environment, prefix `HEADRACE_`."""
+    """Environment variables with the prefix `HEADRACE_`."""
 
     database_url: str = Field(
         default_factory=lambda values: default_database_url(values["home"], "registry"),
-        description="Where the records are.",
+        description="The URL of the database.",
     )
     artifact_url: str = Field(
         default_factory=lambda values: (values["home"].absolute() / "artifacts").as_uri(),
-        description="Where the artifacts are: file:///FOLDER.",
+        description="The URL of the artifact folder: file:///FOLDER.",
     )
     artifact_limit_bytes: int = Field(
-        default=_UPLOADS.size_bytes, description="How large an artifact may be."
+        default=_UPLOADS.size_bytes, description="The maximum size of an artifact."
     )
     upload_limit: int = Field(
-        default=_UPLOADS.concurrent, description="How many uploads may run at the same time."
+        default=_UPLOADS.concurrent, description="The maximum number of concurrent uploads."
     )
     upload_idle_seconds: float = Field(
-        default=_UPLOADS.idle_seconds, description="How long an upload may send nothing."
+        default=_UPLOADS.idle_seconds, description="The longest pause in an upload."
     )

@@ -1,4 +1,4 @@
-"""Pushes the deployments to whoever watches them."""
+"""Sends the deployments to the services that watch them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import structlog
-from headrace.registry.v1 import registry_pb2
+from headrace.registry.v1.registry_internal_pb2 import WatchDeploymentsResponse
 
 from libs.errors import Unavailable
 from libs.rpc.latest import Latest
@@ -17,12 +17,12 @@ from services.registry.wire import snapshot_to_proto
 
 _log = structlog.get_logger()
 
-# How late a change made by another replica, on the same database, may be seen.
+# The longest time until a change by another replica, on the same database, is seen.
 POLL_SECONDS = 1.0
 
 
 class DeploymentFeed:
-    """Reads the deployments once for all watchers, whenever they change."""
+    """Reads the deployments once for all watches, whenever they change."""
 
     def __init__(self, store: RegistryStore) -> None:
         self._store = store
@@ -31,11 +31,11 @@ class DeploymentFeed:
         self._refreshing = asyncio.Lock()
 
     def changed(self) -> None:
-        """Says that this process changed something: it is pushed now, not at the next poll."""
+        """Makes `run` look for changes now: this process has made one."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Looks for changes until it is cancelled; while the database is away there are none."""
+        """Looks for changes until it is cancelled; an unavailable database shows none."""
         while True:
             self._changed.clear()
             await self._try_refresh()
@@ -45,23 +45,23 @@ class DeploymentFeed:
                 continue
 
     async def refresh(self) -> None:
-        """Reads the deployments, if there is a revision that is not known yet.
+        """Reads the deployments if their revision is another one than the last that was read.
 
         Raises:
             Unavailable: the database does not answer.
         """
-        async with self._refreshing:  # in turn, so that no older state follows a newer one
+        async with self._refreshing:  # one at a time, so that no older state replaces a newer one
             known = self._latest.value
             if known is None or await self._store.revision() != known.revision:
                 newest = await self._store.deployments_snapshot()
                 DEPLOYMENTS_REVISION.set(newest.revision)
                 self._latest.publish(newest)
 
-    async def watch(self, pool: str) -> AsyncIterator[registry_pb2.WatchDeploymentsResponse]:
-        """Yields the deployments of a pool at once, and again when one of them changed.
+    async def watch(self, pool: str) -> AsyncIterator[WatchDeploymentsResponse]:
+        """Yields the deployments of a pool at once, and again when one of them has changed.
 
-        Begins with what holds now, so that who changed something and then watches sees it; while
-        the database is away, with what was known last.
+        The first snapshot is read now, so that a caller sees its own changes in it; while the
+        database is unavailable, it is the last one that was read.
         """
         await self._try_refresh()
         sent = None

@@ -1,4 +1,4 @@
-"""What an artifact says of itself: `headrace.json`, at the top of its tar."""
+"""Reads the manifest of an artifact: `headrace.json`, at the top of its tar."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 from libs.errors import FailedPrecondition, InvalidArgument
 from services.registry.artifacts import ArtifactStore
-from services.registry.domain import Kind, Manifest, Provider, Schema
+from services.registry.domain import Kind, Manifest, ProviderTarget, Schema
 
 MANIFEST_NAME = "headrace.json"
 MAX_MANIFEST_BYTES = 256 * 1024
-# An artifact is a folder of weights and a few files beside them; more is a mistake.
+# An artifact has weights and a few files besides; many files are a mistake.
 MAX_MEMBERS = 10_000
 MAX_URL_LENGTH = 2048
 _PROVIDER_MODEL = re.compile(r"[^\x00-\x1f]{1,256}")
@@ -31,16 +31,16 @@ _CONCURRENCY = "max_concurrent_requests"
 
 
 def manifest_of_artifact(artifacts: ArtifactStore, digest: str) -> Manifest:
-    """Reads the manifest of a version out of its artifact. Blocks.
+    """Reads the manifest of a stored artifact. Blocks.
 
     Raises:
-        FailedPrecondition: there is no such artifact.
-        InvalidArgument: the artifact has no sound `headrace.json`.
+        FailedPrecondition: the artifact does not exist.
+        InvalidArgument: the artifact has no valid `headrace.json`.
     """
     artifact = artifacts.open(digest)
     if artifact is None:
         raise FailedPrecondition(
-            f"no artifact {digest}; upload it first",
+            f"the artifact {digest} does not exist; upload it first",
             reason="ARTIFACT_NOT_FOUND",
             metadata={"digest": digest},
         )
@@ -49,10 +49,10 @@ def manifest_of_artifact(artifacts: ArtifactStore, digest: str) -> Manifest:
 
 
 def read_manifest(artifact: BinaryIO) -> Manifest:
-    """Reads the manifest of a version out of its artifact, an uncompressed tar that can be sought.
+    """Reads the manifest of an artifact: an uncompressed tar, in a file that can be sought.
 
     Raises:
-        InvalidArgument: the artifact is no such tar, or has no sound `headrace.json`.
+        InvalidArgument: it is no such tar, or has no valid `headrace.json`.
     """
     try:
         with tarfile.open(fileobj=artifact, mode="r:") as tar:
@@ -62,15 +62,15 @@ def read_manifest(artifact: BinaryIO) -> Manifest:
 
 
 def parse_manifest(manifest: bytes) -> Manifest:
-    """Reads the bytes of `headrace.json`; keys that it does not need may follow.
+    """Reads the bytes of `headrace.json`; unknown keys are skipped.
 
     Raises:
-        InvalidArgument: it is not sound.
+        InvalidArgument: it is invalid.
     """
     try:
         values = json.loads(manifest)
     except (ValueError, RecursionError) as error:
-        raise _refused(f"{MANIFEST_NAME} is not JSON") from error
+        raise _refused(f"{MANIFEST_NAME} is invalid JSON") from error
     if not isinstance(values, dict):
         raise _refused(f"{MANIFEST_NAME} is not an object")
     try:
@@ -106,32 +106,36 @@ def _positive(values: Mapping[str, Any], field: str) -> int:
     return value
 
 
-def _provider(values: Mapping[str, Any], kind: Kind) -> Provider | None:
+def _provider(values: Mapping[str, Any], kind: Kind) -> ProviderTarget | None:
     found = values.get("provider")
     if found is None:
         return None
     if kind is not Kind.CHAT or not isinstance(found, dict):
-        raise _refused(f'{MANIFEST_NAME}: "provider" must be an object, of a chat model')
+        raise _refused(
+            f'{MANIFEST_NAME}: "provider" must be an object, and only a chat model can have it'
+        )
     base_url, model, api_key_name = (
         found.get(field, "") for field in ("base_url", "model", "api_key_name")
     )
     if not isinstance(base_url, str) or not _is_base_url(base_url):
-        raise _refused(f'{MANIFEST_NAME}: "base_url" must be http(s)://HOST/PATH, and no more')
+        raise _refused(
+            f'{MANIFEST_NAME}: "base_url" must be http(s)://HOST/PATH, without user or query'
+        )
     if not isinstance(model, str) or not _PROVIDER_MODEL.fullmatch(model):
-        raise _refused(f'{MANIFEST_NAME}: "model" must be the name that the provider has')
+        raise _refused(f'{MANIFEST_NAME}: "model" must be the name of the model at the provider')
     if not isinstance(api_key_name, str) or not _API_KEY_NAME.fullmatch(api_key_name):
-        raise _refused(f'{MANIFEST_NAME}: "api_key_name" must be a file\'s name, not a key')
-    return Provider(base_url, model, api_key_name)
+        raise _refused(f'{MANIFEST_NAME}: "api_key_name" must be the name of a file, not a key')
+    return ProviderTarget(base_url, model, api_key_name)
 
 
 def _is_base_url(text: str) -> bool:
-    """Tells a URL without user, password, query and fragment: secrets do not belong here."""
+    """Returns whether a text is a URL without user, password, query and fragment."""
     if len(text) > MAX_URL_LENGTH or not text.isascii() or not text.isprintable() or " " in text:
         return False
     try:
         parts = urlsplit(text)
         named = bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")  # a label is neither empty nor longer than 63
+        (parts.hostname or "").encode("idna")  # checks the labels: not empty, at most 63 characters
     except ValueError:
         return False
     return named and parts.scheme in ("http", "https") and not any(c in text for c in "@?#")

@@ -1,4 +1,4 @@
-"""Rows to what the domain knows, and back."""
+"""Converts rows to records and back."""
 
 from __future__ import annotations
 
@@ -10,43 +10,73 @@ import sqlalchemy as sa
 
 from services.registry.domain import (
     Backend,
+    Deployment,
     Kind,
     Lineage,
     ModelVersion,
-    Provider,
+    ProviderTarget,
     Schema,
     State,
+    TritonBackend,
+    TritonTarget,
     precedence_key,
 )
 
 
-def backend_of(row: sa.Row[Any]) -> Backend:
+def backend_of(row: sa.Row[Any]) -> TritonBackend:
     """Reads a row of `backends`."""
     return Backend(
         id=row.id,
-        address=row.address,
-        backend_model=row.backend_model,
         state=State(row.state),
+        target=TritonTarget(row.address, row.backend_model),
         artifact_digest=row.artifact_digest,
         message=row.message,
+        update_time=row.update_time,
     )
 
 
-def backend_row(backend: Backend, *, deployment: str) -> dict[str, Any]:
-    """Returns the row of `backends` that keeps a report; only those of Triton are kept."""
+def backend_row(backend: TritonBackend, *, deployment: str) -> dict[str, Any]:
+    """Returns the row of `backends` for a report."""
     return {
         "deployment": deployment,
         "id": backend.id,
-        "address": backend.address,
-        "backend_model": backend.backend_model,
+        "address": backend.target.address,
+        "backend_model": backend.target.model,
         "state": backend.state.value,
         "artifact_digest": backend.artifact_digest,
         "message": backend.message,
+        "update_time": backend.update_time,
     }
 
 
+def deployment_row(deployment: Deployment) -> dict[str, Any]:
+    """Returns the row of `deployments`."""
+    return {
+        "id": deployment.id,
+        "model": deployment.model_version.model,
+        "version": str(deployment.model_version.version),
+        "pool": deployment.pool,
+        "create_time": deployment.create_time,
+        "update_time": deployment.update_time,
+        "spec_revision": deployment.spec_revision,
+    }
+
+
+def deployment_of(row: sa.Row[Any], reported: list[TritonBackend]) -> Deployment:
+    """Reads a row of `deployments`, joined with `model_versions`."""
+    return Deployment(
+        id=row.id,
+        model_version=version_of(row),
+        pool=row.pool,
+        create_time=row.deployment_create_time,
+        update_time=row.update_time,
+        spec_revision=row.spec_revision,
+        reported=tuple(reported),
+    )
+
+
 def version_row(version: ModelVersion) -> dict[str, Any]:
-    """Returns the row of `model_versions` that keeps a version."""
+    """Returns the row of `model_versions`."""
     provider = version.provider
     return {
         **asdict(version.schema),
@@ -87,7 +117,7 @@ def version_of(row: sa.Row[Any]) -> ModelVersion:
     )
 
 
-def _provider(row: sa.Row[Any]) -> Provider | None:
+def _provider(row: sa.Row[Any]) -> ProviderTarget | None:
     if row.provider_base_url is None:
         return None
-    return Provider(row.provider_base_url, row.provider_model, row.provider_api_key_name)
+    return ProviderTarget(row.provider_base_url, row.provider_model, row.provider_api_key_name)

@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them."""
+"""The tables as the newest migration defines them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from libs.db import UtcDateTime
 
-# Sorted byte by byte, as SQLite does; PostgreSQL would ask the machine's language.
+# Sorted byte by byte, as in SQLite; PostgreSQL would use the collation of the machine.
 _Sorted = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 metadata = sa.MetaData()
@@ -36,7 +36,7 @@ model_versions = sa.Table(
     sa.Column("dataset", sa.Text, nullable=False),
     sa.Column("source_revision", sa.Text, nullable=False),
     sa.Column("create_time", UtcDateTime, nullable=False),
-    # All three, or none.
+    # All three are NULL, or none is.
     sa.Column("provider_base_url", sa.Text),
     sa.Column("provider_model", sa.Text),
     sa.Column("provider_api_key_name", sa.Text),
@@ -52,6 +52,10 @@ deployments = sa.Table(
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("pool", sa.Text, nullable=False),
     sa.Column("create_time", UtcDateTime, nullable=False),
+    # The defaults were needed once, by the migration.
+    sa.Column("update_time", UtcDateTime, nullable=False, server_default="1970-01-01 00:00:00"),
+    # The revision of the deployments at which model, version or pool last changed.
+    sa.Column("spec_revision", sa.BigInteger, nullable=False, server_default="0"),
     sa.ForeignKeyConstraint(
         ["model", "version"], ["model_versions.model", "model_versions.version"]
     ),
@@ -72,6 +76,8 @@ backends = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("artifact_digest", sa.Text, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
+    # NULL: before this column was added.
+    sa.Column("update_time", UtcDateTime),
 )
 
 # One row: the revision of the deployments and their backends.

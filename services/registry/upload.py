@@ -1,4 +1,4 @@
-"""The messages of an upload: what they announce, and their chunks as they come."""
+"""Reads the messages of an upload."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from headrace.registry.v1 import registry_pb2
 
 from libs.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from services.registry.artifacts import CHUNK_BYTES
-from services.registry.domain import check_digest
 from services.registry.metrics import UPLOADS_REFUSED, UPLOADS_RUNNING
+from services.registry.rules import check_digest
 
 BUSY_RETRY_SECONDS = 1.0
 
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What uploads may take.
+    """The limits of uploads.
 
     Attributes:
         size_bytes: of one artifact.
         idle_seconds: between two messages of one upload.
-        concurrent: uploads at the same time, all callers together.
+        concurrent: how many uploads may run, of all callers together.
     """
 
     size_bytes: int = 8 * 1024**3
@@ -36,37 +36,37 @@ class UploadLimits:
 
 
 class UploadSlots:
-    """Counts the uploads that run."""
+    """Limits how many uploads run."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._taken = 0
+        self._used = 0
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Holds one slot.
 
         Raises:
-            ResourceExhausted: all are taken.
+            ResourceExhausted: all are in use.
         """
-        if self._taken >= self._limit:
+        if self._used >= self._limit:
             UPLOADS_REFUSED.inc()
             raise ResourceExhausted(
-                f"{self._limit} uploads run already",
+                f"{self._limit} uploads are already running",
                 reason="QUEUE_FULL",
                 metadata={"queue": "uploads", "limit": str(self._limit)},
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
-        self._taken += 1
+        self._used += 1
         try:
             with UPLOADS_RUNNING.track_inprogress():
                 yield
         finally:
-            self._taken -= 1
+            self._used -= 1
 
 
 class Upload:
-    """One upload, as it comes in."""
+    """The messages of one upload."""
 
     def __init__(
         self, messages: AsyncIterator[registry_pb2.UploadArtifactRequest], *, limits: UploadLimits
@@ -74,11 +74,11 @@ class Upload:
         self._messages = messages
         self._limits = limits
 
-    async def announced(self) -> registry_pb2.ArtifactMetadata:
+    async def metadata(self) -> registry_pb2.ArtifactMetadata:
         """Reads the first message.
 
         Raises:
-            InvalidArgument: it is no sound announcement.
+            InvalidArgument: it has no valid metadata.
         """
         first = await self._next()
         if first is None or first.WhichOneof("part") != "metadata":
@@ -94,8 +94,8 @@ class Upload:
         """Yields the bytes of the messages after the first.
 
         Raises:
-            InvalidArgument: a message is no chunk, or too large.
-            DeadlineExceeded: the caller sends nothing more and does not end the stream.
+            InvalidArgument: a message has no chunk, or one that is too large.
+            DeadlineExceeded: the caller neither sends nor ends the stream.
         """
         while (message := await self._next()) is not None:
             if message.WhichOneof("part") != "chunk":
@@ -112,20 +112,20 @@ class Upload:
             reading.cancel()
             raise
         if not reading.done():
-            # Left to end with the RPC: to cancel a read is to cancel the RPC, and the caller would
-            # not hear why.
-            reading.add_done_callback(_forget)
+            # It ends with the RPC: cancelling a read cancels the RPC, and the caller would not
+            # receive this error.
+            reading.add_done_callback(_retrieve_exception)
             raise DeadlineExceeded(
-                f"nothing came for {self._limits.idle_seconds:g} s",
+                f"no chunk was sent for {self._limits.idle_seconds:g} s",
                 reason="DEADLINE_EXCEEDED",
                 metadata={"waiting_for": "chunk"},
             )
         return reading.result()
 
 
-def _forget(reading: asyncio.Future[T]) -> None:
+def _retrieve_exception(reading: asyncio.Future[T]) -> None:
     if not reading.cancelled():
-        reading.exception()  # looked at, so that asyncio does not log it
+        reading.exception()  # otherwise asyncio logs it
 
 
 def _too_large(field: str, what: str, limit_bytes: int) -> InvalidArgument:

@@ -1,4 +1,4 @@
-"""The router's parts, put together."""
+"""Puts the parts of the router together and serves."""
 
 from __future__ import annotations
 
@@ -6,33 +6,41 @@ from libs.runtime import prepare
 
 prepare()
 
-from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
-from headrace.router.v1 import router_pb2_grpc
+import uuid
+
+from headrace.registry.v1 import registry_internal_pb2, registry_internal_pb2_grpc
+from headrace.router.v1 import router_internal_pb2_grpc, router_pb2_grpc
 
 from libs.process import process, run
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
 from services.router.config import Settings
-from services.router.servicer import RouterServicer
+from services.router.servicer import RouterInternalServicer, RouterServicer
 from services.router.snapshots import RouteSnapshots
 
 
 async def main() -> None:
-    """Runs the service until it is told to end; it is ready once the registry has been heard."""
+    """Runs the service until the process is asked to stop; ready once the registry has answered."""
     settings = Settings()
     async with process("router", settings) as running:
-        snapshots = RouteSnapshots()
-        registry = registry_pb2_grpc.RegistryServiceStub(
+        caller = mesh_identity("router").metadata()
+        snapshots = RouteSnapshots(epoch=str(uuid.uuid4()))
+        registry = registry_internal_pb2_grpc.RegistryInternalServiceStub(
             open_channel(settings.registry_address, traced=False)
         )
         deployments = SnapshotWatch(
             "registry",
-            open_stream=lambda: registry.WatchDeployments(registry_pb2.WatchDeploymentsRequest()),
+            open_stream=lambda: registry.WatchDeployments(
+                registry_internal_pb2.WatchDeploymentsRequest(), metadata=caller
+            ),
             on_snapshot=snapshots.take,
             clock=running.clock,
         )
-        router_pb2_grpc.add_RouterServiceServicer_to_server(
-            RouterServicer(snapshots), running.server.grpc
+        server = running.server.grpc
+        router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(snapshots), server)
+        router_internal_pb2_grpc.add_RouterInternalServiceServicer_to_server(
+            RouterInternalServicer(snapshots), server
         )
 
         async def become_ready() -> None:

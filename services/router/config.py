@@ -1,4 +1,4 @@
-"""Settings of the router."""
+"""The settings of the router."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from libs.config import ServiceSettings
 
 
 class Settings(ServiceSettings):
-    """Read from the environment, prefix `HEADRACE_`."""
+    """Environment variables with the prefix `HEADRACE_`."""
 
-    registry_address: str = Field(description="Where deployments come from.")
+    registry_address: str = Field(description="The address of the registry.")

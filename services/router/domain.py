@@ -1,57 +1,42 @@
-"""From deployments to routes."""
+"""The order in which the deployments of a model are chosen. Plain Python."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import semver
-from headrace.common.v1 import model_pb2
-from headrace.registry.v1 import registry_pb2
-from headrace.router.v1 import router_pb2
-
-from libs.model_reference import version_of
 
 
-def routes_of(deployments: Iterable[registry_pb2.Deployment]) -> list[router_pb2.ModelRoute]:
-    """Returns the route of each model that has a deployment, by name.
+@dataclass(frozen=True)
+class Candidate:
+    """A deployment that may answer.
 
-    The targets of a model are in the order in which they are chosen: ready ones first, then the
-    highest version by semantic precedence, then the deployment that was created last.
+    Attributes:
+        deployment: its name.
+        model: the id of the model.
+        ready: whether a backend serves exactly the artifact of its version.
+        create_nanos: when it was created, in nanoseconds since 1970.
     """
-    by_model: dict[str, list[registry_pb2.Deployment]] = {}
-    for deployment in deployments:
-        by_model.setdefault(deployment.model_version.split("/")[1], []).append(deployment)
-    return [
-        router_pb2.ModelRoute(
-            model=model,
-            targets=[
-                router_pb2.RouteTarget(
-                    deployment=deployment.name,
-                    model_version=deployment.model_version,
-                    artifact_digest=deployment.artifact_digest,
-                    schema=deployment.schema,
-                    backends=ready_backends(deployment),
-                )
-                for deployment in sorted(by_model[model], key=_precedence, reverse=True)
-            ],
-        )
-        for model in sorted(by_model)
-    ]
+
+    deployment: str
+    model: str
+    version: semver.Version
+    ready: bool
+    create_nanos: int
 
 
-def ready_backends(deployment: registry_pb2.Deployment) -> Sequence[model_pb2.Backend]:
-    """Returns the backends that serve exactly the artifact of the deployment."""
-    return [
-        backend
-        for backend in deployment.backends
-        if backend.state == model_pb2.BACKEND_STATE_READY
-        and backend.artifact_digest == deployment.artifact_digest
-    ]
+def candidates_by_model(candidates: Iterable[Candidate]) -> Mapping[str, Sequence[Candidate]]:
+    """Returns the candidates of each model, the models by name, the best candidate first.
+
+    A ready candidate comes before others, then the highest version by semantic precedence, then
+    the deployment that was created last.
+    """
+    by_model: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_model.setdefault(candidate.model, []).append(candidate)
+    return {model: sorted(by_model[model], key=_rank, reverse=True) for model in sorted(by_model)}
 
 
-def _precedence(
-    deployment: registry_pb2.Deployment,
-) -> tuple[bool, semver.Version, int, str]:
-    version = semver.Version.parse(version_of(deployment.model_version))
-    created = deployment.create_time.ToNanoseconds()
-    return bool(ready_backends(deployment)), version, created, deployment.name
+def _rank(candidate: Candidate) -> tuple[bool, semver.Version, int, str]:
+    return candidate.ready, candidate.version, candidate.create_nanos, candidate.deployment

@@ -57,7 +57,7 @@ class CancelledUsage:
                 model=parse_version_name(progress.model_version)[0],
                 model_version=progress.model_version,
                 usage=usage_pb2.TokenUsage(completion_tokens=progress.token_count),
-                operation=usage_pb2.OPERATION_GENERATE,
+                operation="generate",
             )
         except (HeadraceError, TimeoutError) as error:
             _FAILURES.inc()

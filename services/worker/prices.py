@@ -7,10 +7,10 @@ from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc
 
 from libs.clock import Clock
 from libs.metering.prices import PriceBook
-from libs.rpc.identity import Identity
+from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
 
-_IDENTITY = Identity("headrace", "worker", frozenset({"internal"}))
+_CALLER = mesh_identity("worker").metadata()
 
 
 class Prices:
@@ -24,7 +24,7 @@ class Prices:
         self._watch = SnapshotWatch(
             "cost",
             open_stream=lambda: stub.WatchPrices(
-                cost_internal_pb2.WatchPricesRequest(), metadata=_IDENTITY.metadata()
+                cost_internal_pb2.WatchPricesRequest(), metadata=_CALLER
             ),
             on_snapshot=self._replace,
             clock=clock,

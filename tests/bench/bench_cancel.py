@@ -13,6 +13,7 @@ import psutil
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from deploy.local.ports import read_ports
+from libs.chat.wire import text_message
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, running_mesh
 
@@ -105,6 +106,6 @@ def _metric(mesh: RunningMesh, name: str) -> float:
 def _request(max_tokens: int) -> inference_pb2.GenerateRequest:
     return inference_pb2.GenerateRequest(
         model="smollm2",
-        messages=[inference_pb2.Message(role="user", content="Tell me a long story.")],
+        messages=[text_message(inference_pb2.ROLE_USER, "Tell me a long story.")],
         max_tokens=max_tokens,
     )

@@ -51,8 +51,8 @@ async def _measure(mesh: RunningMesh, report: Report) -> None:
     miscounted = [seen for seen in ended if seen.token_count != MAX_TOKENS and seen not in same]
     conditions = (
         f"{STREAMS} greedy streams of {MAX_TOKENS} tokens, a kill -9 every {KILL_SECONDS:.0f} s "
-        f"({sum(kills.values())} in {seconds:.0f} s), 2 Tritons, 2 inference replicas, clients go "
-        "on with resume_from"
+        f"({sum(kills.values())} in {seconds:.0f} s), 2 Tritons, 2 inference replicas, clients "
+        "continue with resume_from"
     )
     report.add("chaos.streams.ended", len(ended), "streams", conditions)
     report.add("chaos.streams.same_text_share", len(same) / STREAMS, "ratio", conditions)

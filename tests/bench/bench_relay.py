@@ -24,6 +24,7 @@ from tritonclient.grpc import service_pb2
 from deploy.host import REPOSITORY
 from deploy.local.ports import EDGE
 from deploy.triton.artifact import BUNDLED_VERSION, model_files
+from libs.chat.wire import text_message
 from tests.bench.mesh import CONDITIONS, bench_mesh, deploy, hot_path_cpu_seconds, port_of
 from tests.bench.report import Report
 from tests.bench.streams import Metadata, Streamed, stream
@@ -150,7 +151,7 @@ def _rounds(
 def _generate_request(model: str, content: str, max_tokens: int) -> bytes:
     return inference_pb2.GenerateRequest(
         model=model,
-        messages=[inference_pb2.Message(role="user", content=content)],
+        messages=[text_message(inference_pb2.ROLE_USER, content)],
         max_tokens=max_tokens,
     ).SerializeToString()
 

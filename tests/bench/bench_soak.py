@@ -21,6 +21,7 @@ import psutil
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from deploy.local.ports import read_ports
+from libs.chat.wire import text_message
 from tests.bench.chaos_streams import QUESTIONS, answer
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, running_mesh
@@ -120,7 +121,7 @@ async def _give_up(
 ) -> None:
     request = inference_pb2.GenerateRequest(
         model="smollm2",
-        messages=[inference_pb2.Message(role="user", content=question)],
+        messages=[text_message(inference_pb2.ROLE_USER, question)],
         max_tokens=MAX_TOKENS,
     )
     call = stub.Generate(request, metadata=mesh.metadata())

@@ -13,6 +13,7 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from deploy.local.layout import Layout
 from deploy.local.lifecycle import deploy_models, start, stop
+from libs.chat.wire import text_message
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, SilentProgress, free_port
 
@@ -65,13 +66,14 @@ async def _first_token_ms(mesh: RunningMesh) -> float:
         for number in range(FIRST_TOKENS):
             request = inference_pb2.GenerateRequest(
                 model="smollm2",
-                messages=[inference_pb2.Message(role="user", content=f"What is {number}?")],
+                messages=[text_message(inference_pb2.ROLE_USER, f"What is {number}?")],
                 max_tokens=4,
             )
             started = time.perf_counter()
             arrived = None
-            async for _ in stub.Generate(request, metadata=mesh.metadata()):
-                arrived = arrived or time.perf_counter()
+            async for response in stub.Generate(request, metadata=mesh.metadata()):
+                if response.HasField("delta"):
+                    arrived = arrived or time.perf_counter()
             assert arrived is not None
             times.append(1000 * (arrived - started))
     return statistics.median(times)

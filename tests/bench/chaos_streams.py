@@ -1,4 +1,4 @@
-"""Greedy streams under kills: what a client sees who retries as it should."""
+"""Greedy streams under kills, as seen by a client that retries as it should."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+
+from libs.chat.wire import text_message
 
 MAX_TRIES = 40
 RETRY_SECONDS = 0.5
@@ -25,8 +27,8 @@ class Seen:
     """What one client saw of one answer.
 
     Attributes:
-        breaks: how often its stream ended with `UNAVAILABLE`, and it went on with `resume_from`.
-        resumed: how often the mesh replaced a backend without its noticing.
+        breaks: how often its stream broke, and it continued with `resume_from`.
+        resumed: how often the mesh replaced a backend without the client noticing.
     """
 
     question: str
@@ -45,24 +47,24 @@ async def answer(
     metadata: Sequence[tuple[str, str]],
     max_tokens: int,
 ) -> Seen:
-    """Asks once and goes on, with the same request id, wherever the stream breaks off."""
+    """Asks once, and continues with the same request id wherever the stream breaks."""
     seen = Seen(question)
     request = inference_pb2.GenerateRequest(
         request_id=str(uuid.uuid4()),
         model="smollm2",
-        messages=[inference_pb2.Message(role="user", content=question)],
+        messages=[text_message(inference_pb2.ROLE_USER, question)],
         max_tokens=max_tokens,
     )
     for _ in range(MAX_TRIES):
-        request.resume_from = seen.token_count
         try:
             async for response in stub.Generate(request, metadata=tuple(metadata)):
                 if response.HasField("final"):
                     seen.final = response.final
                     seen.resumed += response.final.resumed_count
-                else:
+                elif response.HasField("delta"):
                     seen.text += response.delta.text
                     seen.token_count += response.delta.token_count
+                    request.resume_from = response.delta.resume_token
         except grpc.aio.AioRpcError as error:
             seen.errors.append(f"{error.code().name}: {error.details()}")
             if not broke_off(error):
@@ -75,7 +77,7 @@ async def answer(
 
 
 def broke_off(error: grpc.aio.AioRpcError) -> bool:
-    """Tells whether a replica died: `UNAVAILABLE`, or in mid-stream a reset of the stream.
+    """Returns whether a replica died: `UNAVAILABLE`, or a reset in the middle of the stream.
 
     Envoy cannot send trailers once headers are out; gRPC clients read its reset as `INTERNAL`.
     """

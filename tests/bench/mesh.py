@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 
 from deploy.client.deployer import OPERATOR_SCOPES, Deployer
@@ -61,8 +62,10 @@ def deploy(
         price = cost_pb2.Price(
             name=f"prices/{model}-1",
             model=model,
-            input_nano_usd_per_million_tokens=100_000_000,
-            output_nano_usd_per_million_tokens=400_000_000,
+            rates=[
+                cost_pb2.Rate(kind=usage_pb2.USAGE_KIND_PROMPT_TOKENS, nano_usd=100_000_000),
+                cost_pb2.Rate(kind=usage_pb2.USAGE_KIND_COMPLETION_TOKENS, nano_usd=400_000_000),
+            ],
         )
         deployer.deploy(bundled, price=price, deployment=f"{model}-{version.replace('.', '-')}")
         deployer.wait_until_ready(bundled)

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
+from libs.chat.wire import text_message
 from tests.bench.chaos_streams import answer
 from tests.support.mesh import RunningMesh
 
@@ -39,7 +40,7 @@ async def test_a_stream_goes_on_when_its_triton_is_killed(mesh: RunningMesh):
         quiet = await answer(stub, question, metadata=mesh.metadata(), max_tokens=48)
         request = inference_pb2.GenerateRequest(
             model="smollm2",
-            messages=[inference_pb2.Message(role="user", content=question)],
+            messages=[text_message(inference_pb2.ROLE_USER, question)],
             max_tokens=48,
         )
         text, count, final = "", 0, None
@@ -62,7 +63,7 @@ async def test_a_stream_goes_on_when_its_triton_is_killed(mesh: RunningMesh):
 async def serves(mesh: RunningMesh) -> bool:
     request = inference_pb2.GenerateRequest(
         model="smollm2",
-        messages=[inference_pb2.Message(role="user", content="Hello")],
+        messages=[text_message(inference_pb2.ROLE_USER, "Hello")],
         max_tokens=1,
     )
     async with mesh.channel() as channel:

@@ -46,7 +46,9 @@ def test_node_clients_stream_and_agree(mesh: RunningMesh, installed: Path):
     grpc, openai = seen["viaGrpc"], seen["viaOpenAI"]
     assert len(grpc["deltas"]) > 3
     assert "".join(grpc["deltas"]) == "".join(openai["deltas"])
-    assert grpc["final"]["model_version"] == "models/smollm2/versions/1.0.0"
-    assert grpc["final"]["usage"]["completion_tokens"] == openai["usage"]["completion_tokens"] == 12
+    assert grpc["started"]["model_version"] == "models/smollm2/versions/1.0.0"
+    assert grpc["started"]["request_id"] == grpc["final"]["request_id"]
+    assert int(grpc["final"]["usage"]["completion_tokens"]) == 12  # int64: a string in JavaScript
+    assert openai["usage"]["completion_tokens"] == 12
     assert openai["error"] == {"status": 404, "code": "model_not_found"}
     assert openai["dimensions"] == 384

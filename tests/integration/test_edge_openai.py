@@ -1,4 +1,4 @@
-"""OpenAI's paths: bodies pass as they are, chunk by chunk, and errors have OpenAI's shape."""
+"""OpenAI's paths: bodies pass unchanged, chunk by chunk, and errors have OpenAI's form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-from google.api.httpbody_pb2 import HttpBody
+from yarl import URL
 
 from deploy.envoy.replies import MAX_JSON_BODY_BYTES
 from libs.errors import (
@@ -24,7 +24,7 @@ from libs.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from tests.support.scripted import ScriptedMesh, one_object, scripted_mesh
+from tests.support.scripted import BodyPart, ScriptedMesh, one_object, scripted_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -55,7 +55,9 @@ def _event(text: str) -> bytes:
     return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
-async def _error(mesh: ScriptedMesh, path: str = _CHAT, **request: Any) -> tuple[int, Any, Any]:
+async def _error(
+    mesh: ScriptedMesh, path: str | URL = _CHAT, **request: Any
+) -> tuple[int, Any, Any]:
     """Returns the status, the error object and the headers of a request that fails."""
     request.setdefault("headers", mesh.edge.bearer())
     async with mesh.http.request(request.pop("method", "POST"), path, **request) as response:
@@ -67,16 +69,16 @@ async def _error(mesh: ScriptedMesh, path: str = _CHAT, **request: Any) -> tuple
 
 
 def _raising(error: Exception) -> Any:
-    async def answer(body: bytes) -> AsyncIterator[HttpBody]:
+    async def answer(body: bytes) -> AsyncIterator[BodyPart]:
         if body:  # always; a generator has a yield somewhere
             raise error
-        yield HttpBody()
+        yield BodyPart(b"")
 
     return answer
 
 
-async def test_one_object_comes_back_as_it_was_written(mesh: ScriptedMesh) -> None:
-    """Neither the request's body nor the answer's is looked at on the way."""
+async def test_bodies_pass_the_edge_unchanged(mesh: ScriptedMesh) -> None:
+    """The request's and the response's."""
     sent = b'{ "model":"m", "messages": [{"content": ["a", 1e3]}] ,"new_field":\xf0\x9f\x98\x80 }'
     headers = mesh.edge.bearer() | {"content-type": "application/json"}
     async with mesh.http.post(_CHAT, data=sent, headers=headers) as response:
@@ -87,14 +89,14 @@ async def test_one_object_comes_back_as_it_was_written(mesh: ScriptedMesh) -> No
 
 
 async def test_events_arrive_one_by_one(mesh: ScriptedMesh) -> None:
-    """Each event leaves the edge before the next one exists."""
+    """The edge forwards each event before the next one exists."""
     may_go_on = asyncio.Semaphore(0)
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
         for number in range(5):
-            yield HttpBody(content_type="text/event-stream", data=f"data: {number}\n\n".encode())
+            yield BodyPart(f"data: {number}\n\n".encode())
             await may_go_on.acquire()
-        yield HttpBody(data=b"data: [DONE]\n\n")
+        yield BodyPart(b"data: [DONE]\n\n")
 
     mesh.chat.answer = answer
     async with (
@@ -114,10 +116,10 @@ async def test_the_unmodified_client_streams(mesh: ScriptedMesh) -> None:
     """The `openai` package needs a base URL and our token as its key."""
     may_go_on = asyncio.Event()
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="text/event-stream", data=_event("Hel"))
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(_event("Hel"))
         await may_go_on.wait()
-        yield HttpBody(data=_event("lo") + b"data: [DONE]\n\n")
+        yield BodyPart(_event("lo") + b"data: [DONE]\n\n")
 
     mesh.chat.answer = answer
     text = []
@@ -134,7 +136,7 @@ async def test_the_unmodified_client_streams(mesh: ScriptedMesh) -> None:
 
 
 async def test_the_unmodified_client_reads_errors(mesh: ScriptedMesh) -> None:
-    """The client raises its own class for each status, with our code."""
+    """It raises its own class for each status, with our code."""
     mesh.chat.answer = _raising(NotFound("no model m", reason="MODEL_NOT_FOUND"))
     async with openai.AsyncOpenAI(
         base_url=f"{mesh.edge.url}/v1", api_key=mesh.edge.token(), max_retries=0
@@ -197,8 +199,8 @@ async def test_a_failure_before_the_first_chunk_is_a_plain_http_error(
     }
 
 
-async def test_text_inside_an_error_is_never_taken_for_its_structure(mesh: ScriptedMesh) -> None:
-    """Quotes, backslashes, line breaks, JSON and other scripts in messages stay what they are."""
+async def test_any_text_survives_in_an_error(mesh: ScriptedMesh) -> None:
+    """Quotes, backslashes, line breaks, JSON and other scripts in messages stay unchanged."""
     message = 'a "quoted\\" back\\slash\n","reason":"EVIL","field":"x" \u00e9\U0001f600 {\\\\"'
     error = NotFound(
         message, reason="MODEL_NOT_FOUND", metadata={"model": '","reason":"EVIL', "message": "no"}
@@ -211,7 +213,7 @@ async def test_text_inside_an_error_is_never_taken_for_its_structure(mesh: Scrip
 async def test_an_unexpected_exception_is_an_api_error_that_leaks_nothing(
     mesh: ScriptedMesh,
 ) -> None:
-    """A bug in the service is a 500 in OpenAI's shape."""
+    """A bug in the service is a 500 in OpenAI's form."""
     mesh.chat.answer = _raising(RuntimeError("secret"))
     status, error, _ = await _error(mesh, json={})
     assert (status, error["type"], error["code"]) == (500, "api_error", "internal")
@@ -219,25 +221,31 @@ async def test_an_unexpected_exception_is_an_api_error_that_leaks_nothing(
 
 
 async def test_an_error_chunk_in_mid_stream_reaches_the_client(mesh: ScriptedMesh) -> None:
-    """After the first chunk the status is sent; the service's own error chunk comes through."""
+    """After the first chunk the status is sent: the error is the last event."""
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
-        yield HttpBody(data=b'data: {"error":{}}\n\n')
-        raise Unavailable("gone", reason="BACKEND_FAILED")
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(b"data: 1\n\n")
+        raise Unavailable("lost", reason="BACKEND_FAILED")
 
     mesh.chat.answer = answer
     async with mesh.http.post(_CHAT, json={}, headers=mesh.edge.bearer()) as response:
         assert response.status == 200
-        assert await response.read() == b'data: 1\n\ndata: {"error":{}}\n\n'
+        first, last, end = (await response.read()).split(b"\n\n")
+    assert (first, end) == (b"data: 1", b"")
+    assert json.loads(last.removeprefix(b"data: "))["error"] == {
+        "message": "lost",
+        "type": "api_error",
+        "param": None,
+        "code": "backend_failed",
+    }
 
 
-async def test_a_client_that_goes_away_cancels_the_service(mesh: ScriptedMesh) -> None:
-    """Closing the connection in mid-stream stops the work behind it."""
+async def test_closing_the_connection_cancels_the_service(mesh: ScriptedMesh) -> None:
+    """In mid-stream."""
     cancelled = asyncio.Event()
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(b"data: 1\n\n")
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -256,7 +264,7 @@ async def test_a_client_that_goes_away_cancels_the_service(mesh: ScriptedMesh) -
 
 
 async def test_a_body_that_is_too_long_is_refused(mesh: ScriptedMesh) -> None:
-    """One byte over the limit is a 413, whether its length was announced or not."""
+    """One byte over the limit is a 413, with a length or in chunks."""
 
     async def in_parts() -> AsyncIterator[bytes]:
         for _ in range(MAX_JSON_BODY_BYTES // 4096 + 1):
@@ -269,7 +277,7 @@ async def test_a_body_that_is_too_long_is_refused(mesh: ScriptedMesh) -> None:
 
 
 async def test_a_body_just_below_the_limit_passes(mesh: ScriptedMesh) -> None:
-    """Nothing smaller on the way stops what the limit allows."""
+    """No smaller limit applies on the way."""
     data = b"x" * (MAX_JSON_BODY_BYTES - 1024)
     headers = mesh.edge.bearer()
     async with mesh.http.post(_CHAT, data=io.BytesIO(data), headers=headers) as response:
@@ -277,12 +285,12 @@ async def test_a_body_just_below_the_limit_passes(mesh: ScriptedMesh) -> None:
     assert mesh.chat.body == data
 
 
-async def test_a_long_answer_passes_whole(mesh: ScriptedMesh) -> None:
+async def test_a_long_response_passes_completely(mesh: ScriptedMesh) -> None:
     """2,048 vectors in JSON are some 20 MB in one message."""
     data = b"[" + b"1," * 10_000_000 + b"1]"
 
-    async def answer(_body: bytes) -> AsyncIterator[HttpBody]:
-        yield HttpBody(content_type="application/json", data=data)
+    async def answer(_body: bytes) -> AsyncIterator[BodyPart]:
+        yield BodyPart(data, "application/json")
 
     mesh.chat.answer = answer
     async with mesh.http.post(_CHAT, json={}, headers=mesh.edge.bearer()) as response:
@@ -300,10 +308,10 @@ async def test_a_long_answer_passes_whole(mesh: ScriptedMesh) -> None:
         ({"path": "/v1/embeddings"}, 503, "api_error", "edge_unavailable"),
     ],
 )
-async def test_what_the_edge_answers_itself_has_the_same_shape(
+async def test_the_edges_own_errors_have_the_same_form(
     mesh: ScriptedMesh, request_: dict[str, Any], status: int, kind: str, code: str
 ) -> None:
-    """No token, no such path, wrong verb, service down: an OpenAI client can read them all."""
+    """Also those of paths and services that do not exist or are down."""
     got, error, headers = await _error(mesh, **{"json": {}, **request_})
     assert (got, error["type"], error["code"]) == (status, kind, code)
     assert error["message"]
@@ -311,8 +319,37 @@ async def test_what_the_edge_answers_itself_has_the_same_shape(
 
 
 async def test_models_are_listed_and_found(mesh: ScriptedMesh) -> None:
-    """Names with a version are a path's part too; parameters we do not know are let pass."""
+    """Unknown query parameters are ignored."""
     async with mesh.http.get("/v1/models?limit=1", headers=mesh.edge.bearer()) as response:
         assert await response.json() == {"object": "list"}
-    async with mesh.http.get("/v1/models/smollm2@1.0.0", headers=mesh.edge.bearer()) as response:
-        assert await response.json() == {"id": "smollm2@1.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("smollm2", "smollm2"),
+        ("smollm2@1.0.0", "smollm2@1.0.0"),
+        ("smollm2%401.0.0", "smollm2@1.0.0"),
+        ("models%2Fsmollm2%2Fversions%2F1.0.0", "models/smollm2/versions/1.0.0"),
+        ("models/smollm2/versions/1.0.0", "models/smollm2/versions/1.0.0"),
+        ("smollm2@1.0.0?stream=true", "smollm2@1.0.0"),
+    ],
+)
+async def test_a_model_is_found_by_any_spelling_of_its_name(
+    mesh: ScriptedMesh, path: str, model: str
+) -> None:
+    """Names with a version have `@` or slashes, which clients may percent-encode."""
+    url = URL(f"{mesh.edge.url}/v1/models/{path}", encoded=True)
+    async with aiohttp.ClientSession() as http, http.get(url, headers=mesh.edge.bearer()) as found:
+        assert (found.status, await found.json()) == (200, {"id": model})
+
+
+@pytest.mark.parametrize("path", ["%ff", "a%00b", "%F0%9F%98%80", "", "a" * 5000])
+async def test_a_model_that_does_not_exist_is_an_openai_error(
+    mesh: ScriptedMesh, path: str
+) -> None:
+    """Whatever its name is."""
+    url = URL(f"/v1/models/{path}", encoded=True)
+    status, error, _ = await _error(mesh, url, method="GET")
+    assert status == (400 if path == "%ff" else 404)
+    assert error["code"] == ("invalid_field" if path == "%ff" else "model_not_found")

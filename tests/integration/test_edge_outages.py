@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
-from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
+from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
 from tests.support.edge import NOWHERE, running_edge
 from tests.support.rpc import reason_of
@@ -44,10 +44,9 @@ def _generation(mesh: ScriptedMesh) -> Any:
     return stub.Generate(inference_pb2.GenerateRequest(), metadata=mesh.edge.metadata())
 
 
-def _download(mesh: ScriptedMesh) -> Any:
-    stub = registry_pb2_grpc.RegistryServiceStub(mesh.channel)
-    request = registry_pb2.DownloadArtifactRequest()
-    return stub.DownloadArtifact(request, metadata=mesh.edge.metadata())
+def _watch_job(mesh: ScriptedMesh) -> Any:
+    stub = jobs_pb2_grpc.JobServiceStub(mesh.channel)
+    return stub.WatchJob(jobs_pb2.WatchJobRequest(), metadata=mesh.edge.metadata())
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ EACH_SERVICE = pytest.mark.parametrize(
 
 
 async def _free_address(mesh: ScriptedMesh) -> str:
-    async with mesh.serving_models() as address:
+    async with mesh.serving_grpc() as address:
         return address  # takes a port and gives it up
 
 
@@ -140,17 +139,17 @@ async def test_a_service_that_dies_in_mid_stream_never_looks_like_a_good_end(tmp
     mesh = ScriptedMesh()
     async with (
         stalling_service() as (process, inference, control),
-        running_edge(tmp_path, {"inference_http": [inference], "registry": [control]}) as mesh.edge,
+        running_edge(tmp_path, {"inference_http": [inference], "jobs": [control]}) as mesh.edge,
         mesh.edge.channel() as mesh.channel,
         aiohttp.ClientSession(mesh.edge.url) as http,
         http.post("/v1/chat/completions", json={}, headers=mesh.edge.bearer()) as events,
     ):
         assert await events.content.readany() == b"data: 1\n\n"
-        generation, download = _generation(mesh), _download(mesh)
+        generation, watch = _generation(mesh), _watch_job(mesh)
         assert (await generation.read()).delta.text == "a"
-        assert (await download.read()).chunk == b"a"
+        assert (await watch.read()).job.name == "a"
         process.kill()
-        for call in (generation, download):
+        for call in (generation, watch):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
             assert caught.value.code() is grpc.StatusCode.INTERNAL
@@ -185,8 +184,8 @@ async def test_health_over_http_follows_inference(tmp_path) -> None:
 async def test_health_over_http_asks_for_both_sides_of_inference(tmp_path, down) -> None:
     """Both the gRPC and the HTTP/1.1 server of a process must be healthy."""
     mesh = ScriptedMesh()
-    async with mesh.serving_models() as models, mesh.serving_inference() as inference:
-        addresses = {"inference": [models], "inference_http": [inference]}
+    async with mesh.serving_grpc() as grpc_side, mesh.serving_inference() as inference:
+        addresses = {"inference": [grpc_side], "inference_http": [inference]}
         async with (
             running_edge(tmp_path, addresses | {down: [NOWHERE]}) as edge,
             aiohttp.ClientSession(edge.url) as http,

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from typing_extensions import override
 
 from deploy.envoy.render import CLUSTERS
-from deploy.envoy.routes import HTTP_CLUSTER, descriptors
+from deploy.envoy.routes import HTTP_CLUSTERS, descriptors
 from libs.clock import SystemClock
 from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
 from libs.rpc.server import reflect
@@ -32,11 +32,7 @@ _GRPCURL = str(Path(sys.executable).with_name("grpcurl"))
 _SERVING = health_pb2.HealthCheckResponse(
     status=health_pb2.HealthCheckResponse.SERVING
 ).SerializeToString()
-_INTERNAL = {
-    "/headrace.inference.v1.InferenceService/Embed",
-    "/headrace.registry.v1.RegistryService/ReportBackend",
-}
-_CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache", "openai": "inference"}
+_CLUSTER_OF_PACKAGE = {"embedding": "embedding_cache"}
 
 Seen = list[tuple[str, str, dict[str, Any]]]
 
@@ -80,11 +76,11 @@ async def _recording(recorder: Recorder) -> AsyncIterator[str]:
         await server.stop(grace=None)
 
 
-def _recording_http(seen: Seen) -> AbstractAsyncContextManager[str]:
-    """Serves what the edge forwards with HTTP/1.1, and records it in the same way."""
+def _recording_http(cluster: str, seen: Seen) -> AbstractAsyncContextManager[str]:
+    """Serves what goes on in HTTP/1.1, and notes it likewise."""
 
     async def answer(_request: Any, context: GrpcCall) -> None:
-        seen.append((HTTP_CLUSTER, GENERATE_PATH, dict(context.invocation_metadata())))
+        seen.append((cluster, GENERATE_PATH, dict(context.invocation_metadata())))
         await context.write(empty_pb2.Empty())
 
     method = GrpcHttp1Handler(
@@ -112,7 +108,9 @@ async def mesh(tmp_path_factory) -> AsyncIterator[RecordedMesh]:
         addresses = {}
         for name in CLUSTERS:
             grpc_or_http = (
-                _recording_http(seen) if name == HTTP_CLUSTER else _recording(Recorder(name, seen))
+                _recording_http(name, seen)
+                if name in HTTP_CLUSTERS
+                else _recording(Recorder(name, seen))
             )
             address = await stack.enter_async_context(grpc_or_http)
             # Besides the one that answers, each cluster has a replica that does not.
@@ -135,14 +133,12 @@ def _methods() -> list[str]:
 
 def _cluster_of(path: str) -> str:
     if path == GENERATE_PATH:
-        return HTTP_CLUSTER
-    if path.startswith("/headrace.openai.v1.EmbeddingService/"):
-        return "embedding_cache"
+        return "inference_http"
     package = path.split(".")[1]
     return _CLUSTER_OF_PACKAGE.get(package, package)
 
 
-@pytest.mark.parametrize("path", [path for path in _methods() if path not in _INTERNAL])
+@pytest.mark.parametrize("path", _methods())
 async def test_a_public_method_reaches_its_service(mesh: RecordedMesh, path: str) -> None:
     """Each method of the protos, also while one replica of its service is dead."""
     mesh.seen.clear()
@@ -153,17 +149,14 @@ async def test_a_public_method_reaches_its_service(mesh: RecordedMesh, path: str
 @pytest.mark.parametrize(
     "path",
     [
-        *sorted(_INTERNAL),
         "/headrace.cost.v1.CostService/NoSuchMethod",
         "/headrace.cost.v1.CostService/ListPrices/",
         "/headrace.none.v1.NoService/Method",
         "/grpc.channelz.v1.Channelz/GetServers",
     ],
 )
-async def test_what_is_internal_or_unknown_reaches_no_service(
-    mesh: RecordedMesh, path: str
-) -> None:
-    """No token allows the calls between services."""
+async def test_unknown_methods_reach_no_service(mesh: RecordedMesh, path: str) -> None:
+    """The edge answers them."""
     mesh.seen.clear()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await mesh.call(path)
@@ -197,6 +190,7 @@ async def test_grpcurl_lists_all_services_without_protos_and_token(mesh: Recorde
     assert status == 0, output
     expected = {method[1:].partition("/")[0] for method in _methods()}
     assert expected <= set(output.split())
+    assert "InferenceInternalService" not in output
 
 
 async def test_grpcurl_describes_and_calls_without_protos(mesh: RecordedMesh) -> None:

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
 from libs.errors import Unavailable
@@ -71,26 +72,20 @@ def _generated(mesh: ScriptedMesh, texts: Texts) -> Any:
     return _generate(mesh)
 
 
-def _downloaded(mesh: ScriptedMesh, texts: Texts) -> Any:
+def _watched(mesh: ScriptedMesh, texts: Texts) -> Any:
     """Calls for texts from a server of gRPC."""
-
-    async def download() -> AsyncIterator[bytes]:
-        async for text in texts():
-            yield text.encode()
-
-    mesh.registry.download = download
-    stub = registry_pb2_grpc.RegistryServiceStub(mesh.channel)
-    request = registry_pb2.DownloadArtifactRequest()
-    return stub.DownloadArtifact(request, metadata=mesh.edge.metadata())
+    mesh.jobs.watch = texts
+    stub = jobs_pb2_grpc.JobServiceStub(mesh.channel)
+    return stub.WatchJob(jobs_pb2.WatchJobRequest(), metadata=mesh.edge.metadata())
 
 
 def _text(message: Any) -> str:
     if isinstance(message, inference_pb2.GenerateResponse):
         return message.delta.text
-    return str(message.chunk.decode())
+    return str(message.job.name)
 
 
-EACH_STREAM = pytest.mark.parametrize("stream", [_generated, _downloaded])
+EACH_STREAM = pytest.mark.parametrize("stream", [_generated, _watched])
 
 
 @EACH_STREAM

@@ -15,7 +15,7 @@ from google.protobuf import empty_pb2
 from google.rpc import error_details_pb2, status_pb2
 from headrace.cost.v1 import cost_pb2
 from headrace.inference.v1 import inference_pb2
-from headrace.registry.v1 import registry_pb2
+from headrace.jobs.v1 import jobs_pb2
 
 from libs.errors import InvalidArgument, NotFound
 from tests.support.scripted import GENERATE_PATH, ScriptedMesh, refusing, scripted_mesh, two_deltas
@@ -23,9 +23,9 @@ from tests.support.scripted import GENERATE_PATH, ScriptedMesh, refusing, script
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 _CREATE_PRICE = "/headrace.cost.v1.CostService/CreatePrice"
-_DOWNLOAD = "/headrace.registry.v1.RegistryService/DownloadArtifact"
-_EMBED = "/headrace.inference.v1.InferenceService/Embed"
-_GET_JOB = "/headrace.jobs.v1.JobService/GetJob"
+_WATCH_JOB = "/headrace.jobs.v1.JobService/WatchJob"
+_EMBED = "/headrace.inference.v1.InferenceInternalService/Embed"
+_ROUTE = "/headrace.router.v1.RouterService/Route"
 _ORIGIN = "http://localhost:3000"
 _PREFLIGHT = {
     "origin": _ORIGIN,
@@ -82,19 +82,19 @@ async def test_grpc_web_streams_and_ends_with_trailers(mesh: ScriptedMesh, suffi
         messages, trailers = _unframed(await response.read())
     events = [inference_pb2.GenerateResponse.FromString(message) for message in messages]
     assert "".join(event.delta.text for event in events) == "Hello"
-    assert events[-1].final.finish_reason == "stop"
+    assert events[-1].final.finish_reason == inference_pb2.FINISH_REASON_STOP
     assert trailers["grpc-status"] == "0"
 
 
 async def test_streams_of_grpc_services_come_in_grpc_web_and_in_json(mesh: ScriptedMesh) -> None:
     """The edge calls most services with gRPC, but generation with HTTP/1.1."""
-    body = _framed(registry_pb2.DownloadArtifactRequest())
-    async with mesh.http.post(_DOWNLOAD, data=body, headers=_web(mesh)) as response:
+    body = _framed(jobs_pb2.WatchJobRequest())
+    async with mesh.http.post(_WATCH_JOB, data=body, headers=_web(mesh)) as response:
         messages, trailers = _unframed(await response.read())
-    chunks = [registry_pb2.DownloadArtifactResponse.FromString(m).chunk for m in messages]
-    assert (chunks, trailers["grpc-status"]) == ([b"x"], "0")
-    async with mesh.http.post(_DOWNLOAD, json={}, headers=mesh.edge.bearer()) as response:
-        assert json.loads(await response.read()) == {"chunk": base64.b64encode(b"x").decode()}
+    names = [jobs_pb2.WatchJobResponse.FromString(message).job.name for message in messages]
+    assert (names, trailers["grpc-status"]) == (["x"], "0")
+    async with mesh.http.post(_WATCH_JOB, json={}, headers=mesh.edge.bearer()) as response:
+        assert json.loads(await response.read())["job"]["name"] == "x"
 
 
 async def test_grpc_web_text_streams_too(mesh: ScriptedMesh) -> None:
@@ -179,7 +179,13 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
     price = {
         "name": "prices/m-1",
         "model": "m",
-        "input_nano_usd_per_million_tokens": "9007199254740993",
+        "rates": [
+            {
+                "kind": "USAGE_KIND_PROMPT_TOKENS",
+                "nano_usd": "9007199254740993",
+                "per_quantity": "0",
+            }
+        ],
     }
     headers = mesh.edge.bearer()
     async with mesh.http.post(_CREATE_PRICE, json={"price": price}, headers=headers) as response:
@@ -188,7 +194,7 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
         answer = await response.json()
     assert price.items() <= answer["price"].items()
     # What is 0 is there, so that a reader need not know the defaults.
-    assert answer["price"]["output_nano_usd_per_million_tokens"] == "0"
+    assert answer["price"]["tenant"] == ""
     assert cost_pb2.Price.DESCRIPTOR.fields_by_name.keys() - answer["price"].keys() == {
         "effective_time",
         "create_time",
@@ -196,7 +202,7 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
 
 
 async def test_json_streams_line_by_line(mesh: ScriptedMesh) -> None:
-    """Each message is one line, sent before the next one exists."""
+    """Each message is one line, sent before the next one exists; in JSON an int64 is a string."""
     may_go_on = asyncio.Event()
 
     async def generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
@@ -209,12 +215,11 @@ async def test_json_streams_line_by_line(mesh: ScriptedMesh) -> None:
         asyncio.timeout(_PATIENCE_SECONDS),
         mesh.http.post(GENERATE_PATH, json={"model": "m"}, headers=mesh.edge.bearer()) as response,
     ):
-        first = json.loads(await response.content.readline())
-        assert first == {"delta": {"text": "a", "token_count": 1}}
+        delta = json.loads(await response.content.readline())["delta"]
+        assert (delta["text"], delta["token_count"]) == ("a", "1")
         may_go_on.set()
-        assert json.loads(await response.content.readline()) == {
-            "delta": {"text": "b", "token_count": 0}
-        }
+        delta = json.loads(await response.content.readline())["delta"]
+        assert (delta["text"], delta["token_count"]) == ("b", "0")
 
 
 async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
@@ -243,7 +248,7 @@ async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
         ({"path": GENERATE_PATH, "json": {}, "headers": {}}, (401, 16, "TOKEN_INVALID")),
         ({"path": _EMBED, "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
         ({"path": "/nothing", "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
-        ({"path": _GET_JOB, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),
+        ({"path": _ROUTE, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),
     ],
 )  # fmt: skip
 async def test_what_the_edge_answers_itself_is_a_status_in_json(

@@ -13,17 +13,18 @@ import aiohttp
 import grpc
 import pytest
 import pytest_asyncio
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.embedding.v1 import embedding_pb2
 from headrace.events.v1 import events_pb2
 from nats.js import JetStreamContext
 
 from libs.bus.connection import connect
 from libs.bus.subjects import USAGE
+from libs.embedding_texts import MAX_TEXTS
 from libs.errors import HeadraceError, Unavailable
-from libs.metering.pricing import bill, total_nano_usd
+from libs.metering.prices import rates_of
+from libs.metering.usage import cost_of
 from libs.rpc.status import from_rpc_error
-from services.embedding_cache.domain import MAX_TEXTS
 from tests.support.embedding import (
     ANN,
     DIGEST,
@@ -143,15 +144,15 @@ async def test_usage_is_stored_before_the_answer(mesh: _Mesh):
     answer = await _embed(mesh.cache, [a, b], request_id=request_id)
     event = await _last_event(mesh.js)
     assert answer.request_id == event.request_id == request_id
-    assert (event.identity.tenant, event.identity.user) == ("acme", "ann")
+    assert (event.identity.tenant, event.identity.user) == ("tenants/acme", "ann")
     assert (event.model, event.model_version) == ("minilm", answer.model_version)
-    assert (event.operation, event.price) == ("embed", PRICE.name)
+    assert (event.operation, event.price) == (usage_pb2.OPERATION_EMBED, PRICE.name)
     assert event.usage == answer.usage
-    expected = model_pb2.TokenUsage(
+    expected = usage_pb2.TokenUsage(
         prompt_tokens=tokens_of(a) + tokens_of(b), cached_tokens=tokens_of(a)
     )
     assert answer.usage == expected
-    assert answer.cost_nano_usd == event.cost_nano_usd == total_nano_usd(bill(expected, PRICE))
+    assert answer.cost_nano_usd == event.cost_nano_usd == cost_of(expected, rates_of(PRICE))
     assert answer.cost_nano_usd > 0
 
 

@@ -15,7 +15,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from services.embedding_cache.domain import MAX_TEXTS
+from libs.embedding_texts import MAX_TEXTS
 from tests.support.edge import RunningEdge, running_edge
 from tests.support.embedding import (
     DIGEST,
@@ -38,7 +38,7 @@ class _Mesh:
     http: aiohttp.ClientSession
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Posts a body as it is; returns status and body of the answer."""
+        """Posts a body unchanged; returns status and body of the response."""
         headers = {**self.edge.bearer(), "content-type": "application/json"}
         async with self.http.post("/v1/embeddings", data=body, headers=headers) as answer:
             return answer.status, await answer.read()
@@ -55,9 +55,9 @@ async def mesh(tmp_path_factory) -> AsyncIterator[_Mesh]:
             running_embedding_cache(home, peers_address=address, nats_url=server.url)
         )
         edge = await stack.enter_async_context(
-            running_edge(home, {"embedding_cache": [cache.address]})
+            running_edge(home, {"embedding_cache_http": [cache.http_address]})
         )
-        await edge.cluster_is_healthy("embedding_cache")
+        await edge.cluster_is_healthy("embedding_cache_http")
         client = await stack.enter_async_context(
             openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=edge.token(), max_retries=0)
         )
@@ -66,13 +66,13 @@ async def mesh(tmp_path_factory) -> AsyncIterator[_Mesh]:
 
 
 def _float32(values: list[float]) -> list[float]:
-    """Returns what numbers are as float32: text has as many digits as that needs, and no more."""
+    """Returns numbers rounded to float32."""
     floats = struct.Struct(f"<{len(values)}f")
     return list(floats.unpack(floats.pack(*values)))
 
 
 async def test_the_openai_client_gets_its_vectors(mesh: _Mesh):
-    """One text or many, as the client asks by itself (base64) or as floats: the same numbers."""
+    """One text or many, in the client's default encoding (base64) or as floats."""
     texts = [f"{word} {uuid.uuid4()}" for word in ("a", "b b")]
     one = await mesh.client.embeddings.create(model="minilm", input=texts[0])
     assert [item.embedding for item in one.data] == [vector_of(texts[0])]
@@ -95,7 +95,7 @@ async def test_the_openai_client_gets_its_vectors(mesh: _Mesh):
 
 
 async def test_the_largest_request_is_answered_in_both_formats(mesh: _Mesh):
-    """As many texts as a request may have pass the edge, there and back."""
+    """Request and response pass the edge."""
     texts = [f"{number} {uuid.uuid4()}" for number in range(MAX_TEXTS)]
     for encoding in ("base64", "float"):
         body = {"model": "minilm", "input": texts, "encoding_format": encoding}
@@ -105,7 +105,7 @@ async def test_the_largest_request_is_answered_in_both_formats(mesh: _Mesh):
 
 
 async def test_base64_is_little_endian_float32(mesh: _Mesh):
-    """What the client decodes with numpy is what the format says."""
+    """As clients decode it."""
     body = {"model": "minilm", "input": "a", "encoding_format": "base64"}
     status, answer = await mesh.post(json.dumps(body).encode())
     assert status == 200
@@ -114,8 +114,8 @@ async def test_base64_is_little_endian_float32(mesh: _Mesh):
     assert list(values) == vector_of("a")
 
 
-async def test_an_unknown_model_is_openais_not_found(mesh: _Mesh):
-    """The client raises the class that its users catch, with the code that they know."""
+async def test_an_unknown_model_is_a_not_found_error(mesh: _Mesh):
+    """The client raises its own class, with our code."""
     with pytest.raises(openai.NotFoundError) as caught:
         await mesh.client.embeddings.create(model="gpt-9", input="a")
     assert (caught.value.code, caught.value.type) == ("model_not_found", "not_found_error")
@@ -138,21 +138,21 @@ async def test_an_unknown_model_is_openais_not_found(mesh: _Mesh):
 async def test_a_wrong_field_is_named_in_openais_shape(
     mesh: _Mesh, body: dict[str, object], param: str
 ):
-    """Status 400, with the field where OpenAI's clients look for it."""
+    """Status 400, with the member in `param`."""
     status, answer = await mesh.post(json.dumps(body).encode())
     error = json.loads(answer)["error"]
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert error["message"]
 
 
-async def test_a_body_that_is_no_json_is_the_callers_error(mesh: _Mesh):
-    """Bytes that are not JSON come back as 400, not as 500."""
+async def test_a_body_that_is_not_json_is_the_callers_error(mesh: _Mesh):
+    """Status 400, not 500."""
     status, answer = await mesh.post(b'{"model": "minilm", "input": "a')
     assert status == 400
     assert json.loads(answer)["error"]["type"] == "invalid_request_error"
 
 
-async def test_without_a_token_nobody_is_served(mesh: _Mesh):
-    """A client with a wrong key raises what its users catch."""
+async def test_a_wrong_token_is_refused(mesh: _Mesh):
+    """The client raises its own class."""
     with pytest.raises(openai.AuthenticationError):
         await mesh.client.with_options(api_key="wrong").embeddings.create(model="minilm", input="a")

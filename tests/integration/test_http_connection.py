@@ -1,4 +1,4 @@
-"""The HTTP lane, byte by byte: what is a request, and where an answer begins and ends."""
+"""The HTTP/1.1 server, byte by byte: what is a request, and where a response starts and ends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LARGE = bytes(32 << 20)  # more than the kernel's buffers take
 
 
 async def test_requests_that_come_at_once_are_answered_one_after_the_other(service, caller):
-    """Each begins when the answer to the one before it has ended, in the order of their coming."""
+    """Each starts when the response to the one before is complete, in the order of arrival."""
     running = 0
 
     async def handle(call: HttpCall) -> None:
@@ -55,8 +55,8 @@ async def test_requests_that_come_at_once_are_answered_one_after_the_other(servi
     assert [await answer(caller) for _ in bodies] == [(200, body) for body in bodies]
 
 
-async def test_a_caller_is_not_read_further_while_requests_of_it_wait(service, caller):
-    """What it sends stays with it."""
+async def test_reading_pauses_while_requests_of_a_connection_wait(service, caller):
+    """The client's send buffer fills up."""
     service.handle = lambda _call: asyncio.Event().wait()
     caller.writer.write(post() + post() + post(_LARGE))
     with pytest.raises(TimeoutError):
@@ -65,7 +65,7 @@ async def test_a_caller_is_not_read_further_while_requests_of_it_wait(service, c
 
 
 async def test_a_request_may_come_in_single_bytes(service, caller):
-    """Also one whose body comes in chunks, which may have extensions."""
+    """Also with a chunked body, whose chunks may have extensions."""
     for byte in POST + CHUNKED + b"3;a=b\r\nabc\r\n2\r\nde\r\n0\r\n\r\n":
         caller.writer.write(bytes([byte]))
         await asyncio.sleep(0)
@@ -88,8 +88,8 @@ async def test_a_request_may_come_in_single_bytes(service, caller):
         ),
     ],
 )
-async def test_what_others_might_read_otherwise_is_refused(service, caller, request_bytes):
-    """And its connection is not used again."""
+async def test_an_ambiguous_request_is_refused(service, caller, request_bytes):
+    """Other parsers might read it differently. Its connection is closed."""
     handled: list[HttpCall] = []
 
     async def handle(call: HttpCall) -> None:
@@ -110,8 +110,8 @@ async def test_one_header_without_end_is_refused(caller):
         await rest(caller)
 
 
-async def test_a_trailer_names_no_caller(service, caller):
-    """The edge writes the headers that do, and passes on whatever trailers its clients send."""
+async def test_trailers_are_ignored(service, caller):
+    """The edge replaces identity headers, but forwards any trailers that its clients send."""
 
     async def handle(call: HttpCall) -> None:
         call.respond(str(sorted(call.identity.scopes)).encode(), content_type=TEXT)
@@ -121,15 +121,15 @@ async def test_a_trailer_names_no_caller(service, caller):
     assert await answer(caller) == (200, b"['infer']")
 
 
-async def test_an_answer_to_head_has_no_body(caller):
-    """It would be taken for the next answer."""
+async def test_a_response_to_head_has_no_body(caller):
+    """The client would read it as the next response."""
     caller.writer.write(post().replace(b"POST", b"HEAD") + post(b"next"))
     assert (await caller.head())[0] == 501
     assert await answer(caller) == (200, b"next")
 
 
-async def test_an_empty_part_does_not_end_an_answer(service, caller):
-    """A handler may have nothing to say."""
+async def test_an_empty_chunk_does_not_end_a_response(service, caller):
+    """A chunk of length 0 means the end in HTTP."""
 
     async def handle(call: HttpCall) -> None:
         for data in (b"", b"a", b"", b"b"):
@@ -140,16 +140,16 @@ async def test_an_empty_part_does_not_end_an_answer(service, caller):
     assert await answer(caller) == (200, b"ab")
 
 
-async def test_a_caller_that_asks_before_it_sends_a_body_is_told_to_go_on(caller):
-    """With the status that means so, and then with the answer."""
+async def test_a_client_that_expects_100_continue_gets_it(caller):
+    """And then the response."""
     caller.writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
     assert await caller.head() == (100, {})
     caller.writer.write(b"abc")
     assert await answer(caller) == (200, b"abc")
 
 
-async def test_no_caller_is_told_to_go_on_inside_of_an_answer(service, caller):
-    """What is written there belongs to the answer."""
+async def test_no_100_continue_is_sent_inside_a_response(service, caller):
+    """It would be a part of that response."""
     may_end = asyncio.Event()
 
     async def handle(call: HttpCall) -> None:
@@ -164,8 +164,8 @@ async def test_no_caller_is_told_to_go_on_inside_of_an_answer(service, caller):
     assert await caller.chunk() == b""
 
 
-async def test_a_second_answer_is_not_written(service, caller):
-    """It would be taken for the answer to the next request."""
+async def test_a_second_response_is_not_sent(service, caller):
+    """The client would read it as the response to the next request."""
 
     async def handle(call: HttpCall) -> None:
         for _ in range(2):
@@ -176,8 +176,8 @@ async def test_a_second_answer_is_not_written(service, caller):
     assert (await rest(caller)).count(b"HTTP/1.1") <= 1
 
 
-async def test_what_is_written_after_an_answer_is_nobody_elses(service, caller):
-    """By a task, for example, that its handler left behind."""
+async def test_a_late_chunk_does_not_reach_another_response(service, caller):
+    """Such as one from a task that the handler left running."""
     ended: list[HttpCall] = []
 
     async def handle(call: HttpCall) -> None:
@@ -193,16 +193,16 @@ async def test_what_is_written_after_an_answer_is_nobody_elses(service, caller):
         assert await answer(caller) == (200, body)
 
 
-async def test_a_connection_is_used_again_however_its_answers_end(service, caller):
-    """The edge keeps it, and makes no new one for each request."""
+async def test_a_connection_is_reused_however_its_responses_end(service, caller):
+    """The edge opens no new one for each request."""
 
     async def parts(call: HttpCall) -> None:
         await call.send_chunk(call.body, content_type=TEXT)
         await call.send_chunk(b"!", content_type=TEXT)
 
-    async def told(call: HttpCall) -> None:
+    async def expected(call: HttpCall) -> None:
         await call.send_chunk(b"half", content_type=TEXT)
-        raise ResourceExhausted("told", reason="QUEUE_FULL")
+        raise ResourceExhausted("full", reason="QUEUE_FULL")
 
     async def refused(_call: HttpCall) -> None:
         raise ResourceExhausted("full", reason="QUEUE_FULL")
@@ -212,10 +212,10 @@ async def test_a_connection_is_used_again_however_its_answers_end(service, calle
 
     health = b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n"
     too_large = post(bytes(MAX_REQUEST_BYTES + 1))
-    for handle, request, status, begin in (
-        (echo, post(b"whole"), 200, b"whole"),
+    for handle, request, status, start in (
+        (echo, post(b"one body"), 200, b"one body"),
         (parts, post(b"parts"), 200, b"parts!"),
-        (told, post(), 200, b"half QUEUE_FULL"),
+        (expected, post(), 200, b"half QUEUE_FULL"),
         (refused, post(), 429, b"{"),
         (crashed, post(), 500, b"{"),
         (echo, too_large, 400, b"{"),
@@ -226,14 +226,12 @@ async def test_a_connection_is_used_again_however_its_answers_end(service, calle
         service.handle = handle
         caller.writer.write(request)
         got, body = await answer(caller)
-        assert (got, body[: len(begin)]) == (status, begin)
+        assert (got, body[: len(start)]) == (status, start)
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-async def test_a_caller_that_wants_the_connection_closed_is_told_that_it_is(
-    service, caller, in_parts
-):
-    """Behind the last byte of the answer."""
+async def test_connection_close_is_confirmed_and_done(service, caller, in_parts):
+    """After the last byte of the response."""
 
     async def parts(call: HttpCall) -> None:
         await call.send_chunk(b"part", content_type=TEXT)
@@ -245,8 +243,8 @@ async def test_a_caller_that_wants_the_connection_closed_is_told_that_it_is(
     assert await rest(caller) == (b"4\r\npart\r\n0\r\n\r\n" if in_parts else b"part")
 
 
-async def test_a_body_that_does_not_end_is_read_to_a_limit_only(caller, monkeypatch):
-    """Then its sender is cut off."""
+async def test_an_endless_body_is_read_up_to_a_limit(caller, monkeypatch):
+    """Then the connection is closed."""
     monkeypatch.setattr(http_request, "MAX_REFUSED_BYTES", 2 * MAX_REQUEST_BYTES)
     caller.writer.write(POST + CHUNKED)
     for _ in range(3):
@@ -254,8 +252,8 @@ async def test_a_body_that_does_not_end_is_read_to_a_limit_only(caller, monkeypa
     assert await rest(caller) == b""
 
 
-async def test_a_request_that_nobody_answers_is_a_failure_of_ours(service, caller):
-    """Its caller would wait, and take the next answer for its own."""
+async def test_a_handler_without_a_response_is_an_internal_error(service, caller):
+    """The client would wait, and read the next response as its own."""
 
     async def forget(_call: HttpCall) -> None:
         pass

@@ -1,4 +1,4 @@
-"""How a connection of the HTTP lane ends: its caller goes, nobody uses it, the server stops."""
+"""How a connection ends: the client closes it, it is idle, the server stops."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ async def _until(holds: Callable[[], bool], timeout_seconds: float = _PATIENCE_S
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def test_a_caller_that_goes_away_ends_a_handler_that_waits_for_it_to_read(service):
-    """However full the buffers are."""
+async def test_closing_the_connection_cancels_a_handler_that_waits_for_the_reader(service):
+    """Although the buffers are full."""
     paused, ended = asyncio.Event(), asyncio.Event()
 
     async def handle(call: HttpCall) -> None:
@@ -69,13 +69,13 @@ async def test_a_caller_that_goes_away_ends_a_handler_that_waits_for_it_to_read(
         await ended.wait()
 
 
-async def test_an_error_that_finds_the_caller_gone_is_no_failure(service, caller):
-    """There is nobody to tell, and nothing to look into."""
+async def test_an_error_after_the_client_disconnected_is_not_reported(service, caller):
+    """Neither the client nor the log needs it."""
     failures: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told))
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
 
     async def handle(call: HttpCall) -> None:
-        call.abort()  # or the caller goes in the turn in which the handler fails
+        call.abort()  # or the client disconnects in the same turn of the loop
         raise ResourceExhausted("full", reason="QUEUE_FULL")
 
     service.handle = handle
@@ -86,8 +86,8 @@ async def test_an_error_that_finds_the_caller_gone_is_no_failure(service, caller
     assert failures == []
 
 
-async def test_a_connection_that_nobody_uses_is_closed(service, monkeypatch):
-    """Also one on which half of a request came, and not one whose answer takes long."""
+async def test_an_idle_connection_is_closed(service, monkeypatch):
+    """Also with half a request, but not while a response takes long."""
     may_end = asyncio.Event()
 
     async def handle(call: HttpCall) -> None:
@@ -112,11 +112,11 @@ async def test_a_connection_that_nobody_uses_is_closed(service, monkeypatch):
         assert await answer(busy) == (200, b"late")
 
 
-async def test_a_request_that_is_on_its_way_is_not_taken_for_quiet(service, caller):
-    """Though nothing came for long before it."""
+async def test_a_connection_with_a_request_under_way_is_not_idle(service, caller):
+    """Even if it was idle for long before."""
     await _until(lambda: bool(service.connections))
-    (ours,) = service.connections
-    ours.active_seconds -= 2 * server.IDLE_SECONDS
+    (connection,) = service.connections
+    connection.active_seconds -= 2 * server.IDLE_SECONDS
     caller.writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
     assert await caller.head() == (100, {})
     service.server._sweep.cancel()
@@ -125,8 +125,8 @@ async def test_a_request_that_is_on_its_way_is_not_taken_for_quiet(service, call
     assert await answer(caller) == (200, b"abc")
 
 
-async def test_a_caller_that_never_reads_is_not_kept_for_ever(service, caller, monkeypatch):
-    """Nor the answer that waits for it."""
+async def test_a_client_that_never_reads_is_disconnected(service, caller, monkeypatch):
+    """The response is dropped with it."""
 
     async def handle(call: HttpCall) -> None:
         call.respond(_LARGE, content_type=TEXT)
@@ -161,35 +161,35 @@ async def test_a_connection_without_a_request_holds_no_body(service, caller):
         tracemalloc.stop()
 
 
-async def test_a_connection_that_ended_needs_no_collector(service):
-    """What it held is free at once."""
+async def test_a_closed_connection_needs_no_garbage_collection(service):
+    """Its memory is freed at once."""
     async with service.caller() as caller:
         caller.writer.write(post())
         await answer(caller)
-        (ours,) = map(weakref.ref, service.connections)
+        (connection,) = map(weakref.ref, service.connections)
         gc.collect()
         gc.disable()
     try:
         await _until(lambda: not service.connections)
         await asyncio.sleep(_POLL_SECONDS)
-        assert ours() is None
+        assert connection() is None
     finally:
         gc.enable()
 
 
-async def test_the_end_closes_what_is_idle_and_tells_what_runs(service, caller):
-    """Nobody sends another request on a connection that ends."""
-    begun, may_end = asyncio.Event(), asyncio.Event()
+async def test_stopping_closes_idle_connections_and_announces_it_on_others(service, caller):
+    """Clients send no further requests on those."""
+    started, may_end = asyncio.Event(), asyncio.Event()
 
     async def handle(call: HttpCall) -> None:
-        begun.set()
+        started.set()
         await may_end.wait()
         await call.send_chunk(b"done", content_type=TEXT)
 
     service.handle = handle
     async with service.caller() as idle:
         caller.writer.write(post() + post())
-        await begun.wait()
+        await started.wait()
         stopping = asyncio.create_task(service.server.stop())
         assert await rest(idle) == b""
         may_end.set()
@@ -198,14 +198,14 @@ async def test_the_end_closes_what_is_idle_and_tells_what_runs(service, caller):
         await stopping
 
 
-async def test_the_end_does_not_wait_for_a_handler_that_is_stuck(service, caller, monkeypatch):
-    """Not even for one that goes on though it is cancelled."""
+async def test_stopping_does_not_wait_for_a_stuck_handler(service, caller, monkeypatch):
+    """Not even for one that ignores its cancellation."""
     monkeypatch.setattr(server, "_CANCELLED_SECONDS", 0.1)
     service.server._drain_seconds = 0
-    begun, may_end = asyncio.Event(), asyncio.Event()
+    started, may_end = asyncio.Event(), asyncio.Event()
 
     async def handle(_call: HttpCall) -> None:
-        begun.set()
+        started.set()
         while not may_end.is_set():
             try:
                 await may_end.wait()
@@ -214,14 +214,14 @@ async def test_the_end_does_not_wait_for_a_handler_that_is_stuck(service, caller
 
     service.handle = handle
     caller.writer.write(post())
-    await begun.wait()
+    await started.wait()
     await service.server.stop()
     assert await rest(caller) == b""
     may_end.set()
 
 
-async def test_an_answer_that_the_end_cancels_does_not_look_whole(service, caller):
-    """Its reader must know that there was more to come."""
+async def test_a_response_cancelled_by_stopping_does_not_look_complete(service, caller):
+    """The client must see that it broke off."""
     service.server._drain_seconds = 0
 
     async def handle(call: HttpCall) -> None:
@@ -236,8 +236,8 @@ async def test_an_answer_that_the_end_cancels_does_not_look_whole(service, calle
     assert not (await rest(caller)).endswith(b"0\r\n\r\n")
 
 
-async def test_the_end_lets_leave_what_was_answered(service, caller):
-    """For as long as it is told to drain."""
+async def test_stopping_waits_until_responses_are_sent(service, caller):
+    """For as long as the drain lasts."""
 
     async def handle(call: HttpCall) -> None:
         call.respond(_LARGE, content_type=TEXT)
@@ -250,8 +250,8 @@ async def test_the_end_lets_leave_what_was_answered(service, caller):
     await stopping
 
 
-async def test_a_connection_that_comes_as_the_end_begins_does_not_break_it(service):
-    """What runs on the others is still drained."""
+async def test_a_connection_that_opens_during_stopping_does_no_harm(service):
+    """The others are still drained."""
     with socket.socket() as newcomer:
         newcomer.setblocking(False)
         newcomer.connect_ex(service.host_and_port)
@@ -259,12 +259,12 @@ async def test_a_connection_that_comes_as_the_end_begins_does_not_break_it(servi
         await asyncio.create_task(service.server.stop())
 
 
-async def test_a_request_on_its_way_when_the_end_begins_is_answered(service, caller):
-    """The edge may have sent it before it could see; the connection is closed behind the answer."""
+async def test_a_request_under_way_when_stopping_starts_is_answered(service, caller):
+    """The edge may have sent it before its health check failed; then the connection is closed."""
     caller.writer.write(post(b"before"))
     assert await answer(caller) == (200, b"before")
     stopping = asyncio.create_task(service.server.stop())
-    await asyncio.sleep(0)  # now it has begun
+    await asyncio.sleep(0)  # now it has started
     caller.writer.write(post(b"after"))
     status, headers = await caller.head()
     assert (status, headers["connection"]) == (200, "close")

@@ -1,4 +1,4 @@
-"""gRPC's own client calls a method over HTTP/1.1 through a real edge, and cannot tell."""
+"""gRPC's own client calls a method over HTTP/1.1 through a real edge, without a difference."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def _forever(_request: Any, _context: Any) -> AsyncIterator[Any]:
 async def test_every_error_arrives_as_the_class_it_was_raised_as(
     mesh: ScriptedMesh, kind, texts
 ) -> None:
-    """With its details, behind what was sent before; whatever letters the message has."""
+    """With its details, after the messages sent before; with any characters in its message."""
     error = kind(
         " 100 % größer\n→ zu groß ",
         reason="MODEL_NOT_FOUND",
@@ -98,10 +98,8 @@ async def test_every_error_arrives_as_the_class_it_was_raised_as(
 
 @pytest.mark.parametrize("text", ["x", "é", "語", "😀", "%", "\n", " "])
 @pytest.mark.parametrize("before", [(), ("a",)])
-async def test_an_error_that_says_too_much_is_cut_and_arrives(
-    mesh: ScriptedMesh, text, before
-) -> None:
-    """Neither headers nor trailers become longer than the edge and the client let pass."""
+async def test_an_error_that_is_too_long_is_cut(mesh: ScriptedMesh, text, before) -> None:
+    """Headers and trailers stay within the limits of edge and client."""
     error = InvalidArgument(
         text * 100_000,
         reason="INVALID_FIELD",
@@ -117,8 +115,10 @@ async def test_an_error_that_says_too_much_is_cut_and_arrives(
 
 
 @pytest.mark.parametrize("texts", [(), ("a",)])
-async def test_what_nobody_foresaw_is_internal_and_leaks_nothing(mesh: ScriptedMesh, texts) -> None:
-    """Whoever calls learns the trace id and no more."""
+async def test_an_unexpected_exception_is_internal_and_leaks_nothing(
+    mesh: ScriptedMesh, texts
+) -> None:
+    """The caller gets the trace id only."""
     mesh.inference.generate = _failing(RuntimeError("secret"), *texts)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await _texts(_generate(mesh))
@@ -127,8 +127,8 @@ async def test_what_nobody_foresaw_is_internal_and_leaks_nothing(mesh: ScriptedM
     assert "secret" not in repr(caught.value)
 
 
-async def test_a_stream_may_end_well_without_a_message(mesh: ScriptedMesh) -> None:
-    """Its status comes in the headers then."""
+async def test_a_stream_may_be_empty(mesh: ScriptedMesh) -> None:
+    """Its status is in the headers."""
 
     async def generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
         for message in list[Any]():  # a generator has a yield
@@ -142,7 +142,7 @@ async def test_a_stream_may_end_well_without_a_message(mesh: ScriptedMesh) -> No
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 async def test_a_client_may_compress_its_request(mesh: ScriptedMesh, compression) -> None:
-    """The edge passes it on as it is."""
+    """The edge forwards it unchanged."""
     models = []
 
     async def generate(request: Any, _context: Any) -> AsyncIterator[Any]:
@@ -156,10 +156,10 @@ async def test_a_client_may_compress_its_request(mesh: ScriptedMesh, compression
 
 
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
-async def test_the_longest_message_passes_and_a_longer_one_is_told_so(
+async def test_the_longest_message_passes_and_a_longer_one_is_refused(
     mesh: ScriptedMesh, compression
 ) -> None:
-    """By one byte, with the limit in the details; compression does not help."""
+    """Longer by one byte; the details have the limit, and compression does not help."""
     longest = MAX_REQUEST_BYTES - 5
     assert inference_pb2.GenerateRequest(model="x" * longest).ByteSize() == MAX_REQUEST_BYTES
     assert await _texts(_generate(mesh, "x" * longest, compression=compression))
@@ -170,30 +170,30 @@ async def test_the_longest_message_passes_and_a_longer_one_is_told_so(
     assert mesh.inference.calls == 1
 
 
-async def test_what_is_no_request_is_told_so(mesh: ScriptedMesh) -> None:
-    """A client with other protos, for one."""
+async def test_a_message_of_another_type_is_refused(mesh: ScriptedMesh) -> None:
+    """As from a client with other protos."""
     call = mesh.channel.unary_stream(GENERATE_PATH, bytes, bytes)
     with pytest.raises(InvalidArgument) as raised, headrace_errors():
         await call(b"\xff", metadata=mesh.edge.metadata()).read()
     assert raised.value.reason == "INVALID_FIELD"
 
 
-async def test_the_token_names_the_caller(mesh: ScriptedMesh) -> None:
-    """As a servicer asks for it, whatever carries the call."""
+async def test_the_identity_comes_from_the_token(mesh: ScriptedMesh) -> None:
+    """Servicers read it in the same way as over HTTP/2."""
 
     async def generate(_request: Any, context: Any) -> AsyncIterator[Any]:
         identity = identity_of(context)
         yield _delta(f"{identity.tenant} {identity.user} {sorted(identity.scopes)}")
 
     mesh.inference.generate = generate
-    assert await _texts(_generate(mesh)) == ["acme ann ['admin', 'infer']"]
+    assert await _texts(_generate(mesh)) == ["acme ann ['infer', 'read']"]
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 async def test_the_service_says_that_the_deadline_passed(
-    mesh: ScriptedMesh, monkeypatch, begun
+    mesh: ScriptedMesh, monkeypatch, started
 ) -> None:
-    """A little before the edge would, and the client."""
+    """Shortly before the edge and the client would."""
     # A margin that a busy machine keeps, too: the order is the promise here, not the 20 ms.
     monkeypatch.setattr(deadlines, "DEADLINE_MARGIN_SECONDS", 1.5)
 
@@ -201,14 +201,14 @@ async def test_the_service_says_that_the_deadline_passed(
         await asyncio.Event().wait()
         yield _delta("a")
 
-    mesh.inference.generate = _forever if begun else wait
+    mesh.inference.generate = _forever if started else wait
     with pytest.raises(DeadlineExceeded) as raised, headrace_errors():
         await _texts(_generate(mesh, timeout=2.0))
     assert raised.value.message == "the deadline passed before the work was done"
 
 
-async def test_a_caller_that_goes_away_is_counted_as_cancelled(mesh: ScriptedMesh) -> None:
-    """By the name of the method that gRPC's server would count, too."""
+async def test_a_cancelled_call_is_counted_as_cancelled(mesh: ScriptedMesh) -> None:
+    """Under the method's name, as gRPC's own server does."""
     method = GENERATE_PATH.removeprefix("/")
     before = calls_counted("CANCELLED", method)
     cancelled = asyncio.Event()
@@ -229,8 +229,8 @@ async def test_a_caller_that_goes_away_is_counted_as_cancelled(mesh: ScriptedMes
     assert calls_counted("CANCELLED", method) == before + 1
 
 
-async def test_calls_that_follow_each_other_share_a_connection(mesh: ScriptedMesh) -> None:
-    """Trailers end an answer, and not the connection."""
+async def test_calls_reuse_a_connection(mesh: ScriptedMesh) -> None:
+    """Trailers end a response, not the connection."""
     before = await _connections(mesh)
     for _ in range(20):
         assert await _texts(_generate(mesh)) == ["Hel", "lo", ""]
@@ -245,8 +245,8 @@ async def _connections(mesh: ScriptedMesh) -> int:
     return int(stat["value"])
 
 
-async def test_trailers_of_a_request_name_no_caller(mesh: ScriptedMesh) -> None:
-    """The edge checks headers and lets trailers pass: anybody may write what they like there."""
+async def test_trailers_of_a_request_are_ignored(mesh: ScriptedMesh) -> None:
+    """The edge checks headers, but forwards any trailers that a client sends."""
     seen = []
 
     async def generate(request: Any, context: Any) -> AsyncIterator[Any]:

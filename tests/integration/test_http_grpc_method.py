@@ -1,4 +1,4 @@
-"""A method of gRPC over HTTP/1.1, as the edge calls it: bytes, headers and trailers."""
+"""A gRPC method over HTTP/1.1, as the edge calls it: bytes, headers and trailers."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def waiting(cancelled: asyncio.Event, *texts: str) -> Any:
     return handle
 
 
-async def test_an_answer_is_messages_in_chunks_and_a_status_in_trailers(service, caller):
-    """Each message is a chunk, so that it can leave before the next one exists."""
+async def test_a_response_is_messages_in_chunks_and_a_status_in_trailers(service, caller):
+    """Each message is a chunk, sent before the next one exists."""
     may_go_on = asyncio.Semaphore(0)
 
     async def handle(request: StringValue, context: GrpcCall) -> None:
@@ -91,8 +91,25 @@ async def test_an_answer_is_messages_in_chunks_and_a_status_in_trailers(service,
     assert await caller.reader.readuntil(b"\r\n\r\n") == b"grpc-status: 0\r\n\r\n"
 
 
+async def test_messages_can_leave_together(service, caller):
+    """In one chunk and one write, in their order."""
+
+    async def handle(request: StringValue, context: GrpcCall) -> None:
+        await context.write_together([request, value("b")])
+
+    service.handle = handle
+    first, second = (framed(value(text).SerializeToString()) for text in ("a", "b"))
+    caller.send(first)
+    await caller.head()
+    assert await caller.chunk() == first + second
+
+
 async def test_an_answer_may_have_no_message(service, caller):
     """Then the status stands in the headers, and nothing follows."""
+
+
+async def test_a_response_may_have_no_message(service, caller):
+    """Then the status is in the headers."""
 
     async def handle(_request: Any, _context: GrpcCall) -> None:
         pass
@@ -105,7 +122,7 @@ async def test_an_answer_may_have_no_message(service, caller):
 
 @pytest.mark.parametrize("texts", [(), ("a", "b")], ids=["before a message", "after two"])
 async def test_an_error_is_the_status_of_grpc_with_its_details(service, caller, texts):
-    """In the headers while there are no messages, and in the trailers after them."""
+    """In the headers if there are no messages, otherwise in the trailers."""
     error = ResourceExhausted(
         "100 % größer\n", reason="QUEUE_FULL", retry_after_seconds=2.5, metadata={"limit": "4"}
     )
@@ -118,8 +135,8 @@ async def test_an_error_is_the_status_of_grpc_with_its_details(service, caller, 
 
 
 @pytest.mark.parametrize("texts", [(), ("a",)])
-async def test_what_nobody_foresaw_is_internal_and_leaks_nothing(service, caller, texts):
-    """The log has the rest."""
+async def test_an_unexpected_exception_is_internal_and_leaks_nothing(service, caller, texts):
+    """The log has the details."""
     service.handle = failing(RuntimeError("secret"), *texts)
     answer = await caller.call()
     assert (answer.status.code, answer.reason) == (13, "INTERNAL")
@@ -127,8 +144,8 @@ async def test_what_nobody_foresaw_is_internal_and_leaks_nothing(service, caller
     assert answer.messages == list(texts)
 
 
-async def test_a_connection_is_used_again_however_an_answer_ended(service, caller):
-    """The edge keeps one for each call that runs, and makes none for each call that comes."""
+async def test_a_connection_is_reused_however_a_response_ended(service, caller):
+    """The edge keeps one for each running call, and opens none for each new call."""
     error = NotFound("none", reason="MODEL_NOT_FOUND")
     for handle, code in (
         (echo, 0),
@@ -145,7 +162,7 @@ async def test_a_connection_is_used_again_however_an_answer_ended(service, calle
 
 @pytest.mark.parametrize("texts", [(), ("a",)])
 async def test_a_deadline_that_passes_ends_the_handler(service, caller, texts):
-    """Its caller is told, in headers or trailers, and nobody works on for nobody."""
+    """The caller gets the status, in headers or trailers, and the work is cancelled."""
     cancelled = asyncio.Event()
     service.handle = waiting(cancelled, *texts)
     async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -156,7 +173,7 @@ async def test_a_deadline_that_passes_ends_the_handler(service, caller, texts):
 
 
 async def test_calls_are_counted_by_method_and_status(service, caller):
-    """As those are that come in gRPC, so that one query finds all."""
+    """In the same metrics as calls over HTTP/2."""
     for status, handle in (
         ("OK", echo),
         ("NOT_FOUND", failing(NotFound("none", reason="MODEL_NOT_FOUND"), "a")),
@@ -174,7 +191,7 @@ async def test_calls_are_counted_by_method_and_status(service, caller):
     [(NotFound("none", reason="MODEL_NOT_FOUND"), "NOT_FOUND"), (RuntimeError(), "INTERNAL")],
 )
 async def test_a_call_is_a_span_in_its_callers_trace(service, caller, monkeypatch, error, status):
-    """With the attributes that spans of gRPC have; what callers do wrong is no failure of ours."""
+    """With gRPC's attributes; only server faults set the span's status to error."""
     provider, spans = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr(served_call, "_tracer", provider.get_tracer("test"))
@@ -195,7 +212,7 @@ async def test_a_call_is_a_span_in_its_callers_trace(service, caller, monkeypatc
 
 
 async def test_a_method_is_called_by_post_only(service, caller):
-    """Whoever asks otherwise does not speak gRPC, and is answered in JSON."""
+    """Other requests are not gRPC, and get JSON."""
     service.handle = echo
     caller.send(b"", verb="GET")
     http_status, headers = await caller.head()
@@ -203,8 +220,8 @@ async def test_a_method_is_called_by_post_only(service, caller):
     assert (http_status, body["details"][0]["reason"]) == (501, "METHOD_NOT_FOUND")
 
 
-async def test_a_caller_that_goes_away_cancels_the_handler(service):
-    """While it waits for something else."""
+async def test_closing_the_connection_cancels_the_handler(service):
+    """While it waits for something other than the client."""
     before = calls_counted("CANCELLED")
     cancelled = asyncio.Event()
     service.handle = waiting(cancelled, "a")
@@ -222,14 +239,14 @@ async def write_for_ever(_request: Any, context: GrpcCall) -> None:
         await context.write(value("x" * 100_000))
 
 
-async def test_a_write_that_finds_the_caller_gone_is_no_failure(service):
-    """It may notice before the event loop does."""
+async def test_a_write_to_a_closed_connection_is_a_cancellation(service):
+    """The write may notice before the event loop does."""
     before = calls_counted("CANCELLED")
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def handle(request: Any, context: GrpcCall) -> None:
         await context.write(value("a"))
-        await gone.wait()
+        await closed.wait()
         await write_for_ever(request, context)
 
     service.handle = handle
@@ -237,14 +254,14 @@ async def test_a_write_that_finds_the_caller_gone_is_no_failure(service):
         caller.send()
         await caller.head()
         caller.writer.transport.abort()
-        gone.set()  # it goes on in the turn of the loop in which the connection is closed
+        closed.set()  # it goes on in the turn of the loop in which the connection is closed
     async with asyncio.timeout(_PATIENCE_SECONDS):
         await service.answered.acquire()
     assert calls_counted("CANCELLED") == before + 1
 
 
-async def test_a_caller_that_never_reads_does_not_hold_a_call_that_failed(service, monkeypatch):
-    """The status would wait behind what was written before: after a while the connection is cut."""
+async def test_a_client_that_never_reads_does_not_keep_a_failed_call(service, monkeypatch):
+    """The status would wait behind earlier messages: the connection is closed after a while."""
     monkeypatch.setattr(grpc_http1, "ENDING_SECONDS", 0.1)
     before = calls_counted("DEADLINE_EXCEEDED")
     service.handle = write_for_ever

@@ -1,4 +1,4 @@
-"""What a method of gRPC over HTTP/1.1 takes for a request, and what it reads from the headers."""
+"""What a gRPC method over HTTP/1.1 accepts as a request, and what it reads from headers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def packed(message: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "status"),
     [
         pytest.param((b"", ""), (3, "INVALID_FIELD"), id="no message"),
         pytest.param((b"\0\0\0", ""), (3, "INVALID_FIELD"), id="half a prefix"),
@@ -60,8 +60,8 @@ def packed(message: bytes) -> bytes:
         pytest.param((LARGE, ""), (3, "MESSAGE_TOO_LARGE"), id="too large"),
     ],
 )
-async def test_a_request_that_cannot_be_read_is_told_so(service, caller, sent, told):
-    """And reaches no handler."""
+async def test_a_request_that_cannot_be_read_is_refused(service, caller, sent, status):
+    """No handler is called."""
     body, encoding = sent
     handled = asyncio.Event()
 
@@ -70,12 +70,12 @@ async def test_a_request_that_cannot_be_read_is_told_so(service, caller, sent, t
 
     service.handle = handle
     answer = await caller.call(body, **({"grpc_encoding": encoding} if encoding else {}))
-    assert (answer.status.code, answer.reason) == told
+    assert (answer.status.code, answer.reason) == status
     assert not handled.is_set()
 
 
-async def test_a_bomb_is_not_unpacked_whole(service, caller):
-    """Only until the limit is passed; this one would have 256 MiB."""
+async def test_a_compression_bomb_is_not_decompressed_fully(service, caller):
+    """Only up to the limit; this one would have 256 MiB."""
     service.handle = echo
     tracemalloc.start()
     try:
@@ -90,14 +90,14 @@ async def test_a_bomb_is_not_unpacked_whole(service, caller):
     ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
 )
 async def test_a_request_may_be_compressed(service, caller, encoding, compress):
-    """Message by message: where the flag is not set, it is not, whatever the header says."""
+    """A message without the flag is not compressed, whatever the header says."""
     service.handle = echo
     for body in (packed(compress(TEXT)), framed(TEXT)):
         assert (await caller.call(body, grpc_encoding=encoding)).messages == ["text"]
 
 
 async def test_the_longest_message_passes(service, caller):
-    """Compressed or not; it is the message that is measured, not its prefix."""
+    """Compressed or not; the prefix does not count."""
 
     async def handle(request: StringValue, context: GrpcCall) -> None:
         await context.write(value(str(request.ByteSize())))
@@ -111,8 +111,8 @@ async def test_the_longest_message_passes(service, caller):
         assert answer.messages == [str(MAX_REQUEST_BYTES)]
 
 
-async def test_the_edge_names_the_caller(service, caller):
-    """In the headers, where it puts what the token says."""
+async def test_the_identity_is_in_the_headers(service, caller):
+    """The edge copies it from the token."""
 
     async def handle(_request: Any, context: Any) -> None:
         identity = identity_of(context)

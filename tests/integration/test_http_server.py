@@ -1,4 +1,4 @@
-"""The HTTP lane: what happens around a request, as the edge sees it."""
+"""An HTTP API: what happens around a request, as the edge sees it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from opentelemetry import trace
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
 from libs.http1 import HttpServer
+from libs.rpc.access import OPEN
 from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.rpc.http_call import HttpCall
 from libs.rpc.served_call import MAX_REQUEST_BYTES
@@ -27,10 +28,10 @@ TEXT = "text/plain"
 
 
 class Service:
-    """A server with one path, whose handler the test writes.
+    """A server with one path, whose handler the test sets.
 
     Attributes:
-        ready: what its health says.
+        ready: what its health check reports.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Service:
         self.http: aiohttp.ClientSession
         clock = SystemClock()
         api = HttpApi(
-            routes=[HttpRoute("POST", "/path", self._handle)],
+            routes=[HttpRoute("POST", "/path", self._handle, scope=OPEN)],
             is_ready=lambda: self.ready,
             clock=clock,
             dialect=EndingDialect(),
@@ -71,7 +72,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 async def test_a_handler_gets_the_body_and_the_caller(service):
-    """And answers with one body."""
+    """And sends one body."""
 
     async def handle(call: HttpCall) -> None:
         caller = call.identity
@@ -82,8 +83,8 @@ async def test_a_handler_gets_the_body_and_the_caller(service):
     assert await service.post(b"hello ") == (200, b"hello acme ann ['infer']")
 
 
-async def test_a_request_goes_on_with_the_callers_trace(service):
-    """Whether it is kept or not; one without a trace begins its own."""
+async def test_a_request_continues_the_callers_trace(service):
+    """Sampled or not; a request without a trace starts its own."""
     seen = []
 
     async def handle(call: HttpCall) -> None:
@@ -100,7 +101,7 @@ async def test_a_request_goes_on_with_the_callers_trace(service):
 
 
 async def test_what_a_handler_raises_is_a_status_in_json(service):
-    """With the details that gRPC would have; of what nobody foresaw only the trace is told."""
+    """With the details that gRPC has; an unexpected exception shows its trace id only."""
 
     async def refuse(_call: HttpCall) -> None:
         raise ResourceExhausted("full", reason="QUEUE_FULL", retry_after_seconds=2.5)
@@ -123,8 +124,8 @@ async def test_what_a_handler_raises_is_a_status_in_json(service):
     assert b"secret" not in body
 
 
-async def test_a_caller_that_nobody_named_is_refused(service):
-    """Only the edge names callers."""
+async def test_a_request_without_identity_is_refused(service):
+    """Only the edge sets it."""
 
     async def handle(call: HttpCall) -> None:
         call.respond(call.identity.tenant.encode(), content_type=TEXT)
@@ -134,8 +135,8 @@ async def test_a_caller_that_nobody_named_is_refused(service):
         assert response.status == 401
 
 
-async def test_an_error_that_was_told_ends_an_answer_and_a_crash_cuts_it(service):
-    """A client must not take half of an answer for a whole one that nobody finished."""
+async def test_an_error_ends_a_started_response_and_a_crash_closes_the_connection(service):
+    """A response that broke off must not look complete."""
 
     def failing_with(error: Exception) -> Callable[[HttpCall], Awaitable[None]]:
         async def handle(call: HttpCall) -> None:
@@ -144,20 +145,20 @@ async def test_an_error_that_was_told_ends_an_answer_and_a_crash_cuts_it(service
 
         return handle
 
-    service.handle = failing_with(ResourceExhausted("told", reason="QUEUE_FULL"))
+    service.handle = failing_with(ResourceExhausted("full", reason="QUEUE_FULL"))
     assert await service.post() == (200, b"half QUEUE_FULL")
     service.handle = failing_with(RuntimeError("not foreseen"))
     with pytest.raises(aiohttp.ClientError):
         await service.post()
 
 
-async def test_a_caller_that_goes_away_cancels_the_handler(service):
-    """At its next await, while it waits for something else."""
-    begun, cancelled = asyncio.Event(), asyncio.Event()
+async def test_closing_the_connection_cancels_the_handler(service):
+    """At its next await, whatever it waits for."""
+    started, cancelled = asyncio.Event(), asyncio.Event()
 
     async def handle(call: HttpCall) -> None:
         await call.send_chunk(b"a", content_type=TEXT)
-        begun.set()
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -165,14 +166,14 @@ async def test_a_caller_that_goes_away_cancels_the_handler(service):
 
     service.handle = handle
     response = await service.http.post("/path", headers=CALLER)
-    await begun.wait()
+    await started.wait()
     response.close()
     async with asyncio.timeout(5):
         await cancelled.wait()
 
 
-async def test_a_reader_that_lags_holds_the_writer_back(service):
-    """What is not read waits in buffers of the kernel and of the transport, and not without end."""
+async def test_a_slow_reader_slows_the_writer(service):
+    """Buffers of the kernel and the transport are limited."""
     written = 0
 
     async def handle(call: HttpCall) -> None:
@@ -193,7 +194,7 @@ async def test_a_reader_that_lags_holds_the_writer_back(service):
 
 
 async def test_a_body_over_the_limit_is_refused(service):
-    """The edge refuses it before; a service does not rely on that."""
+    """The edge refuses it first; services do not rely on that."""
 
     async def handle(call: HttpCall) -> None:
         call.respond(str(len(call.body)).encode(), content_type=TEXT)
@@ -206,34 +207,34 @@ async def test_a_body_over_the_limit_is_refused(service):
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/path"), ("POST", "/elsewhere")])
-async def test_other_paths_and_verbs_are_not_there(service, method, path):
-    """`METHOD_NOT_FOUND`, as for an RPC that nobody has."""
+async def test_other_paths_and_methods_are_unknown(service, method, path):
+    """`METHOD_NOT_FOUND`, as for an unknown RPC."""
     async with service.http.request(method, path, headers=CALLER) as response:
         assert response.status == 501
         assert "METHOD_NOT_FOUND" in await response.text()
 
 
-async def test_health_says_whether_requests_should_come(service):
-    """The edge asks each second."""
+async def test_health_reports_readiness(service):
+    """The edge checks it each second."""
     for ready, status in ((True, 200), (False, 503)):
         service.ready = ready
         async with service.http.get("/healthz") as response:
             assert response.status == status
 
 
-async def test_the_end_waits_for_what_runs_and_takes_nothing_new():
-    """For as long as it is told to drain."""
+async def test_stopping_waits_for_running_requests_and_accepts_no_connections():
+    """For as long as the drain lasts."""
     async with serving() as service:
-        begun, may_end = asyncio.Event(), asyncio.Event()
+        started, may_end = asyncio.Event(), asyncio.Event()
 
         async def handle(call: HttpCall) -> None:
-            begun.set()
+            started.set()
             await may_end.wait()
             call.respond(b"done", content_type=TEXT)
 
         service.handle = handle
         running = asyncio.create_task(service.post())
-        await begun.wait()
+        await started.wait()
         stopping = asyncio.create_task(service.server.stop())
         await asyncio.sleep(0.1)
         async with aiohttp.ClientSession() as newcomer:

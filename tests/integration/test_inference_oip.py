@@ -1,4 +1,4 @@
-"""A stock `tritonclient` against the edge: real Envoy, Triton and models."""
+"""A stock `tritonclient` calls the edge: real Envoy, Triton and models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from google.rpc import error_details_pb2, status_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from deploy.envoy.routes import OPEN_INFERENCE, OPEN_INFERENCE_HEALTH, OPEN_INFERENCE_METHODS
+from libs.chat.wire import text_message
 from libs.rpc.status import DETAILS_KEY
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from tests.support.mesh import RunningMesh
@@ -51,8 +53,8 @@ def conversation(question: str, *, max_tokens: int) -> triton.InferInput:
     return _input("request", np.array([body.encode()], np.object_))
 
 
-async def test_health_and_metadata_are_the_meshs_own(client, headers) -> None:
-    """Public names and semantic versions; health needs no token, as probes have none."""
+async def test_health_and_metadata_are_those_of_the_mesh(client, headers) -> None:
+    """Public names and semantic versions; health needs no token, because probes have none."""
     assert await client.is_server_live()
     assert await client.is_server_ready()
     assert await client.is_model_ready("minilm", headers=headers)
@@ -67,8 +69,8 @@ async def test_health_and_metadata_are_the_meshs_own(client, headers) -> None:
     assert config.config.model_transaction_policy.decoupled
 
 
-def test_embeddings_come_as_tensors_and_are_billed(mesh: RunningMesh, headers) -> None:
-    """The stock synchronous client; the id of the request is the one in the ledger."""
+def test_embeddings_are_tensors_and_are_billed(mesh: RunningMesh, headers) -> None:
+    """With the synchronous client; the ledger has the id of the request."""
     request_id = str(uuid.uuid4())
     client = triton.InferenceServerClient(mesh.address)
     result = client.infer(
@@ -79,20 +81,24 @@ def test_embeddings_come_as_tensors_and_are_billed(mesh: RunningMesh, headers) -
         headers=headers,
     )
     client.close()
-    told = result.get_response()
-    assert (told.model_name, told.model_version, told.id) == ("minilm", "1.0.0", request_id)
+    response = result.get_response()
+    assert (response.model_name, response.model_version, response.id) == (
+        "minilm",
+        "1.0.0",
+        request_id,
+    )
     vectors = result.as_numpy("embedding")
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] == pytest.approx(1, abs=1e-5)
     assert vectors[0] @ vectors[2] < 0.9
     cost = asyncio.run(_cost(mesh, request_id))
-    assert [posting.quantity_tokens for posting in cost.postings] == [
+    assert [posting.quantity for posting in cost.postings] == [
         int(result.as_numpy("token_count").sum())
     ]
 
 
 async def test_many_requests_stream_at_once_over_one_stream(client, mesh, headers) -> None:
-    """Answers are told apart by id; a failure among them is told by its id and ends nothing."""
+    """Answers are identified by id; a failed request ends no other one."""
     ids = [str(uuid.uuid4()) for _ in range(3)]
 
     async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -109,25 +115,25 @@ async def test_many_requests_stream_at_once_over_one_stream(client, mesh, header
         if error is not None:
             errors.append(json.loads(error.message()))
             continue
-        told = result.get_response()
-        if told.id == "vector":
-            assert (told.model_name, told.model_version) == ("minilm", "1.0.0")
+        response = result.get_response()
+        if response.id == "vector":
+            assert (response.model_name, response.model_version) == ("minilm", "1.0.0")
             continue
-        assert (told.model_name, told.model_version) == ("smollm2", "1.0.0")
-        tokens[told.id] = tokens.get(told.id, 0) + result.as_numpy("token_ids").size
+        assert (response.model_name, response.model_version) == ("smollm2", "1.0.0")
+        tokens[response.id] = tokens.get(response.id, 0) + result.as_numpy("token_ids").size
         if final := result.as_numpy("final")[0]:
-            finals[told.id] = json.loads(final)
+            finals[response.id] = json.loads(final)
     assert [error["reason"] for error in errors] == ["MODEL_NOT_FOUND"]
     assert set(finals) == set(ids)
     for request_id, final in finals.items():
         assert tokens[request_id] == final["completion_tokens"] == 5
         cost = await _cost(mesh, request_id)
-        output = [each.quantity_tokens for each in cost.postings if each.kind == "output"]
+        output = _completion_tokens(cost)
         assert output == [5]
 
 
 def test_the_synchronous_client_streams(mesh: RunningMesh, headers) -> None:
-    """With its callback and its own thread."""
+    """With a callback in a thread of its own."""
     results: queue.Queue[tuple[Any, Any]] = queue.Queue()
     client = triton.InferenceServerClient(mesh.address)
     client.start_stream(lambda result, error: results.put((result, error)), headers=headers)
@@ -145,7 +151,7 @@ def test_the_synchronous_client_streams(mesh: RunningMesh, headers) -> None:
 
 
 async def test_failures_have_a_status_and_error_info(mesh: RunningMesh) -> None:
-    """The token, the model, its version and its inputs each are a status of their own."""
+    """Token, model, version and inputs have different ones."""
 
     async def status(model: str, tensor: Any, *, version: str = "", token: bool = True) -> Any:
         request = service_pb2.ModelInferRequest(
@@ -154,7 +160,7 @@ async def test_failures_have_a_status_and_error_info(mesh: RunningMesh) -> None:
             inputs=[tensor._get_tensor()],
             raw_input_contents=[tensor._get_content()],
         )
-        async with mesh.channel() as channel:  # the client itself hides the details of a status
+        async with mesh.channel() as channel:  # tritonclient hides the details of a status
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.ModelInfer(request, metadata=mesh.metadata() if token else ())
@@ -171,15 +177,15 @@ async def test_failures_have_a_status_and_error_info(mesh: RunningMesh) -> None:
     assert await status("minilm", chat) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     assert await status("smollm2", chat) == ("INVALID_ARGUMENT", "MODEL_KIND_MISMATCH")
     assert await status("minilm", texts("x"), token=False) == ("UNAUTHENTICATED", "TOKEN_INVALID")
-    # Larger than any other request may be.
+    # Larger than the limit of all other requests.
     assert await status("smollm2", texts("x" * 9_000_000)) == (
         "INVALID_ARGUMENT",
         "MODEL_KIND_MISMATCH",
     )
 
 
-async def test_a_cancelled_stream_ends_the_generation(client, mesh, headers) -> None:
-    """The engine stops: far fewer tokens than asked for are billed."""
+async def test_a_cancelled_stream_stops_the_generation(client, mesh, headers) -> None:
+    """The engine stops: far fewer tokens than requested are billed."""
     request_id = str(uuid.uuid4())
 
     async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -187,25 +193,25 @@ async def test_a_cancelled_stream_ends_the_generation(client, mesh, headers) -> 
         yield {"model_name": "smollm2", "inputs": inputs, "request_id": request_id}
 
     stream = client.stream_infer(requests(), headers=headers)
-    came = 0
+    received = 0
 
     async def read_some() -> None:
-        nonlocal came
+        nonlocal received
         async for _ in stream:
-            came += 1
-            if came == 3:
+            received += 1
+            if received == 3:
                 stream.cancel()
 
     with pytest.raises((InferenceServerException, asyncio.CancelledError)):
         await read_some()
     cost = await _cost(mesh, request_id)
-    (output,) = [each.quantity_tokens for each in cost.postings if each.kind == "output"]
+    (output,) = _completion_tokens(cost)
     assert 3 <= output < 100
 
 
-async def test_tokens_are_counted_as_an_answer_would_count_them(mesh: RunningMesh) -> None:
-    """`CountTokens` agrees with `Generate`, on which version, too."""
-    messages = [inference_pb2.Message(role="user", content="How deep is a headrace?")]
+async def test_count_tokens_agrees_with_generate(mesh: RunningMesh) -> None:
+    """On the number and on the version."""
+    messages = [text_message(inference_pb2.ROLE_USER, "How deep is a headrace?")]
     async with mesh.channel() as channel:
         stub: inference_pb2_grpc.InferenceServiceAsyncStub
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -225,12 +231,18 @@ async def test_tokens_are_counted_as_an_answer_would_count_them(mesh: RunningMes
     assert counted.artifact_digest == generated.artifact_digest
 
 
-def test_the_edge_routes_what_the_service_answers() -> None:
-    """No method is missing on either side."""
+def test_the_edge_routes_the_methods_of_the_service() -> None:
+    """None is missing on either side."""
     service: Any = handlers(OpenInferenceServicer(None, clock=None))  # type: ignore[arg-type]  # not called
     answered = set(service._method_handlers)
     routed = {f"/{OPEN_INFERENCE}/{method}" for method in OPEN_INFERENCE_METHODS}
     assert answered == routed | set(OPEN_INFERENCE_HEALTH)
+
+
+def _completion_tokens(cost: cost_pb2.GetRequestCostResponse) -> list[int]:
+    """Returns the quantities of generated tokens that were charged."""
+    kind = usage_pb2.USAGE_KIND_COMPLETION_TOKENS
+    return [posting.quantity for posting in cost.postings if posting.usage_kind == kind]
 
 
 async def _cost(mesh: RunningMesh, request_id: str) -> cost_pb2.GetRequestCostResponse:

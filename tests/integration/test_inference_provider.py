@@ -1,4 +1,4 @@
-"""An external provider as a version of a model: deployed, called through the edge, billed."""
+"""A provider runs a version of a model: it is deployed, called through the edge and billed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import aiohttp
 import grpc
 import openai
 import pytest
-from headrace.common.v1.model_pb2 import BACKEND_KIND_OPENAI
+from headrace.common.v1.model_pb2 import BACKEND_STATE_READY
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
+from libs.chat.wire import text_message
 from libs.rpc.status import from_rpc_error
 from tests.bench.mesh import deploy
 from tests.support.mesh import RunningMesh
@@ -35,7 +36,7 @@ async def provider() -> AsyncIterator[MockProvider]:
 
 @pytest.fixture
 async def model(mesh: RunningMesh, provider: MockProvider, tmp_path: Path) -> str:
-    """Deploys a version that this provider runs, and returns the model's name."""
+    """Deploys a version that the provider runs, and returns the model's name."""
     port = provider.base_url.split(":")[2].split("/")[0]
     name = f"walk-{port}"
     await deploy_version(mesh, name, "1.0.0", provider, tmp_path)
@@ -74,7 +75,7 @@ async def client(mesh: RunningMesh) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def test_a_provider_answers_as_a_version_of_a_model(mesh, model, provider, client):
-    """Streamed and whole; the tokens are the provider's, the price and the version ours."""
+    """Streamed and in one piece, with the provider's tokens and the mesh's price and version."""
     stream = await client.chat.completions.create(
         model=model, messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )
@@ -96,21 +97,21 @@ async def test_a_provider_answers_as_a_version_of_a_model(mesh, model, provider,
     assert {headers["Authorization"] for headers in provider.headers} == {f"Bearer {KEY}"}
 
 
-async def test_no_agent_loads_what_a_provider_runs(mesh, model):
-    """The registry alone says that it is ready, and where."""
+async def test_no_agent_loads_a_version_of_a_provider(mesh, model):
+    """The registry itself reports it as ready."""
     async with mesh.channel() as channel:
         registry = registry_pb2_grpc.RegistryServiceStub(channel)
         answer = await registry.GetDeployment(
             registry_pb2.GetDeploymentRequest(name=f"deployments/{model}-1-0-0"),
             metadata=mesh.metadata(),
         )
-    (backend,) = answer.deployment.backends
-    assert (backend.id, backend.kind) == ("provider", BACKEND_KIND_OPENAI)
-    assert backend.backend_model == "upstream-model"
+    assert answer.deployment.status.state == registry_pb2.DEPLOYMENT_STATE_READY
+    (backend,) = answer.deployment.status.backends
+    assert (backend.id, backend.state) == ("provider", BACKEND_STATE_READY)
 
 
 @pytest.mark.parametrize(
-    ("mode", "told"),
+    ("mode", "expected"),
     [
         ("429", (429, "backend_rate_limited")),
         ("401", (400, "backend_misconfigured")),
@@ -118,10 +119,8 @@ async def test_no_agent_loads_what_a_provider_runs(mesh, model):
         ("500", (503, "backend_failed")),
     ],
 )
-async def test_a_providers_refusal_reaches_the_client_as_what_it_is(
-    mesh, model, provider, mode, told
-):
-    """With the status and the code that OpenAI's clients act upon, and without the key."""
+async def test_an_error_of_the_provider_reaches_the_client(mesh, model, provider, mode, expected):
+    """With the status and the code that OpenAI's clients handle, and without the key."""
     provider.mode, provider.retry_after = mode, "3" if mode == "429" else ""
     async with (
         aiohttp.ClientSession() as http,
@@ -132,16 +131,16 @@ async def test_a_providers_refusal_reaches_the_client_as_what_it_is(
         ) as response,
     ):
         body = await response.text()
-        assert (response.status, json.loads(body)["error"]["code"]) == told
+        assert (response.status, json.loads(body)["error"]["code"]) == expected
         assert KEY not in body
         if mode == "429":
             assert 1 <= int(response.headers["retry-after"]) <= 3
 
 
-async def test_an_older_version_answers_where_the_newest_one_fails_at_once(
+async def test_an_older_version_answers_if_the_newest_one_fails_at_once(
     mesh, model, provider, client, tmp_path
 ):
-    """The answer tells which version it was and why; who named the newest hears of its failure."""
+    """The answer says which version it was and why; a request for the newest one fails."""
     async with mock_provider("500") as failing:
         await deploy_version(mesh, model, "2.0.0", failing, tmp_path)
         for stream in (False, True):
@@ -160,8 +159,8 @@ async def test_an_older_version_answers_where_the_newest_one_fails_at_once(
     assert len(provider.requests) == 2
 
 
-async def test_a_stream_that_a_provider_cuts_ends_with_an_error(mesh, model, provider, client):
-    """What came is kept, and nobody takes it for the whole answer."""
+async def test_an_interrupted_stream_ends_with_an_error(mesh, model, provider, client):
+    """The client keeps what came, and sees that it is incomplete."""
     provider.mode = "cut_mid"
     got = []
     stream = await client.chat.completions.create(model=model, messages=MESSAGES, stream=True)
@@ -175,14 +174,14 @@ async def test_a_stream_that_a_provider_cuts_ends_with_an_error(mesh, model, pro
     assert "".join(got) == "".join(WORDS[:2])
 
 
-async def test_grpc_hears_of_a_cut_with_its_reason(mesh, model, provider):
-    """As any failed backend."""
+async def test_an_interrupted_stream_has_a_reason_in_grpc(mesh, model, provider):
+    """The one of a failed backend."""
     provider.mode = "cut_mid"
     async with mesh.channel() as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         call = stub.Generate(
             inference_pb2.GenerateRequest(
-                model=model, messages=[inference_pb2.Message(role="user", content="hello")]
+                model=model, messages=[text_message(inference_pb2.ROLE_USER, "hello")]
             ),
             metadata=mesh.metadata(),
         )

@@ -13,12 +13,14 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import timestamp_pb2
+from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.embedding.v1 import embedding_pb2, embedding_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 
+from libs.chat.wire import text_message
 from tests.support.mesh import CollectorThread, RunningMesh
 from tests.support.otlp import CollectedSpan
 
@@ -34,13 +36,17 @@ class Streamed:
 
     Attributes:
         arrivals: seconds from the call to each message.
+        events: their kinds.
+        tokens: of each delta the length of the text after it, and its resume token.
     """
 
     text: str = ""
     token_count: int = 0
     arrivals: list[float] = field(default_factory=list)
     finals: list[inference_pb2.Final] = field(default_factory=list)
-    last_is_final: bool = False
+    events: list[str] = field(default_factory=list)
+    started: inference_pb2.Started | None = None
+    tokens: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def final(self) -> inference_pb2.Final:
@@ -58,7 +64,7 @@ def ask(question: str, **options: Any) -> inference_pb2.GenerateRequest:
     """Returns a request for a short greedy answer."""
     fields: dict[str, Any] = {"model": "smollm2", "max_tokens": 48, **options}
     return inference_pb2.GenerateRequest(
-        messages=[inference_pb2.Message(role="user", content=question)], **fields
+        messages=[text_message(inference_pb2.ROLE_USER, question)], **fields
     )
 
 
@@ -73,12 +79,16 @@ async def generate(
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
     async for message in stub.Generate(request, metadata=metadata):
         streamed.arrivals.append(time.monotonic() - began)
-        streamed.last_is_final = message.HasField("final")
-        if streamed.last_is_final:
+        event = message.WhichOneof("event")
+        streamed.events.append(str(event))
+        if event == "final":
             streamed.finals.append(message.final)
+        elif event == "started":
+            streamed.started = message.started
         else:
             streamed.text += message.delta.text
             streamed.token_count += message.delta.token_count
+            streamed.tokens.append((len(streamed.text), message.delta.resume_token))
     return streamed
 
 
@@ -89,9 +99,19 @@ async def test_an_answer_streams_token_by_token(mesh: RunningMesh, channel: grpc
     streamed = await generate(channel, request, mesh.metadata())
 
     final = streamed.final
-    assert streamed.last_is_final
+    assert streamed.events == ["started", *["delta"] * (len(streamed.events) - 2), "final"]
+    assert streamed.started == inference_pb2.Started(
+        request_id=final.request_id,
+        trace_id=final.trace_id,
+        route=final.route,
+        model_version=final.model_version,
+        artifact_digest=final.artifact_digest,
+    )
     assert streamed.text.strip()
-    assert final.finish_reason in {"stop", "length"}
+    assert final.finish_reason in {
+        inference_pb2.FINISH_REASON_STOP,
+        inference_pb2.FINISH_REASON_LENGTH,
+    }
     assert final.usage.completion_tokens == streamed.token_count > 10
     assert final.usage.prompt_tokens > 0
     assert final.model_version == VERSION
@@ -104,7 +124,7 @@ async def test_an_answer_streams_token_by_token(mesh: RunningMesh, channel: grpc
     # Many messages over most of the time: not the whole text at the end.
     assert len(streamed.arrivals) > 10
     assert streamed.arrivals[0] < 0.8 * streamed.arrivals[-1]
-    assert final.time_to_first_token_ms <= streamed.arrivals[0] * 1000 + 1
+    assert final.time_to_first_token.ToTimedelta().total_seconds() <= streamed.arrivals[0] + 0.001
 
 
 async def test_greedy_answers_repeat(mesh: RunningMesh, channel: grpc.aio.Channel):
@@ -114,6 +134,32 @@ async def test_greedy_answers_repeat(mesh: RunningMesh, channel: grpc.aio.Channe
 
     assert second.text == first.text
     assert second.final.usage.cached_tokens > 0
+
+
+async def test_an_answer_continues_after_any_delta(mesh: RunningMesh, channel: grpc.aio.Channel):
+    """With the token of that delta: the rest of the same text, of which only the rest is billed."""
+    request = ask("Name three rivers.")
+    complete = await generate(channel, request, mesh.metadata())
+    for length, token in (complete.tokens[0], complete.tokens[4], complete.tokens[-1]):
+        request.resume_from = token
+        rest = await generate(channel, request, mesh.metadata())
+        assert rest.text == complete.text[length:]
+        assert rest.final.usage.completion_tokens == rest.token_count
+        assert [each for each in rest.tokens if each[1] == complete.tokens[-1][1]] or not rest.text
+
+
+async def test_a_token_of_another_request_is_refused(mesh: RunningMesh, channel: grpc.aio.Channel):
+    """It says nothing about this answer."""
+    first = await generate(channel, ask("Name three rivers.", max_tokens=4), mesh.metadata())
+    for request in (
+        ask("Name three lakes.", resume_from=first.tokens[0][1]),
+        ask("Name three rivers.", temperature=0.5, seed=1, resume_from=first.tokens[0][1]),
+        ask("Name three rivers.", resume_from="3"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await generate(channel, request, mesh.metadata())
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "resume_from" in (caught.value.details() or "")
 
 
 async def test_answers_that_run_together_do_not_mix(mesh: RunningMesh, channel: grpc.aio.Channel):
@@ -129,7 +175,7 @@ async def test_answers_that_run_together_do_not_mix(mesh: RunningMesh, channel: 
 
 
 async def test_cost_is_the_same_everywhere(mesh: RunningMesh, channel: grpc.aio.Channel):
-    """Told, booked, posted and summed: the same to the nano-dollar, of every kind of token."""
+    """Reported, booked, posted and summed up: the same, of every kind of token."""
     tenant = f"t-{uuid.uuid4().hex[:12]}"
     metadata = mesh.metadata(tenant=tenant, user="bob")
     since = timestamp_pb2.Timestamp()
@@ -145,30 +191,36 @@ async def test_cost_is_the_same_everywhere(mesh: RunningMesh, channel: grpc.aio.
         for final in finals
     ]
     usage = await stub.QueryUsage(
-        cost_pb2.QueryUsageRequest(model="smollm2", start_time=since), metadata=metadata
+        cost_pb2.QueryUsageRequest(filter='model = "smollm2"', start_time=since), metadata=metadata
     )
 
     for final, cost in zip(finals, booked, strict=True):
         assert final.cost_nano_usd > 0
         assert cost.cost_nano_usd == final.cost_nano_usd
         assert sum(posting.cost_nano_usd for posting in cost.postings) == final.cost_nano_usd
-        quantities = {posting.kind: posting.quantity_tokens for posting in cost.postings}
+        quantities = {posting.usage_kind: posting.quantity for posting in cost.postings}
         cached = final.usage.cached_tokens
-        assert quantities.get("input", 0) == final.usage.prompt_tokens - cached
-        assert quantities.get("cached_input", 0) == cached
-        assert quantities.get("output", 0) == final.usage.completion_tokens
-        assert (cost.tenant, cost.user, cost.model_version) == (tenant, "bob", VERSION)
+        expected = {
+            usage_pb2.USAGE_KIND_PROMPT_TOKENS: final.usage.prompt_tokens - cached,
+            usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS: cached,
+            usage_pb2.USAGE_KIND_COMPLETION_TOKENS: final.usage.completion_tokens,
+        }
+        assert quantities == {kind: quantity for kind, quantity in expected.items() if quantity}
+        assert (cost.tenant, cost.user, cost.model_version) == (f"tenants/{tenant}", "bob", VERSION)
     (row,) = usage.rows
-    assert (row.tenant, row.user, row.model, row.request_count) == (tenant, "bob", "smollm2", 2)
-    assert row.cost_nano_usd == usage.cost_nano_usd == sum(f.cost_nano_usd for f in finals)
-    assert row.completion_tokens == sum(final.usage.completion_tokens for final in finals)
+    assert (row.tenant, row.user, row.model) == (f"tenants/{tenant}", "bob", "smollm2")
+    assert row.totals == usage.totals
+    assert row.totals.request_count == len(finals)
+    assert row.totals.cost_nano_usd == sum(final.cost_nano_usd for final in finals)
+    completion_tokens = sum(final.usage.completion_tokens for final in finals)
+    assert row.totals.usage.completion_tokens == completion_tokens
 
 
 async def test_a_tenant_sees_only_its_own_costs(mesh: RunningMesh, channel: grpc.aio.Channel):
-    """Neither a request's cost nor sums of another tenant are told."""
+    """Neither the cost of a request nor sums of another tenant."""
     streamed = await generate(channel, ask("Name a colour."), mesh.metadata())
     stub = cost_pb2_grpc.CostServiceStub(channel)
-    stranger = mesh.metadata(tenant="stranger", user="eve", scopes="infer")
+    stranger = mesh.metadata(tenant="stranger", user="eve", scopes="infer read")
 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.GetRequestCost(
@@ -177,7 +229,7 @@ async def test_a_tenant_sees_only_its_own_costs(mesh: RunningMesh, channel: grpc
     usage = await stub.QueryUsage(cost_pb2.QueryUsageRequest(), metadata=stranger)
 
     assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-    assert {row.tenant for row in usage.rows} <= {"stranger"}
+    assert {row.tenant for row in usage.rows} <= {"tenants/stranger"}
 
 
 async def test_embeddings_come_from_the_cache_the_second_time(
@@ -249,14 +301,16 @@ async def test_a_job_runs_later_and_is_booked_once(mesh: RunningMesh, channel: g
 
 
 async def test_the_router_explains(mesh: RunningMesh, channel: grpc.aio.Channel):
-    """It says where a request would go and why, without running it."""
+    """It returns where a request would be sent and why, without running it."""
     answer = await router_pb2_grpc.RouterServiceStub(channel).Route(
         router_pb2.RouteRequest(model="smollm2@1.0.0"), metadata=mesh.metadata()
     )
 
-    assert answer.target.model_version == VERSION
-    assert answer.target.deployment == "deployments/smollm2"
-    assert answer.reason
+    assert answer.model_version == VERSION
+    assert answer.route.deployment == "deployments/smollm2"
+    assert answer.route.reason
+    assert answer.route.epoch
+    assert [backend.id for backend in answer.backends] == ["triton-0"]
 
 
 async def test_one_trace_goes_from_the_edge_to_the_ledger(

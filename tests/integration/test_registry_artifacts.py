@@ -1,4 +1,4 @@
-"""Artifacts are kept whole or not at all."""
+"""Artifacts are stored completely or not at all."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ async def registry(tmp_path):
 
 
 @pytest.fixture
-def kept(tmp_path):
-    """Tells the files of the store: those that are kept and those that are coming in."""
+def stored(tmp_path):
+    """Returns the names of all files of the store, those of running uploads included."""
 
     def files():
         found = (tmp_path / "artifacts").rglob("*")
@@ -60,7 +60,7 @@ async def announce_and_stall(size_bytes: int = 10) -> AsyncIterator[pb.UploadArt
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    """Waits until something holds that nobody announces."""
+    """Waits for a condition that has no event."""
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110  # a file system has no event to wait for
             await asyncio.sleep(0.01)
@@ -75,16 +75,16 @@ async def refused(
     return raised.value
 
 
-async def test_what_was_uploaded_is_downloaded(registry, kept):
-    """Byte for byte, under the digest of its bytes."""
+async def test_what_was_uploaded_is_downloaded(registry, stored):
+    """Byte for byte, by the digest of its bytes."""
     digest = digest_of(CONTENT)
     assert await registry.upload(CONTENT) == digest
     assert await registry.download(digest) == CONTENT
-    assert kept() == [digest.removeprefix("sha256:")]
+    assert stored() == [digest.removeprefix("sha256:")]
 
 
-async def test_an_artifact_may_come_again_and_mends_a_damaged_one(registry, tmp_path):
-    """To send it twice is no error; what is kept afterwards has the digest."""
+async def test_an_artifact_may_be_uploaded_again_and_replaces_a_damaged_one(registry, tmp_path):
+    """Uploading it twice is not an error; what is stored afterwards has the digest."""
     digest = await registry.upload(CONTENT)
     path = tmp_path / "artifacts" / "sha256" / digest.removeprefix("sha256:")
     path.chmod(0o644)
@@ -93,41 +93,41 @@ async def test_an_artifact_may_come_again_and_mends_a_damaged_one(registry, tmp_
     assert await registry.download(digest) == CONTENT
 
 
-async def test_bytes_of_another_digest_are_refused(registry, kept):
-    """The error tells both digests, and nothing is kept."""
+async def test_bytes_of_another_digest_are_refused(registry, stored):
+    """The error has both digests, and nothing is stored."""
     wrong = "sha256:" + "0" * 64
     error = await refused(registry, parts(CONTENT, digest=wrong))
     assert error.reason == "DIGEST_MISMATCH"
     assert error.metadata == {"expected_digest": wrong, "actual_digest": digest_of(CONTENT)}
-    assert kept() == []
+    assert stored() == []
 
 
 @pytest.mark.parametrize("size_bytes", [len(CONTENT) - 1, len(CONTENT) + 1, 0, -1])
-async def test_another_size_than_announced_is_refused(registry, kept, size_bytes):
-    """Too many bytes are not even read to their end."""
+async def test_another_size_than_announced_is_refused(registry, stored, size_bytes):
+    """Bytes beyond the announced size are not read to their end."""
     error = await refused(registry, parts(CONTENT, size_bytes=size_bytes))
     assert error.reason == "INVALID_FIELD"
     assert error.field_violations[0][0] == "metadata.size_bytes"
-    assert kept() == []
+    assert stored() == []
 
 
-async def test_a_chunk_has_a_limit(registry, kept):
+async def test_a_chunk_has_a_limit(registry, stored):
     """One MiB, and the error says so."""
     error = await refused(registry, parts(CONTENT, chunk_bytes=MIB + 1))
     assert error.reason == "MESSAGE_TOO_LARGE"
     assert error.metadata == {"limit_bytes": str(MIB)}
-    assert kept() == []
+    assert stored() == []
 
 
-async def test_an_artifact_has_a_limit_that_is_told_before_its_bytes_come(registry):
-    """The caller need not send gigabytes to hear that they are too many."""
+async def test_an_artifact_has_a_limit_that_is_checked_before_its_bytes_are_sent(registry):
+    """The caller need not send gigabytes to learn that they are too many."""
     error = await refused(registry, announce_and_stall(4 * MIB + 1))
     assert error.reason == "MESSAGE_TOO_LARGE"
     assert error.metadata == {"limit_bytes": str(4 * MIB)}
 
 
-async def test_an_upload_begins_with_its_metadata_and_has_it_once(registry, kept):
-    """Anything else is a mistake of the caller's, told by field."""
+async def test_an_upload_starts_with_its_metadata_and_has_it_once(registry, stored):
+    """The error of anything else names the field."""
 
     async def without() -> AsyncIterator[pb.UploadArtifactRequest]:
         yield pb.UploadArtifactRequest(chunk=b"x")
@@ -147,34 +147,34 @@ async def test_an_upload_begins_with_its_metadata_and_has_it_once(registry, kept
         assert error.field_violations[0][0] == field
     error = await refused(registry, parts(CONTENT, digest="1234"))
     assert error.field_violations[0][0] == "metadata.digest"
-    assert kept() == []
+    assert stored() == []
 
 
-async def test_nothing_is_kept_of_an_upload_whose_caller_goes_away(registry, kept):
+async def test_nothing_is_stored_of_an_upload_that_is_cancelled(registry, stored):
     """The slot and the bytes are free again."""
     call = registry.stub.UploadArtifact(announce_and_stall(), metadata=ADMIN)
-    await eventually(lambda: len(kept()) == 1)
+    await eventually(lambda: len(stored()) == 1)
     call.cancel()
-    await eventually(lambda: kept() == [])
+    await eventually(lambda: stored() == [])
 
 
-async def test_an_upload_that_stalls_is_ended_and_told_so(registry, kept):
-    """A caller that sends nothing does not hold a slot for ever."""
+async def test_an_upload_that_stalls_is_ended(registry, stored):
+    """A caller that sends nothing does not occupy a slot for ever, and is sent the reason."""
     with pytest.raises(DeadlineExceeded) as raised, headrace_errors():
         await registry.stub.UploadArtifact(announce_and_stall(), metadata=ADMIN)
     assert raised.value.metadata == {"waiting_for": "chunk"}
-    assert kept() == []
+    assert stored() == []
 
 
-async def test_only_so_many_uploads_run_at_once(registry, kept):
-    """One more is refused with a time to come back, and taken once a slot is free."""
+async def test_only_so_many_uploads_run_at_once(registry, stored):
+    """One more is refused with a delay for its retry, and accepted once a slot is free."""
     stalled = [
         asyncio.ensure_future(
             registry.stub.UploadArtifact(announce_and_stall(), metadata=ADMIN).code()
         )
         for _ in range(2)
     ]
-    await eventually(lambda: len(kept()) == 2)
+    await eventually(lambda: len(stored()) == 2)
     with pytest.raises(ResourceExhausted) as raised, headrace_errors():
         await registry.upload(b"small")
     assert raised.value.reason == "QUEUE_FULL"
@@ -184,8 +184,8 @@ async def test_only_so_many_uploads_run_at_once(registry, kept):
     assert await registry.upload(b"small")
 
 
-async def test_a_digest_that_is_not_there_is_not_found(registry):
-    """And one that is none at all is a mistake of the caller's."""
+async def test_an_artifact_that_does_not_exist_is_not_found(registry):
+    """An invalid digest is refused."""
     with pytest.raises(NotFound) as raised, headrace_errors():
         await registry.download("sha256:" + "0" * 64)
     assert raised.value.reason == "RESOURCE_NOT_FOUND"
@@ -194,7 +194,7 @@ async def test_a_digest_that_is_not_there_is_not_found(registry):
 
 
 async def test_uploads_need_the_scope_admin(registry):
-    """Who may infer may not bring models, and hears it even while still sending, each time."""
+    """Users of models may not add any, and get the error even while they are still sending."""
     for _ in range(25):
         with pytest.raises(PermissionDenied), headrace_errors():
             await registry.stub.UploadArtifact(parts(CONTENT), metadata=USER)

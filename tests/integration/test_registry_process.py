@@ -1,4 +1,4 @@
-"""The registry as a process that may be killed at any moment."""
+"""The registry as a process that may be killed at any time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from headrace.common.v1 import model_pb2
+from headrace.registry.v1 import registry_internal_pb2 as internal_pb
 from headrace.registry.v1 import registry_pb2 as pb
 
 from libs.clock import SystemClock
@@ -22,6 +22,7 @@ from tests.support.registry import (
     ADMIN,
     RegistryClient,
     artifact,
+    backend,
     digest_of,
     parts,
     serving_registry,
@@ -41,7 +42,7 @@ def files(home: Path) -> list[Path]:
 
 async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(15):
-        while not holds():  # noqa: ASYNC110  # neither files nor snapshots announce themselves here
+        while not holds():  # noqa: ASYNC110  # files and snapshots have no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -71,28 +72,28 @@ async def test_nothing_is_left_of_an_upload_that_a_kill_cut_off(tmp_path):
 
 
 async def test_an_upload_that_runs_survives_the_start_of_another_replica(tmp_path):
-    """Only what nobody writes any more is removed."""
+    """Only the files of ended uploads are removed."""
     content = artifact(payload=b"w" * 4 * MIB)
-    go_on = asyncio.Event()
+    resume = asyncio.Event()
 
     async def requests() -> AsyncIterator[pb.UploadArtifactRequest]:
         async for part in parts(content):
             yield part
             if part.WhichOneof("part") == "chunk":
-                await go_on.wait()
+                await resume.wait()
 
     async with running_service("registry", tmp_path) as service, service.channel() as channel:
         registry = RegistryClient(channel)
         uploading = registry.stub.UploadArtifact(requests(), metadata=ADMIN)
         await until(lambda: files(tmp_path))
         async with serving_registry(f"sqlite+aiosqlite:///{tmp_path}/other.db", tmp_path):
-            go_on.set()
+            resume.set()
             await uploading
         assert await registry.download(digest_of(content)) == content
 
 
 async def test_what_was_acknowledged_survives_a_kill(tmp_path):
-    """Killed while it writes as fast as it can: each answer that was given still holds."""
+    """Killed while it writes as fast as it can: all that was acknowledged is still there."""
     async with running_service("registry", tmp_path) as service:
         async with service.channel() as channel:
             registry = RegistryClient(channel)
@@ -103,8 +104,7 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path):
                 for number in range(100_000):
                     name = f"deployments/d{number}"
                     await registry.deploy(name, VERSION)
-                    failed = model_pb2.Backend(id="t", state=model_pb2.BACKEND_STATE_FAILED)
-                    await registry.report(name, failed)
+                    await registry.report(name, backend())
                     acknowledged.append(name)
 
             writing = asyncio.ensure_future(write())
@@ -116,60 +116,60 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path):
         async with service.channel() as channel:
             registry = RegistryClient(channel)
             listed = await registry.stub.ListDeployments(pb.ListDeploymentsRequest(page_size=1000))
-            found = {one.name: one.backends for one in listed.deployments}
+            found = {one.name: one.status.backends for one in listed.deployments}
             assert all(len(found[name]) == 1 for name in acknowledged)
             assert await registry.download(digest) == artifact()
 
 
 async def test_a_watch_goes_on_over_restarts_with_growing_revisions(tmp_path):
-    """A watcher misses nothing that holds, whether the registry was killed or ended."""
-    told: list[pb.WatchDeploymentsResponse] = []
+    """A watch ends up with the newest state, whether the registry was killed or stopped."""
+    sent: list[internal_pb.WatchDeploymentsResponse] = []
     async with running_service("registry", tmp_path) as service, service.channel() as channel:
         registry = RegistryClient(channel)
         watch = SnapshotWatch(
             "registry",
-            open_stream=lambda: registry.stub.WatchDeployments(pb.WatchDeploymentsRequest()),
-            on_snapshot=told.append,
+            open_stream=registry.watch,
+            on_snapshot=sent.append,
             clock=SystemClock(),
         )
         watching = asyncio.create_task(watch.run())
         await registry.register("smollm2", "1.0.0")
         await registry.deploy("deployments/a", VERSION)
-        await until(lambda: told and len(told[-1].deployments) == 1)
+        await until(lambda: sent and len(sent[-1].deployments) == 1)
         await service.kill()
         await service.start()
         await channel.channel_ready()
         await registry.deploy("deployments/b", VERSION)
-        await until(lambda: len(told[-1].deployments) == 2)
+        await until(lambda: len(sent[-1].deployments) == 2)
         assert await service.terminate() == 0
         await service.start()
         await channel.channel_ready()
         await registry.undeploy("deployments/a")
-        await until(lambda: [one.name for one in told[-1].deployments] == ["deployments/b"])
+        await until(lambda: [one.name for one in sent[-1].deployments] == ["deployments/b"])
         watching.cancel()
-    revisions = [snapshot.revision for snapshot in told]
+    revisions = [snapshot.revision for snapshot in sent]
     assert revisions == sorted(revisions)
     by_revision: dict[int, Any] = {}
-    for snapshot in told:
+    for snapshot in sent:
         content = by_revision.setdefault(snapshot.revision, snapshot.deployments)
         assert content == snapshot.deployments
 
 
-async def test_open_watches_do_not_hold_up_the_end(tmp_path):
-    """SIGTERM ends the watches; else each restart would take the whole drain time."""
+async def test_open_watches_do_not_delay_the_shutdown(tmp_path):
+    """SIGTERM ends the watches; otherwise each restart would take the full drain time."""
     async with (
         running_service("registry", tmp_path, HEADRACE_DRAIN_SECONDS="12") as service,
         service.channel() as channel,
     ):
-        watch = RegistryClient(channel).stub.WatchDeployments(pb.WatchDeploymentsRequest())
+        watch = RegistryClient(channel).watch()
         await watch.read()
-        began = time.monotonic()
+        started = time.monotonic()
         assert await service.terminate() == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - started < 10
 
 
-async def test_a_full_disk_is_told_and_nothing_is_kept(tmp_path):
-    """The registry goes on; what fits is still taken."""
+async def test_a_full_disk_is_reported_and_nothing_is_stored(tmp_path):
+    """The registry continues; what fits is still stored."""
 
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, 3 * MIB))

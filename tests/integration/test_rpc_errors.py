@@ -1,4 +1,4 @@
-"""An error leaves one service and arrives at the next as what it was."""
+"""Errors pass from one service to the next unchanged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def read_all(call: Any) -> list[str]:
 
 @pytest.mark.parametrize("kind", BY_CODE.values(), ids=BY_CODE)
 async def test_every_error_arrives_as_the_class_it_was_raised_as(kind):
-    """With its reason, metadata, time to come back, fields and resource."""
+    """With its reason, metadata, retry delay, fields and resource."""
     error = kind(
         "the text",
         reason="MODEL_NOT_FOUND",
@@ -71,7 +71,7 @@ async def test_an_error_in_mid_stream_follows_what_was_sent():
 
 
 async def test_anything_else_is_internal_and_leaks_nothing():
-    """What a bug says may hold what users sent; only the log has it."""
+    """Its text may contain user data; only the log has it."""
     for handler in raising(ValueError("secret-7"))[:2]:
         kind = "unary_unary" if handler.__name__ == "unary" else "unary_stream"
         async with handled_by(**{kind: handler}) as calls:
@@ -87,7 +87,7 @@ async def test_anything_else_is_internal_and_leaks_nothing():
 
 
 async def test_a_callees_error_passes_through_a_service_unchanged():
-    """A service in between need not catch what it cannot mend."""
+    """A service in between need not catch what it cannot handle."""
     unary, *_ = raising(NotFound.of_resource("models/a"))
     async with handled_by(unary_unary=unary) as callee:
 
@@ -120,8 +120,8 @@ async def test_a_reason_of_a_newer_callee_passes_through_an_older_service():
 
 
 @pytest.mark.parametrize("text", ["x", "é", "語", "😀", "%", "\n"])
-async def test_an_error_that_says_too_much_is_cut_and_arrives(text):
-    """Trailers have a limit: an error beyond it would arrive as another one."""
+async def test_an_error_that_is_too_long_is_cut(text):
+    """Trailers are limited: a longer error would arrive as another one."""
     error = InvalidArgument(
         text * 100_000,
         reason="INVALID_FIELD",
@@ -139,7 +139,7 @@ async def test_an_error_that_says_too_much_is_cut_and_arrives(text):
     assert raised.value.field_violations
 
 
-async def test_a_method_that_is_none_is_unimplemented():
+async def test_an_unknown_method_is_unimplemented():
     """With `ErrorInfo`, like every error."""
     async with handled_by() as calls:
         with pytest.raises(Unimplemented) as raised, headrace_errors():
@@ -147,8 +147,8 @@ async def test_a_method_that_is_none_is_unimplemented():
     assert raised.value.reason == "METHOD_NOT_FOUND"
 
 
-async def test_a_message_that_is_too_large_is_refused_by_name_of_the_limit():
-    """GRPC alone would say `RESOURCE_EXHAUSTED` without details."""
+async def test_a_message_that_is_too_large_is_refused_with_the_limit():
+    """GRPC itself would report `RESOURCE_EXHAUSTED` without details."""
 
     async def unary(request, context):
         return request
@@ -161,8 +161,8 @@ async def test_a_message_that_is_too_large_is_refused_by_name_of_the_limit():
     assert raised.value.metadata == {"limit_bytes": str(4 * 1024 * 1024)}
 
 
-async def test_a_dependency_that_is_away_is_told_without_its_address():
-    """Users need not know where our processes listen."""
+async def test_an_unreachable_dependency_is_reported_without_its_address():
+    """Users must not see internal addresses."""
     async with grpc.aio.insecure_channel("127.0.0.1:9") as nowhere:
 
         async def handler(request, context):
@@ -178,7 +178,7 @@ async def test_a_dependency_that_is_away_is_told_without_its_address():
 
 
 async def test_an_unexpected_error_of_a_callee_stays_internal():
-    """A callee that is no service of ours says what it likes; it is not passed on."""
+    """The texts of foreign services are not passed on."""
 
     async def foreign(request, context):
         await context.abort(grpc.StatusCode.DATA_LOSS, "secret-7")

@@ -1,4 +1,4 @@
-"""A server's begin and end, as its callers and health checkers see them."""
+"""Start and stop of a server, as callers and health checks see them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from libs.clock import SystemClock
+from libs.rpc.access import OPEN
 from libs.rpc.channel import open_channel
 from libs.rpc.server import RpcServer
 from tests.support.rpc import SERVICE, Calls, value
@@ -25,14 +26,14 @@ EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
 class Held:
-    """A handler that answers when the test lets it."""
+    """A handler that waits for the test before it answers."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
+        self.started = asyncio.Event()
         self.go_on = asyncio.Event()
 
     async def unary_unary(self, request: StringValue, _context: Any) -> StringValue:
-        self.begun.set()
+        self.started.set()
         await self.go_on.wait()
         return request
 
@@ -44,7 +45,7 @@ def held():
 
 @pytest.fixture
 async def server(held):
-    running = RpcServer("127.0.0.1:0", clock=SystemClock())
+    running = RpcServer("127.0.0.1:0", clock=SystemClock(), scope_of=lambda _: OPEN)
     handler = grpc.unary_unary_rpc_method_handler(
         held.unary_unary,
         request_deserializer=StringValue.FromString,
@@ -63,8 +64,8 @@ async def channel(server):
         yield opened
 
 
-async def test_health_tells_ready_not_ready_and_draining(server, channel):
-    """What a watching load balancer hears, in this order."""
+async def test_health_reports_ready_not_ready_and_draining(server, channel):
+    """A load balancer that watches gets these states in order."""
     states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
     status = health_pb2.HealthCheckResponse.ServingStatus
     assert (await states.read()).status == status.NOT_SERVING
@@ -77,9 +78,9 @@ async def test_health_tells_ready_not_ready_and_draining(server, channel):
 
 
 async def test_a_call_that_runs_is_answered_while_the_server_drains(server, channel, held):
-    """A restart costs nobody an answer that was on its way."""
+    """A restart loses no running call."""
     call = Calls(channel).unary_unary(value("a"))
-    await held.begun.wait()
+    await held.started.wait()
     stopping = asyncio.ensure_future(server.stop(drain_seconds=10))
     await asyncio.sleep(0.1)
     held.go_on.set()
@@ -92,7 +93,7 @@ async def test_a_call_that_comes_while_the_server_drains_may_be_tried_elsewhere(
 ):
     """`UNAVAILABLE`, the only status that may be retried blindly."""
     running = Calls(channel).unary_unary(value("a"))
-    await held.begun.wait()
+    await held.started.wait()
     stopping = asyncio.ensure_future(server.stop(drain_seconds=10))
     await asyncio.sleep(0.1)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -104,14 +105,14 @@ async def test_a_call_that_comes_while_the_server_drains_may_be_tried_elsewhere(
 
 
 async def test_a_call_that_outlasts_the_drain_may_be_tried_elsewhere(server, channel, held):
-    """It is cut off, and its caller hears that it may try again."""
+    """It is ended with `UNAVAILABLE`, so that its caller may retry."""
     call = Calls(channel).unary_unary(value("a"))
-    await held.begun.wait()
+    await held.started.wait()
     await server.stop(drain_seconds=0.1)
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_an_address_that_is_taken_is_told(server):
+async def test_an_address_in_use_is_an_error(server):
     """Two processes on one port would each get half of the calls."""
     other = RpcServer(server.address, clock=SystemClock())
     with pytest.raises(RuntimeError):
@@ -119,8 +120,8 @@ async def test_an_address_that_is_taken_is_told(server):
     await other.stop(drain_seconds=0)
 
 
-async def test_a_peer_that_greets_late_is_reached():
-    """At the first try: to give up and come again would only add to what keeps it busy."""
+async def test_a_peer_that_answers_late_is_reached():
+    """At the first attempt: another one would add to its load."""
     tries = []
 
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,3 +161,4 @@ async def test_reflection_lists_every_service_of_the_mesh(channel, version):
         "headrace.inference.v1.InferenceService",
         "grpc.health.v1.Health",
     } <= names
+    assert "headrace.inference.v1.InferenceInternalService" not in names

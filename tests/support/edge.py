@@ -18,6 +18,7 @@ from deploy.envoy.render import CLUSTERS, Edge, argv, write
 from deploy.host import PROGRAMS
 from libs.clock import SystemClock
 from libs.http1 import HttpServer
+from libs.rpc.access import required_scope
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.rpc.http_dialect import HttpDialect
@@ -126,10 +127,12 @@ async def running_edge(
 
 @asynccontextmanager
 async def serving(
-    *register: Callable[[grpc.aio.Server], None], address: str = "127.0.0.1:0"
+    *register: Callable[[grpc.aio.Server], None],
+    address: str = "127.0.0.1:0",
+    scope_of: Callable[[str], str] = required_scope,
 ) -> AsyncIterator[str]:
     """Runs a gRPC server as in the mesh and yields its `host:port`."""
-    server = RpcServer(address, clock=SystemClock())
+    server = RpcServer(address, clock=SystemClock(), scope_of=scope_of)
     for each in register:
         each(server.grpc)
     await server.start()

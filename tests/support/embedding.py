@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from headrace.common.v1 import model_pb2
-from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
+from headrace.common.v1 import embedding_pb2 as common_embedding_pb2
+from headrace.common.v1 import model_pb2, usage_pb2
+from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc, cost_pb2
 from headrace.embedding.v1 import embedding_pb2_grpc
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
-from headrace.router.v1 import router_pb2, router_pb2_grpc
+from headrace.inference.v1 import inference_internal_pb2, inference_internal_pb2_grpc
+from headrace.router.v1 import router_internal_pb2 as router_pb2
+from headrace.router.v1 import router_internal_pb2_grpc as router_pb2_grpc
 from typing_extensions import override
 
 from libs.rpc.identity import Identity
+from tests.support.backends import triton_backend
 from tests.support.edge import serving
 
 DIMENSIONS = 384
@@ -33,8 +36,16 @@ CHAT_DIGEST = "sha256:" + "cd" * 32
 PRICE = cost_pb2.Price(
     name="prices/minilm",
     model="minilm",
-    input_nano_usd_per_million_tokens=20_000_000,
-    cached_input_nano_usd_per_million_tokens=2_000_000,
+    rates=[
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_PROMPT_TOKENS, nano_usd=20_000_000, per_quantity=1_000_000
+        ),
+        cost_pb2.Rate(
+            kind=usage_pb2.USAGE_KIND_CACHED_PROMPT_TOKENS,
+            nano_usd=2_000_000,
+            per_quantity=1_000_000,
+        ),
+    ],
 )
 ANN = Identity("acme", "ann")
 START_SECONDS = 20.0
@@ -54,7 +65,7 @@ def tokens_of(text: str) -> int:
     return len(text.split())
 
 
-class Inference(inference_pb2_grpc.InferenceServiceServicer):
+class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
     """Computes vectors; a test can hold it, break it and see what it was asked.
 
     Attributes:
@@ -74,7 +85,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         self.digest = DIGEST
 
     @override
-    async def Embed(self, request: Any, context: Any) -> inference_pb2.EmbedResponse:
+    async def Embed(self, request: Any, context: Any) -> inference_internal_pb2.EmbedResponse:
         self.batches.append((request.model, list(request.texts)))
         self.metadata = dict(context.invocation_metadata())
         try:
@@ -84,16 +95,16 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             raise
         if self.error is not None:
             raise self.error
-        return inference_pb2.EmbedResponse(
+        return inference_internal_pb2.EmbedResponse(
             embeddings=[
-                inference_pb2.Embedding(values=vector_of(text), token_count=tokens_of(text))
+                common_embedding_pb2.Embedding(values=vector_of(text), token_count=tokens_of(text))
                 for text in request.texts
             ],
             artifact_digest=self.digest,
         )
 
 
-class Router(router_pb2_grpc.RouterServiceServicer):
+class Router(router_pb2_grpc.RouterInternalServiceServicer):
     """Pushes one snapshot: `minilm` and `smollm2` are ready, `later` is not."""
 
     @override
@@ -109,12 +120,12 @@ class Router(router_pb2_grpc.RouterServiceServicer):
         await asyncio.Event().wait()
 
 
-class Cost(cost_pb2_grpc.CostServiceServicer):
+class Cost(cost_internal_pb2_grpc.CostInternalServiceServicer):
     """Pushes one price book."""
 
     @override
     async def WatchPrices(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        yield cost_pb2.WatchPricesResponse(prices=[PRICE])
+        yield cost_internal_pb2.WatchPricesResponse(prices=[PRICE])
         await asyncio.Event().wait()
 
 
@@ -127,7 +138,7 @@ def _route(model: str, digest: str, kind: Any, *, ready: bool) -> router_pb2.Mod
                 model_version=f"models/{model}/versions/1.0.0",
                 artifact_digest=digest,
                 schema=model_pb2.ModelSchema(kind=kind, dimensions=DIMENSIONS),
-                backends=[model_pb2.Backend(id="triton-0")] if ready else [],
+                backends=[triton_backend("triton-0", "127.0.0.1:1")] if ready else [],
             )
         ],
     )
@@ -137,14 +148,16 @@ class Peers:
     """What the embedding cache talks to, in one server."""
 
     def __init__(self) -> None:
-        # What a service does not define answers UNIMPLEMENTED.
-        self.inference = Inference()  # type: ignore[abstract]  # see above
+        self.inference = Inference()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds all of them."""
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.inference, server)
-        router_pb2_grpc.add_RouterServiceServicer_to_server(Router(), server)  # type: ignore[abstract]  # see above
-        cost_pb2_grpc.add_CostServiceServicer_to_server(Cost(), server)  # type: ignore[abstract]  # see above
+        # What a service does not define answers UNIMPLEMENTED.
+        inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
+            self.inference, server
+        )
+        router_pb2_grpc.add_RouterInternalServiceServicer_to_server(Router(), server)
+        cost_internal_pb2_grpc.add_CostInternalServiceServicer_to_server(Cost(), server)
 
 
 @dataclass
@@ -152,12 +165,14 @@ class EmbeddingCache:
     """A running process.
 
     Attributes:
-        address: where it serves.
+        http_address: where its HTTP server listens.
+        address: where its gRPC server listens.
         lines: what it has logged so far.
     """
 
     process: asyncio.subprocess.Process
     metrics_url: str
+    http_address: str
     address: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
     channel: grpc.aio.Channel = field(init=False)
@@ -195,7 +210,7 @@ async def running_embedding_cache(
     """Runs `python -m services.embedding_cache` on free ports, with its state in a folder."""
     key_file = home / "input-hash.key"
     key_file.write_bytes(secrets.token_bytes(32))
-    metrics_address = f"127.0.0.1:{free_port()}"
+    metrics_address, http_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
     peers = ("ROUTER_ADDRESS", "COST_ADDRESS", "INFERENCE_ADDRESS")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -208,6 +223,7 @@ async def running_embedding_cache(
             "PYTHONPATH": "libs/gen",
             "HEADRACE_HOME": str(home),
             "HEADRACE_LISTEN_ADDRESS": "127.0.0.1:0",
+            "HEADRACE_HTTP_LISTEN_ADDRESS": http_address,
             "HEADRACE_METRICS_ADDRESS": metrics_address,
             "HEADRACE_INPUT_HASH_KEY_FILE": str(key_file),
             "HEADRACE_NATS_URL": nats_url,
@@ -215,7 +231,7 @@ async def running_embedding_cache(
             **environment,
         },
     )
-    cache = EmbeddingCache(process, f"http://{metrics_address}/metrics")
+    cache = EmbeddingCache(process, f"http://{metrics_address}/metrics", http_address)
     serving_now = asyncio.Event()
     reading = asyncio.create_task(cache.read_log(serving_now))
     try:

@@ -1,4 +1,4 @@
-"""A method of gRPC over HTTP/1.1 that a test writes, and a caller that speaks as the edge does."""
+"""A gRPC method over HTTP/1.1 that a test defines, and a client that speaks as the edge does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def framed(message: bytes, *, compressed: bool = False) -> bytes:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back; names of headers and trailers in lower case."""
+    """A response; names of headers and trailers in lower case."""
 
     http_status: int
     headers: dict[str, str]
@@ -41,7 +41,7 @@ class Answer:
 
     @property
     def status(self) -> status_pb2.Status:
-        """The status; it is in the headers if and only if there is no message."""
+        """The status, which is in the headers or in the trailers."""
         assert ("grpc-status" in self.headers) != ("grpc-status" in self.trailers)
         found = self.headers | self.trailers
         encoded = found.get("grpc-status-details-bin", "")
@@ -64,7 +64,7 @@ class Caller:
         self.writer = writer
 
     async def call(self, body: bytes = framed(b""), /, **headers: str) -> Answer:
-        """Sends a request and reads all of the answer, which leaves the connection free."""
+        """Sends a request and reads the response."""
         self.send(body, **headers)
         return await self.answer()
 
@@ -77,10 +77,10 @@ class Caller:
         self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
 
     async def answer(self) -> Answer:
-        """Reads an answer to its end.
+        """Reads a response.
 
         Raises:
-            asyncio.IncompleteReadError, ConnectionError: it has none.
+            asyncio.IncompleteReadError, ConnectionError: the connection was closed.
         """
         http_status, headers = await self.head()
         if "content-length" in headers:
@@ -120,8 +120,8 @@ class Service:
     """A server with one method.
 
     Attributes:
-        handle: what it does; the test writes it.
-        answered: one for each call that was answered, or given up, and counted.
+        handle: what it does; the test sets it.
+        answered: released after each call, when it is counted.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class Service:
 
 
 class _Method(GrpcHttp1Handler):
-    """Tells when it is done with a call."""
+    """Reports the end of each call."""
 
     def __init__(self, service: Service) -> None:
         clock = SystemClock()

@@ -15,6 +15,7 @@ from libs.clock import SystemClock
 from libs.errors import HeadraceError
 from libs.http1 import HttpServer
 from libs.http1.connection import Connection
+from libs.rpc.access import OPEN
 from libs.rpc.http_api import HttpApi, HttpRoute
 from libs.rpc.http_call import HttpCall
 from libs.rpc.http_dialect import StatusDialect
@@ -23,7 +24,7 @@ from tests.support.grpc_over_http import CALLER, Caller
 DRAIN_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
 TEXT = "text/plain"
-# The begin of a request, to which more headers may be added.
+# The start of a request, to which headers may be added.
 POST = (
     b"POST /path HTTP/1.1\r\nhost: test\r\n"
     + "".join(f"{name}: {text}\r\n" for name, text in CALLER.items()).encode()
@@ -32,7 +33,7 @@ CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 
 
 def post(body: bytes = b"", fields: bytes = b"") -> bytes:
-    """Returns a request; fields are lines, each with its end."""
+    """Returns a request; fields are header lines with line breaks."""
     return b"%b%bcontent-length: %d\r\n\r\n%b" % (POST, fields, len(body), body)
 
 
@@ -53,14 +54,14 @@ class HttpService:
     """A server with one path.
 
     Attributes:
-        handle: what it does there; the test writes it.
+        handle: its handler; the test sets it.
     """
 
     def __init__(self) -> None:
         self.handle: Callable[[HttpCall], Awaitable[object]] = echo
         clock = SystemClock()
         api = HttpApi(
-            routes=[HttpRoute("POST", "/path", self._handle)],
+            routes=[HttpRoute("POST", "/path", self._handle, scope=OPEN)],
             is_ready=lambda: True,
             clock=clock,
             dialect=EndingDialect(),
@@ -72,7 +73,7 @@ class HttpService:
 
     @property
     def connections(self) -> set[Connection]:
-        """Those that are open."""
+        """The open connections."""
         return self.server._connections
 
     @property
@@ -123,7 +124,7 @@ async def one_caller(service: HttpService) -> AsyncIterator[Caller]:
 
 
 async def answer(caller: Caller) -> tuple[int, bytes]:
-    """Reads an answer without trailers: its status and its body."""
+    """Reads a response without trailers: its status and its body."""
     status, headers = await caller.head()
     if "content-length" in headers:
         return status, await caller.reader.readexactly(int(headers["content-length"]))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import backend_pb2, model_pb2
 from headrace.registry.v1 import registry_pb2
 
 from deploy.triton.artifact import write_artifact
@@ -43,7 +43,7 @@ class TritonPythonModel:
 
 
 def pack_model(folder: Path, *, code: str = ECHO, value: int = 1, weights: bytes = b"w") -> bytes:
-    """Packs a model that answers with one number, or one with code of the test's own."""
+    """Packs a model that answers with one number, or one with other code."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "headrace.json": json.dumps(EMBEDDING).encode(),
@@ -81,9 +81,9 @@ class RunningPool:
         return deployment
 
     async def backend(
-        self, deployment: str, holds: Callable[[model_pb2.Backend], bool]
-    ) -> model_pb2.Backend:
-        """Waits until what the registry has heard of a deployment is as the test wants it."""
+        self, deployment: str, holds: Callable[[backend_pb2.Backend], bool]
+    ) -> backend_pb2.Backend:
+        """Waits for a report of a deployment that meets a condition."""
         seen = []
         try:
             async with asyncio.timeout(WAIT_SECONDS):
@@ -95,34 +95,33 @@ class RunningPool:
             raise AssertionError(f"{seen}\n{self.agent.log.read_text()[-3000:]}") from error
         raise AssertionError("the watch has ended")
 
-    async def ready(self, deployment: str) -> model_pb2.Backend:
+    async def ready(self, deployment: str) -> backend_pb2.Backend:
         return await self.backend(deployment, is_ready)
 
-    async def gone_from_disk(self, backend_model: str) -> None:
-        """Waits for a version's folder to go."""
+    async def removed_from_disk(self, backend_model: str) -> None:
+        """Waits until the folder of a version is removed."""
         async with asyncio.timeout(WAIT_SECONDS):
             while (self.triton.repository / backend_model).exists():  # noqa: ASYNC110  # a file
                 await asyncio.sleep(0.05)
 
-    async def _backends(self, deployment: str) -> AsyncIterator[model_pb2.Backend]:
-        request = registry_pb2.WatchDeploymentsRequest()
-        async for snapshot in self.client.stub.WatchDeployments(request):
+    async def _backends(self, deployment: str) -> AsyncIterator[backend_pb2.Backend]:
+        async for snapshot in self.client.watch():
             for each in snapshot.deployments:
                 if each.name == deployment:
                     for backend in each.backends:
                         yield backend
 
 
-def is_ready(backend: model_pb2.Backend) -> bool:
-    return backend.state == model_pb2.BACKEND_STATE_READY
+def is_ready(backend: backend_pb2.Backend) -> bool:
+    return backend.status.state == model_pb2.BACKEND_STATE_READY
 
 
-def has_failed(backend: model_pb2.Backend) -> bool:
-    return backend.state == model_pb2.BACKEND_STATE_FAILED
+def has_failed(backend: backend_pb2.Backend) -> bool:
+    return backend.status.state == model_pb2.BACKEND_STATE_FAILED
 
 
-def is_loading(backend: model_pb2.Backend) -> bool:
-    return backend.state == model_pb2.BACKEND_STATE_LOADING
+def is_loading(backend: backend_pb2.Backend) -> bool:
+    return backend.status.state == model_pb2.BACKEND_STATE_LOADING
 
 
 @asynccontextmanager

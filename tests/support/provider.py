@@ -1,4 +1,4 @@
-"""A provider with OpenAI's API that does as it is told: real HTTP, on a port of the loopback."""
+"""A provider with OpenAI's API that a test controls: real HTTP, on a port of the loopback."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class MockProvider:
     """A running provider.
 
     Attributes:
-        base_url: what a deployment of it would name.
+        base_url: what a deployment of it names.
         mode: how the next requests are answered, one of `MODES`.
         requests: the bodies of all requests so far.
         headers: their headers.
-        peers: the client's address of each: one a connection.
+        peers: the client's address of each request; each connection has its own.
         asked: set by the first request.
-        left: set when a client goes away before its answer ended.
-        usage: what it tells of tokens; None: nothing.
+        left: set when a client closes the connection before its answer ended.
+        usage: the usage that it reports; None: none.
         retry_after: the header of that name, in the modes that refuse.
         pause_seconds: between two chunks, in the mode `slow`.
     """
@@ -82,7 +82,7 @@ async def mock_provider(mode: str = "ok") -> AsyncIterator[MockProvider]:
     provider = MockProvider(base_url="", mode=mode)
     application = web.Application()
     application.router.add_post("/v1/chat/completions", provider.answer)
-    # A client that goes away ends its request, as at the providers this stands for.
+    # A client that closes its connection ends its request, as with real providers.
     runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -120,7 +120,7 @@ async def _whole(provider: MockProvider, _request: web.Request) -> web.StreamRes
 
 
 async def _split(provider: MockProvider, request: web.Request) -> web.StreamResponse:
-    """Cuts the stream into pieces of 7 bytes: through events, lines and characters."""
+    """Splits the stream into parts of 7 bytes: within events, lines and characters."""
     response = await _start(request)
     stream = b": comment\n\n" + b"".join(provider.events()).replace(b"\n", b"\r\n")
     for start in range(0, len(stream), 7):
@@ -138,7 +138,7 @@ async def _slow(provider: MockProvider, request: web.Request) -> web.StreamRespo
 
 
 async def _stall_first(_provider: MockProvider, request: web.Request) -> web.StreamResponse:
-    """Says at once that it will answer, keeps the connection alive, and never does."""
+    """Sends the head and keeps the connection alive, and never sends a token."""
     response = await _start(request)
     while True:
         await response.write(b": still working\n\n")
@@ -173,7 +173,7 @@ async def _cut_mid(provider: MockProvider, request: web.Request) -> web.StreamRe
 
 
 async def _short(provider: MockProvider, request: web.Request) -> web.StreamResponse:
-    """Ends in good order, but too early."""
+    """Ends the response correctly, but before the answer is complete."""
     response = await _start(request)
     await response.write(b"".join(provider.events()[:3]))
     return response

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import field_mask_pb2
+from headrace.common.v1 import backend_pb2, model_pb2
+from headrace.registry.v1 import registry_internal_pb2 as internal_pb
+from headrace.registry.v1 import registry_internal_pb2_grpc, registry_pb2_grpc
 from headrace.registry.v1 import registry_pb2 as pb
-from headrace.registry.v1 import registry_pb2_grpc
 
 from libs.clock import SystemClock
 from libs.db import create_engine, migrate
@@ -22,13 +25,15 @@ from libs.rpc.channel import open_channel
 from libs.rpc.identity import Identity
 from services.registry.artifacts import open_store
 from services.registry.feed import DeploymentFeed
+from services.registry.internal_servicer import RegistryInternalServicer
 from services.registry.servicer import RegistryServicer
 from services.registry.store import RegistryStore
 from services.registry.upload import UploadLimits
 from tests.support.edge import serving
 
 ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
-USER = Identity("acme", "ann", frozenset({"infer"})).metadata()
+USER = Identity("acme", "ann", frozenset({"infer", "read"})).metadata()
+INTERNAL = (("x-headrace-scopes", "internal"),)
 CHAT = {"kind": "chat", "context_tokens": 1024, "max_output_tokens": 256}
 EMBEDDING = {"kind": "embedding", "dimensions": 384, "max_input_tokens": 256}
 
@@ -64,35 +69,59 @@ async def parts(
     size_bytes: int | None = None,
     chunk_bytes: int = 1024 * 1024,
 ) -> AsyncIterator[pb.UploadArtifactRequest]:
-    """Yields the messages of an upload, true or with something false in their announcement."""
+    """Yields the messages of an upload; `digest` and `size_bytes` replace the right values."""
     yield pb.UploadArtifactRequest(
         metadata=pb.ArtifactMetadata(
             digest=digest_of(content) if digest is None else digest,
             size_bytes=len(content) if size_bytes is None else size_bytes,
         )
     )
-    for begin in range(0, len(content), chunk_bytes):
-        yield pb.UploadArtifactRequest(chunk=content[begin : begin + chunk_bytes])
+    for start in range(0, len(content), chunk_bytes):
+        yield pb.UploadArtifactRequest(chunk=content[start : start + chunk_bytes])
+
+
+def backend(
+    identifier: str = "triton-0",
+    state: model_pb2.BackendState.ValueType = model_pb2.BACKEND_STATE_FAILED,
+    *,
+    digest: str = "",
+    message: str = "",
+    address: str = "127.0.0.1:1",
+    model: str = "m",
+) -> backend_pb2.Backend:
+    """Makes the report of a Triton server."""
+    return backend_pb2.Backend(
+        status=model_pb2.BackendStatus(
+            id=identifier, state=state, artifact_digest=digest, message=message
+        ),
+        triton=backend_pb2.TritonTarget(address=address, model=model),
+    )
+
+
+def ready_backend(digest: str, **fields: Any) -> backend_pb2.Backend:
+    """Makes the report of a Triton server that has an artifact ready."""
+    return backend(state=model_pb2.BACKEND_STATE_READY, digest=digest, **fields)
 
 
 class RegistryClient:
-    """Calls a registry as an admin, or as whom `metadata` says.
+    """Calls a registry as an admin, or with other metadata.
 
     Attributes:
-        address: where it listens, if the test runs it.
+        address: of the server, if the test runs it.
     """
 
     def __init__(self, channel: grpc.aio.Channel, address: str = "") -> None:
         self.address = address
         self.stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        self.internal = registry_internal_pb2_grpc.RegistryInternalServiceStub(channel)
 
-    async def upload(self, content: bytes, **announced: Any) -> str:
-        answer = await self.stub.UploadArtifact(parts(content, **announced), metadata=ADMIN)
+    async def upload(self, content: bytes, **metadata: Any) -> str:
+        answer = await self.stub.UploadArtifact(parts(content, **metadata), metadata=ADMIN)
         return answer.digest
 
     async def download(self, digest: str, metadata: Any = None) -> bytes:
-        call = self.stub.DownloadArtifact(
-            pb.DownloadArtifactRequest(digest=digest), metadata=metadata
+        call = self.internal.DownloadArtifact(
+            internal_pb.DownloadArtifactRequest(digest=digest), metadata=metadata
         )
         return b"".join([message.chunk async for message in call])
 
@@ -115,19 +144,45 @@ class RegistryClient:
     async def deploy(self, name: str, version: str, pool: str = "") -> pb.Deployment:
         answer = await self.stub.CreateDeployment(
             pb.CreateDeploymentRequest(
-                deployment=pb.Deployment(name=name, model_version=version, pool=pool)
+                deployment=pb.Deployment(
+                    name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool)
+                )
             ),
             metadata=ADMIN,
         )
         return answer.deployment
 
-    async def undeploy(self, name: str) -> None:
-        await self.stub.DeleteDeployment(pb.DeleteDeploymentRequest(name=name), metadata=ADMIN)
+    async def get(self, name: str) -> pb.Deployment:
+        answer = await self.stub.GetDeployment(pb.GetDeploymentRequest(name=name))
+        return answer.deployment
 
-    async def report(self, deployment: str, backend: Any) -> None:
-        await self.stub.ReportBackend(
-            pb.ReportBackendRequest(deployment=deployment, backend=backend)
+    async def update(
+        self, name: str, *paths: str, version: str = "", pool: str = "", etag: str = ""
+    ) -> pb.Deployment:
+        deployment = pb.Deployment(
+            name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool), etag=etag
         )
+        answer = await self.stub.UpdateDeployment(
+            pb.UpdateDeploymentRequest(
+                deployment=deployment, update_mask=field_mask_pb2.FieldMask(paths=paths)
+            ),
+            metadata=ADMIN,
+        )
+        return answer.deployment
+
+    async def undeploy(self, name: str, etag: str = "") -> None:
+        request = pb.DeleteDeploymentRequest(name=name, etag=etag)
+        await self.stub.DeleteDeployment(request, metadata=ADMIN)
+
+    async def report(self, deployment: str, backend: backend_pb2.Backend) -> None:
+        await self.internal.ReportBackend(
+            internal_pb.ReportBackendRequest(deployment=deployment, backend=backend)
+        )
+
+    def watch(self, pool: str = "", metadata: Any = None) -> Any:
+        """Starts a call of `WatchDeployments`."""
+        request = internal_pb.WatchDeploymentsRequest(pool=pool)
+        return self.internal.WatchDeployments(request, metadata=metadata)
 
     async def register(self, model: str, *versions: str, manifest: Any = CHAT) -> str:
         """Creates a model with versions, all of one artifact, and returns its digest."""
@@ -142,21 +197,25 @@ class RegistryClient:
 async def serving_registry(
     url: str, folder: Path, *, limits: UploadLimits | None = None
 ) -> AsyncIterator[RegistryClient]:
-    """Runs a registry inside the test, on a real server and database, and yields its client."""
+    """Runs a registry in this process, with a real server and database, and yields its client."""
     await migrate(url, "registry")
     engine = create_engine(url)
     store = RegistryStore(engine)
     feed = DeploymentFeed(store)
+    artifacts = open_store((folder / "artifacts").as_uri())
+    clock = SystemClock()
     servicer = RegistryServicer(
         store=store,
-        artifacts=open_store((folder / "artifacts").as_uri()),
+        artifacts=artifacts,
         feed=feed,
         limits=limits or UploadLimits(),
-        clock=SystemClock(),
+        clock=clock,
     )
+    internal = RegistryInternalServicer(store=store, artifacts=artifacts, feed=feed, clock=clock)
 
     def register(server: grpc.aio.Server) -> None:
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
+        registry_internal_pb2_grpc.add_RegistryInternalServiceServicer_to_server(internal, server)
 
     pushing = asyncio.create_task(feed.run())
     try:

@@ -1,4 +1,4 @@
-"""Handlers of a test's own, behind the mesh's own server and in front of its own channel."""
+"""Test handlers behind the mesh's own server, called through its own channel."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from libs.rpc.access import OPEN
 from libs.rpc.channel import open_channel
 from tests.support.edge import serving
 
@@ -18,7 +19,7 @@ SERVICE = "headrace.test.v1.TestService"
 
 
 class Calls:
-    """The four kinds of call, on the method of that kind's name."""
+    """The four kinds of call; each method is named after its kind."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -51,7 +52,7 @@ async def handled_by(
         server.add_generic_rpc_handlers((generic,))
 
     async with (
-        serving(register) as address,
+        serving(register, scope_of=lambda _: OPEN) as address,
         open_channel(address, traced=traced, retries=False) as channel,
     ):
         yield Calls(channel)

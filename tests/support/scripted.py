@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import grpc
-from google.api.httpbody_pb2 import HttpBody
-from google.protobuf import empty_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2
-from headrace.openai.v1 import openai_pb2, openai_pb2_grpc
+from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 from typing_extensions import override
 
 from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
-from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.openai.bodies import CHAT_COMPLETIONS_PATH, MODELS_PATH
+from libs.openai.errors import OpenAIDialect
+from libs.rpc.access import INFER
 from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
 from libs.rpc.http_api import HttpRoute
 from libs.rpc.http_call import HttpCall
@@ -32,12 +33,21 @@ async def two_deltas(_request: Any, _context: Any) -> AsyncIterator[inference_pb
     """Answers with "Hello" in two parts, as services do."""
     for text in ("Hel", "lo"):
         yield inference_pb2.GenerateResponse(delta=inference_pb2.Delta(text=text, token_count=1))
-    yield inference_pb2.GenerateResponse(final=inference_pb2.Final(finish_reason="stop"))
+    yield inference_pb2.GenerateResponse(
+        final=inference_pb2.Final(finish_reason=inference_pb2.FINISH_REASON_STOP)
+    )
 
 
-async def one_object(_body: bytes) -> AsyncIterator[HttpBody]:
-    """Answers with one JSON object, as where `stream` is false."""
-    yield HttpBody(content_type="application/json", data=b'{"object":"chat.completion"}')
+class BodyPart(NamedTuple):
+    """A part of the body that a chat completion responds with."""
+
+    data: bytes
+    content_type: str = "text/event-stream"
+
+
+async def one_object(_body: bytes) -> AsyncIterator[BodyPart]:
+    """Answers with one JSON object, as if `stream` were false."""
+    yield BodyPart(b'{"object":"chat.completion"}', "application/json")
 
 
 def refusing(error: Exception) -> Any:
@@ -80,24 +90,21 @@ class Chat:
             await call.send_chunk(part.data, content_type=part.content_type)
 
 
-class Models(openai_pb2_grpc.ModelServiceServicer):
+class Models:
     """Knows the model `smollm2`."""
 
-    @override
-    async def ListModels(self, _request: empty_pb2.Empty, _context: Any) -> HttpBody:
-        return HttpBody(content_type="application/json", data=b'{"object":"list"}')
+    async def list_models(self, call: HttpCall) -> None:
+        call.respond(b'{"object":"list"}')
 
-    @override
-    async def GetModel(self, request: openai_pb2.GetModelRequest, _context: Any) -> HttpBody:
-        if request.model.partition("@")[0] != "smollm2":
+    async def get_model(self, call: HttpCall) -> None:
+        model = call.parameter
+        if model.partition("@")[0] not in ("smollm2", "models/smollm2/versions/1.0.0"):
             raise NotFound(
-                f"no model {request.model}",
+                f"no model {model}",
                 reason="MODEL_NOT_FOUND",
-                metadata={"model": request.model, "models": "smollm2"},
+                metadata={"model": model, "models": "smollm2"},
             )
-        return HttpBody(
-            content_type="application/json", data=f'{{"id":"{request.model}"}}'.encode()
-        )
+        call.respond(json.dumps({"id": model}).encode())
 
 
 async def no_work(_context: Any) -> None:
@@ -128,21 +135,25 @@ class Cost(cost_pb2_grpc.CostServiceServicer):
             raise Unavailable("not yet", reason="DEPENDENCY_UNAVAILABLE", retry_after_seconds=0.1)
 
 
-async def one_chunk() -> AsyncIterator[bytes]:
-    """Is an artifact of one byte."""
-    yield b"x"
+async def one_text() -> AsyncIterator[str]:
+    """Yields one name of a job."""
+    yield "x"
+
+
+class Jobs(jobs_pb2_grpc.JobServiceServicer):
+    """Streams jobs whose names the test sets: a stream of a gRPC server."""
+
+    def __init__(self) -> None:
+        self.watch: Any = one_text
+
+    @override
+    async def WatchJob(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        async for text in self.watch():
+            yield jobs_pb2.WatchJobResponse(job=jobs_pb2.Job(name=text))
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """Counts the bytes of what is uploaded; what is downloaded, the test says."""
-
-    def __init__(self) -> None:
-        self.download: Any = one_chunk
-
-    @override
-    async def DownloadArtifact(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        async for chunk in self.download():
-            yield registry_pb2.DownloadArtifactResponse(chunk=chunk)
+    """Counts the bytes of what is uploaded."""
 
     @override
     async def UploadArtifact(
@@ -164,6 +175,7 @@ class ScriptedMesh:
         # What a service does not define answers UNIMPLEMENTED.
         self.cost = Cost()  # type: ignore[abstract]  # see above
         self.registry = Registry()  # type: ignore[abstract]  # see above
+        self.jobs = Jobs()  # type: ignore[abstract]  # see above
         self.edge: RunningEdge
         self.channel: grpc.aio.Channel
         self.http: aiohttp.ClientSession
@@ -176,19 +188,17 @@ class ScriptedMesh:
             request_type=inference_pb2.GenerateRequest,
             clock=SystemClock(),
         )
-        return serving_http(
-            [HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.chat.handle)],
-            [generate],
-            address=address,
-        )
+        models = Models()
+        routes = [
+            HttpRoute("POST", CHAT_COMPLETIONS_PATH, self.chat.handle, scope=INFER),
+            HttpRoute("GET", MODELS_PATH, models.list_models, scope=INFER),
+            HttpRoute("GET", f"{MODELS_PATH}/{{model}}", models.get_model, scope=INFER),
+        ]
+        return serving_http(routes, [generate], address=address, dialect=OpenAIDialect())
 
-    def serving_models(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
-        """Serves what only gRPC has of the inference process, and yields its `host:port`."""
-
-        def register(server: grpc.aio.Server) -> None:
-            openai_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
-
-        return serving(register, address=address)
+    def serving_grpc(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
+        """Serves the gRPC port of the inference process, with health only; yields `host:port`."""
+        return serving(address=address)
 
     def serving_control(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
         """Serves the control services that tests call, in one process; yields its `host:port`."""
@@ -196,25 +206,27 @@ class ScriptedMesh:
         def register(server: grpc.aio.Server) -> None:
             cost_pb2_grpc.add_CostServiceServicer_to_server(self.cost, server)
             registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, server)
+            jobs_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, server)
 
         return serving(register, address=address)
 
 
 @asynccontextmanager
 async def scripted_mesh(home: Path, **settings: Any) -> AsyncIterator[ScriptedMesh]:
-    """Runs inference, cost and registry behind an edge; the other services do not run."""
+    """Runs inference, cost, jobs and registry behind an edge; the other services do not run."""
     mesh = ScriptedMesh()
     async with (
         mesh.serving_inference() as inference,
-        mesh.serving_models() as models,
+        mesh.serving_grpc() as grpc_side,
         mesh.serving_control() as control,
         running_edge(
             home,
             {
-                "inference": [models],
+                "inference": [grpc_side],
                 "inference_http": [inference],
                 "cost": [control],
                 "registry": [control],
+                "jobs": [control],
             },
             **settings,
         ) as mesh.edge,

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from google.api.httpbody_pb2 import HttpBody
 from headrace.inference.v1 import inference_pb2
 
-from tests.support.scripted import ScriptedMesh
+from tests.support.scripted import BodyPart, ScriptedMesh
 
 _ADDRESSES = "addresses: "
 
@@ -41,13 +40,13 @@ async def _generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
     await asyncio.Event().wait()
 
 
-async def _chat(_body: bytes) -> AsyncIterator[HttpBody]:
-    yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
+async def _chat(_body: bytes) -> AsyncIterator[BodyPart]:
+    yield BodyPart(b"data: 1\n\n")
     await asyncio.Event().wait()
 
 
-async def _download() -> AsyncIterator[bytes]:
-    yield b"a"
+async def _watch() -> AsyncIterator[str]:
+    yield "a"
     await asyncio.Event().wait()
 
 
@@ -55,7 +54,7 @@ async def _main() -> None:
     mesh = ScriptedMesh()
     mesh.inference.generate = _generate
     mesh.chat.answer = _chat
-    mesh.registry.download = _download
+    mesh.jobs.watch = _watch
     async with mesh.serving_inference() as inference, mesh.serving_control() as control:
         print(f"{_ADDRESSES}{inference} {control}", flush=True)
         await asyncio.Event().wait()

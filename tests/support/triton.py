@@ -1,4 +1,4 @@
-"""Speaks Triton's streaming protocol and fails in ways that a real one rarely does."""
+"""A gRPC server with Triton's token streams that fails in ways a real one rarely does."""
 
 from __future__ import annotations
 
@@ -15,40 +15,51 @@ from tritonclient.grpc import service_pb2
 
 TOKENS = {7: "one ", 8: "two ", 9: "three ", 10: "four "}
 TEXT = "".join(TOKENS.values())
+# Stands for the id of a token that the engine does not report.
+UNKNOWN = -1
 
 
 @dataclass
 class MockTriton:
-    """A running one. It answers with the tokens that the request has not had yet.
+    """A running server. It answers with the tokens that the request does not have yet.
 
     Attributes:
         address: `host:port`.
         dies_after: it aborts the stream after so many tokens; None: never.
         stalls_after: it falls silent after so many tokens; None: never.
-        requests: what it was asked.
-        left: set when a client goes away before its answer ended.
+        hidden: how many further tokens each token takes, without a text or an id.
+        final: fields to add to, or replace in, the JSON at the end.
+        requests: the JSON of all requests so far.
+        timeouts: of the calls so far, in seconds; None: the call has none.
+        left: set when a client cancels its call.
     """
 
     address: str = ""
     dies_after: int | None = None
     stalls_after: int | None = None
+    hidden: int = 0
+    final: dict[str, Any] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    timeouts: list[float | None] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        asked = json.loads(request.raw_input_contents[0][4:])
-        self.requests.append(asked)
-        had = len((asked["resume"] or {"pieces": []})["pieces"])
+        body = json.loads(request.raw_input_contents[0][4:])
+        self.requests.append(body)
+        self.timeouts.append(context.time_remaining())
+        delivered = len((body.get("resume") or {"pieces": []})["pieces"])
         try:
-            for count, (token, text) in enumerate(list(TOKENS.items())[had:]):
-                if count == self.dies_after:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
+            for count, (token, text) in enumerate(list(TOKENS.items())[delivered:]):
                 if count == self.stalls_after:
                     await asyncio.sleep(3600)
+                for _ in range(self.hidden):
+                    yield _response("", [UNKNOWN], b"")
+                if count == self.dies_after:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
                 yield _response(text, [token], b"")
-            ending = {"finish_reason": "stop", "prompt_tokens": 5}
-            counts = {"completion_tokens": len(TOKENS) - had, "cached_tokens": 0}
-            yield _response("", [], json.dumps(ending | counts).encode())
+            final = {"finish_reason": "stop", "prompt_tokens": 5, "cached_tokens": 0}
+            final |= {"completion_tokens": len(TOKENS) - delivered} | self.final
+            yield _response("", [], json.dumps(final).encode())
         except asyncio.CancelledError:
             self.left.set()
             raise
@@ -56,7 +67,7 @@ class MockTriton:
 
 @asynccontextmanager
 async def mock_triton(**behaviour: Any) -> AsyncIterator[MockTriton]:
-    """Runs one."""
+    """Runs one, on a port of the loopback."""
     triton = MockTriton(**behaviour)
     server = grpc.aio.server()
     handler = grpc.unary_stream_rpc_method_handler(

@@ -74,6 +74,9 @@ def test_the_help_lists_all_scopes(tmp_path: Path):
         (["job", "ls"], {}, "headrace: no mesh was started in"),
         (["job", "ls", "--state", "done"], {}, "headrace: unknown state 'done'; use one of"),
         (["job", "submit"], {}, "headrace: give either a prompt or --payload"),
+        (["deployment", "ls"], {}, "headrace: no mesh was started in"),
+        (["deployment", "update", "d"], {}, "headrace: nothing to change"),
+        (["model", "ls"], {}, "headrace: no mesh was started in"),
         (["logs", "cost"], {}, "headrace: cost has no log"),
         (["up"], {"HEADRACE_EDGE_PORT": "http"}, "headrace: HEADRACE_EDGE_PORT must be a port"),
         (["up"], {"OTEL_EXPORTER_OTLP_ENDPOINT": "x"}, "headrace: OTEL_EXPORTER_OTLP_ENDPOINT is"),
@@ -106,6 +109,21 @@ def test_a_taken_edge_port_keeps_the_mesh_from_starting(tmp_path: Path):
     assert done.returncode == 1
     assert f"port {port} is taken" in done.stderr
     assert not (tmp_path / "run" / "supervisord.pid").exists()
+
+
+def test_a_folder_that_triton_cannot_use_is_refused(tmp_path: Path):
+    """At once, instead of a start that fails after minutes."""
+    home = tmp_path / "my mesh"
+    home.mkdir()
+
+    done = headrace(home, "up", HEADRACE_EDGE_PORT="1")
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "headrace: Triton cannot run models in a folder whose path has a space; "
+        f"set HEADRACE_HOME to another one: {home}\n"
+    )
+    assert not list(home.iterdir())
 
 
 def test_down_succeeds_when_nothing_runs(tmp_path: Path):

@@ -96,7 +96,11 @@ def test_a_question_is_sent_with_the_messages_before_it(edge: EdgeClient, model:
         conversation.ask(str(number), lambda text: None)
 
     second, last = model.requests[2], model.requests[-1]
-    assert [message.role for message in second.messages] == ["user", "assistant", "user"]
-    assert [message.content for message in second.messages] == ["first", "one two", "0"]
+    assert [message.role for message in second.messages] == [
+        inference_pb2.ROLE_USER,
+        inference_pb2.ROLE_ASSISTANT,
+        inference_pb2.ROLE_USER,
+    ]
+    assert [message.parts[0].text for message in second.messages] == ["first", "one two", "0"]
     assert len(last.messages) == HISTORY_MESSAGES
-    assert last.messages[-1].content == str(HISTORY_MESSAGES - 1)
+    assert last.messages[-1].parts[0].text == str(HISTORY_MESSAGES - 1)

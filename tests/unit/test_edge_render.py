@@ -139,7 +139,7 @@ def test_every_call_has_a_maximum_duration() -> None:
         ("headrace.cost.v1.CostService/CreatePrice", "…"),
         ("headrace.jobs.v1.JobService/SubmitJob", "…"),
         ("headrace.inference.v1.InferenceService/Generate", "…"),
-        ("headrace.registry.v1.RegistryService/WatchDeployments", "…"),
+        ("headrace.jobs.v1.JobService/WatchJob", "…"),
         ("headrace.registry.v1.RegistryService/UploadArtifact", None),
     ],
 )
@@ -162,13 +162,18 @@ def test_the_descriptors_are_complete() -> None:
     assert pool.FindMessageTypeByName("google.rpc.ErrorInfo").fields
 
 
-def test_all_errors_of_the_edge_have_the_domain_headrace() -> None:
-    """Each reply for gRPC has details, and each for HTTP is JSON with the same code."""
+def test_the_edges_own_errors_all_name_our_domain() -> None:
+    """Each reply for gRPC has details, and those for HTTP are JSON with the same reason."""
     mappers = local_replies()
-    for grpc_mapper, json_mapper in zip(mappers[::2], mappers[1::2], strict=True):
+    for grpc_mapper, openai_mapper, json_mapper in zip(
+        mappers[::3], mappers[1::3], mappers[2::3], strict=True
+    ):
         headers = {h["header"]["key"]: h["header"]["value"] for h in grpc_mapper["headers_to_add"]}
         assert set(headers) == {"grpc-status", "grpc-message", "grpc-status-details-bin"}
         override = json_mapper["body_format_override"]
         body = override.get("json_format") or json.loads(json_mapper["body"]["inline_string"])
         assert str(body["code"]) == headers["grpc-status"]
+        override = openai_mapper["body_format_override"]
+        error = override.get("json_format") or json.loads(openai_mapper["body"]["inline_string"])
+        assert error["error"]["code"].upper() == body["details"][0]["reason"]
         assert body["details"][0]["domain"] == "headrace"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from libs.embedding_texts import MAX_TEXTS, MAX_TEXTS_BYTES, check_texts
 from libs.errors import InvalidArgument
 from services.embedding_cache.domain import (
-    MAX_TEXTS,
-    MAX_TEXTS_BYTES,
     Lookup,
     Vector,
     check_dimensions,
-    check_texts,
     text_key,
 )
 

@@ -1,4 +1,4 @@
-"""The promises of OpenAI's embeddings; the judge is the types of the `openai` package."""
+"""OpenAI's embeddings, checked with the types of the `openai` package."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import struct
 from collections.abc import Sequence
 
 import pytest
-from headrace.common.v1 import model_pb2
-from headrace.inference.v1 import inference_pb2
-from headrace.router.v1 import router_pb2
+from headrace.common.v1 import embedding_pb2, usage_pb2
+from headrace.router.v1 import router_internal_pb2 as router_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import CreateEmbeddingResponse
@@ -34,7 +33,7 @@ def _body(**members: object) -> bytes:
 
 
 def _vector(values: Sequence[float], token_count: int = 3) -> Vector:
-    embedding = inference_pb2.Embedding(values=values, token_count=token_count)
+    embedding = embedding_pb2.Embedding(values=values, token_count=token_count)
     return from_embedding(embedding, dimensions=len(values))
 
 
@@ -47,8 +46,8 @@ def _answer(vectors: Sequence[Vector]) -> Answer:
     lookup = Lookup(vectors, computed=frozenset({0}))
     return Answer(
         lookup=lookup,
-        choice=Choice(target, "highest ready version: 1.0.0", "minilm", 1),
-        usage=model_pb2.TokenUsage(
+        choice=Choice(target, "highest ready version: 1.0.0", "minilm", "e", 1),
+        usage=usage_pb2.TokenUsage(
             prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
         ),
         cost_nano_usd=42,
@@ -106,8 +105,8 @@ async def test_both_formats_are_what_the_openai_package_expects():
     assert read.model == "minilm"
 
 
-async def test_an_answer_tells_version_and_cost():
-    """What OpenAI has no field for stands under `headrace`."""
+async def test_a_response_has_version_and_cost():
+    """In the member `headrace`."""
     body = await write_embedding_response(
         _answer([_vector([1.0])] * 2), model="minilm", as_base64=True
     )
@@ -121,7 +120,7 @@ async def test_an_answer_tells_version_and_cost():
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_FLOATS, min_size=1, max_size=20))
 async def test_any_float32_survives_as_text(values: list[float]):
-    """Nine digits are enough: what is read is exactly the number that was kept."""
+    """Nine digits are enough to restore the exact number."""
     body = await write_embedding_response(
         _answer([_vector(values)]), model="minilm", as_base64=False
     )
@@ -131,7 +130,7 @@ async def test_any_float32_survives_as_text(values: list[float]):
 
 
 def test_the_grpc_answer_holds_the_vectors_as_they_were_computed():
-    """What was kept comes out as it went in."""
+    """Unchanged."""
     response = to_response(_answer([_vector([0.25, -2.0], 7), _vector([1.5, 0.0], 2)]))
     assert [list(item.values) for item in response.embeddings] == [[0.25, -2.0], [1.5, 0.0]]
     assert [item.token_count for item in response.embeddings] == [7, 2]
@@ -141,7 +140,7 @@ def test_the_grpc_answer_holds_the_vectors_as_they_were_computed():
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")]])
-def test_nonsense_of_a_backend_is_not_kept(values: list[float]):
-    """A vector of another length, or of no numbers, is the backend's failure."""
+def test_an_invalid_vector_of_a_backend_is_not_cached(values: list[float]):
+    """Another length or a value that is not finite is the backend's failure."""
     with pytest.raises(Unavailable):
-        from_embedding(inference_pb2.Embedding(values=values), dimensions=2)
+        from_embedding(embedding_pb2.Embedding(values=values), dimensions=2)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind, ModelSchema
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.common.v1.backend_pb2 import Backend
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, ModelSchema
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 
 from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
@@ -32,6 +33,7 @@ from services.inference.generation.hedging import (
     HedgeLimits,
 )
 from services.inference.generation.relay import Relay
+from tests.support.backends import provider_backend, triton_backend
 from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
 from tests.support.triton import TEXT as TRITON_TEXT
 from tests.support.triton import MockTriton, mock_triton
@@ -86,7 +88,9 @@ class Mesh:
             backends=targets,
         )
         self.targets = list(targets)
-        self.table = RouteTable(revision=1, routes=[ModelRoute(model="m", targets=[target])])
+        self.table = RouteTable(
+            epoch="e", revision=1, routes=[ModelRoute(model="m", targets=[target])]
+        )
 
 
 @asynccontextmanager
@@ -96,7 +100,7 @@ async def mesh_of(
     clock = SystemClock()
     backends = Backends(clock=clock, keys=ApiKeys(tmp_path, clock=clock), stall=STALL)
     failover = Failover(backends=backends, routes=lambda: mesh.table, hedge=hedge, clock=clock)
-    mesh = Mesh(backends, failover, RouteTable(revision=0, routes=[]))
+    mesh = Mesh(backends, failover, RouteTable(epoch="e", revision=0, routes=[]))
     mesh.route([backend_of(server, f"b{index}") for index, server in enumerate(servers)])
     try:
         yield mesh
@@ -106,13 +110,8 @@ async def mesh_of(
 
 def backend_of(server: MockProvider | MockTriton, identifier: str) -> Backend:
     if isinstance(server, MockTriton):
-        return Backend(id=identifier, address=server.address, backend_model="m-1.0.0-abc")
-    return Backend(
-        id=identifier,
-        address=server.base_url,
-        backend_model="upstream",
-        kind=BackendKind.BACKEND_KIND_OPENAI,
-    )
+        return triton_backend(identifier, server.address, model="m-1.0.0-abc")
+    return provider_backend(identifier, server.base_url, model="upstream")
 
 
 @pytest.fixture
@@ -197,7 +196,7 @@ async def test_a_refused_request_is_not_sent_to_another_backend(tmp_path, server
 def state_of(mesh: Mesh, index: int) -> float:
     """Returns the state of a breaker, as Prometheus sees it: 0 closed, 1 half-open, 2 open."""
     backend = mesh.targets[index]
-    gauge = metrics.BREAKER_STATE.labels(backend.address, backend.backend_model)
+    gauge = metrics.BREAKER_STATE.labels(backend.provider.base_url, backend.provider.model)
     (metric,) = gauge.collect()
     return float(metric.samples[0].value)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, Backend, BackendKind, ModelSchema
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, ModelSchema
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 
 from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
@@ -23,11 +23,12 @@ from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
-from services.inference.domain import ChatCall, Chunk
+from services.inference.domain import ChatCall, Chunk, Started
 from services.inference.generation import relay as relay_module
 from services.inference.generation.generator import Generator
 from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import RelayLimits
+from tests.support.backends import provider_backend
 from tests.support.provider import TEXT, MockProvider, mock_provider
 
 CALL = ChatCall(
@@ -80,23 +81,20 @@ class Mesh:
                     max_output_tokens=100 if version == len(providers) else max_output_tokens,
                 ),
                 backends=[
-                    Backend(
-                        id=f"provider-{version}",
-                        address=provider.base_url,
-                        backend_model="upstream",
-                        kind=BackendKind.BACKEND_KIND_OPENAI,
-                    )
+                    provider_backend(f"provider-{version}", provider.base_url, model="upstream")
                 ],
             )
             for version, provider in zip(range(len(providers), 0, -1), providers, strict=True)
         ]
-        self.table = RouteTable(revision=1, routes=[ModelRoute(model="m", targets=targets)])
+        self.table = RouteTable(
+            epoch="e", revision=1, routes=[ModelRoute(model="m", targets=targets)]
+        )
 
     async def ask(self, call: ChatCall = CALL) -> tuple[str, str, str]:
         """Returns the text, the version and the reason."""
         texts = []
 
-        async def deliver(chunk: Chunk) -> None:
+        async def deliver(chunk: Chunk, _started: Started | None) -> None:
             texts.append(chunk.text)
 
         result = await self.generator.answer(call, CALLER, deliver)
@@ -170,7 +168,7 @@ async def test_an_answer_that_nobody_reads_ends(mesh, servers, monkeypatch):
     monkeypatch.setattr(relay_module, "MAX_WAITING_CHUNKS", 1)
     mesh.route(await providers_of(servers, "slow"))
 
-    async def never(_chunk: Chunk) -> None:
+    async def never(_chunk: Chunk, _started: Started | None) -> None:
         await asyncio.Event().wait()
 
     async with asyncio.timeout(10):

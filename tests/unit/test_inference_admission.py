@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import pytest
-from headrace.common.v1.model_pb2 import Backend, ModelSchema
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.common.v1.model_pb2 import ModelSchema
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -18,6 +18,7 @@ from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
 from libs.routes import EMPTY, RouteTable
 from services.inference.admission import MAX_WAITING_PER_SLOT, Admission, SlotQueue
+from tests.support.backends import triton_backend
 
 DEPLOYMENT = "deployments/d"
 
@@ -173,11 +174,11 @@ def routes_to(*deployments: str, backends: int = 1) -> RouteTable:
             deployment=deployment,
             model_version=f"models/m/versions/{index}.0.0",
             schema=ModelSchema(max_concurrent_requests=1),
-            backends=[Backend(id=f"b{number}") for number in range(backends)],
+            backends=[triton_backend(f"b{number}", "127.0.0.1:1") for number in range(backends)],
         )
         for index, deployment in enumerate(deployments)
     ]
-    return RouteTable(revision=1, routes=[ModelRoute(model="m", targets=targets)])
+    return RouteTable(epoch="e", revision=1, routes=[ModelRoute(model="m", targets=targets)])
 
 
 def gauge(deployment: str) -> float | None:

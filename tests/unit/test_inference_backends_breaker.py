@@ -1,4 +1,4 @@
-"""The circuit breaker, alone, with a time of the tests' own."""
+"""The circuit breaker, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fail_in_row(breaker: Breaker, now: float = 0.0) -> None:
 
 
 def test_failures_in_a_row_open_it():
-    """The backend is left alone after the last failure that is allowed, not before."""
+    """After the last failure that is allowed, not before."""
     breaker = Breaker(LIMITS)
     for _ in range(LIMITS.consecutive_failures - 1):
         breaker.failed(take(breaker, 0), 0)
@@ -45,7 +45,7 @@ def test_failures_in_a_row_open_it():
 
 
 def test_a_success_between_failures_keeps_it_closed():
-    """Only failures in a row count as such."""
+    """Only failures in a row count."""
     breaker = Breaker(LIMITS)
     for _ in range(2):
         breaker.failed(take(breaker, 0), 0)
@@ -55,7 +55,7 @@ def test_a_success_between_failures_keeps_it_closed():
 
 
 def test_a_backend_that_fails_half_of_the_time_opens_it():
-    """The share of failures opens it once the window is full, though never so many in a row."""
+    """The share of failures opens it once the window is full, even if few are in a row."""
     breaker = Breaker(LIMITS)
     for turn in range(LIMITS.window_outcomes):
         assert breaker.state(0) is State.CLOSED
@@ -67,8 +67,8 @@ def test_a_backend_that_fails_half_of_the_time_opens_it():
     assert breaker.state(0) is State.OPEN
 
 
-def test_few_probes_try_it_and_close_it():
-    """Half-open, only so many requests pass at once; when enough succeed, all pass."""
+def test_a_few_probes_close_it():
+    """While it is half-open, few requests pass at once; when enough of them succeed, all pass."""
     breaker = Breaker(LIMITS)
     fail_in_row(breaker)
     probes = [take(breaker, 1.0) for _ in range(LIMITS.probes)]
@@ -81,7 +81,7 @@ def test_few_probes_try_it_and_close_it():
 
 
 def test_a_failed_probe_opens_it_for_longer():
-    """The time doubles up to its limit, and starts over once the backend was well."""
+    """The time doubles up to its limit, and is reset once the backend has worked."""
     breaker = Breaker(LIMITS)
     fail_in_row(breaker)
     now = 0.0
@@ -97,15 +97,15 @@ def test_a_failed_probe_opens_it_for_longer():
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(20.0, 20.0), (3600.0, 60.0)])
-def test_a_backend_that_asks_to_be_left_alone_is(asked: float, kept: float):
-    """One failure is enough, and its time counts up to a limit of its own."""
+def test_a_requested_wait_is_respected(asked: float, kept: float):
+    """One failure is enough, and the wait has a limit of its own."""
     breaker = Breaker(LIMITS)
     breaker.failed(take(breaker, 0), 0, retry_after_seconds=asked)
     assert breaker.wait_seconds(0) == kept
 
 
-def test_an_abandoned_probe_makes_room_for_another():
-    """A caller that goes away tells nothing of the backend and holds no probe."""
+def test_an_abandoned_probe_allows_another_one():
+    """A caller that leaves says nothing about the backend and holds no probe."""
     breaker = Breaker(LIMITS)
     fail_in_row(breaker)
     for _ in range(10):
@@ -114,7 +114,7 @@ def test_an_abandoned_probe_makes_room_for_another():
     assert breaker.has_permit(1.0)
 
 
-def test_what_comes_late_is_ignored():
+def test_late_outcomes_are_ignored():
     """Requests from before it opened do not open it again, close it or use up probes."""
     breaker = Breaker(LIMITS)
     late = [take(breaker, 0) for _ in range(30)]
@@ -134,7 +134,7 @@ def test_what_comes_late_is_ignored():
 
 
 class Requests(RuleBasedStateMachine):
-    """Any order of requests, outcomes and waits."""
+    """Requests, outcomes and waits in any order."""
 
     permits = Bundle("permits")
 
@@ -184,11 +184,11 @@ class Requests(RuleBasedStateMachine):
 
     @invariant()
     def the_wait_ends(self) -> None:
-        """It never refuses for longer than its limits say."""
+        """It never refuses for longer than its limits allow."""
         assert 0 <= self.breaker.wait_seconds(self.now) <= LIMITS.max_retry_after_seconds
 
     def teardown(self) -> None:
-        """A backend that is well again is used again, whatever came before."""
+        """A backend that works again is used again, whatever happened before."""
         for permit in self.held:
             self.breaker.abandoned(permit)
         self.now += LIMITS.max_retry_after_seconds

@@ -1,4 +1,4 @@
-"""A provider as a backend, against one that speaks real HTTP and misbehaves."""
+"""A provider as a backend, tested with a real HTTP server that misbehaves."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from libs.chat.request import GenerationRequest, Message
+from libs.chat.resume import token_prefix
 from libs.clock import SystemClock
 from libs.errors import (
     FailedPrecondition,
@@ -25,7 +26,11 @@ from services.inference import metrics
 from services.inference.backends.openai_http import client as provider_module
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.client import MAX_CONNECTIONS, Provider
-from services.inference.backends.openai_http.errors import MAX_ATTEMPTS, retry_after_seconds
+from services.inference.backends.openai_http.errors import (
+    MAX_ATTEMPTS,
+    MAX_RETRY_AFTER_SECONDS,
+    retry_after_seconds,
+)
 from services.inference.backends.stall import StallLimits
 from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish
 from services.inference.generation.relay import Relay
@@ -40,6 +45,7 @@ CALL = ChatCall(
 STALL = StallLimits(first_token_seconds=0.4, between_tokens_seconds=0.3)
 KEY = "sk-a-key-that-nobody-may-see"
 KEY_NAME = "example"
+TOKEN = token_prefix(CALL.request.fingerprint(), "1.0.0") + "2"
 
 
 @dataclass
@@ -89,16 +95,16 @@ async def ask(client: Provider, *, call: ChatCall = CALL, got: Got | None = None
     return got
 
 
-def told(error: BackendFailedError, reason: str) -> HeadraceError:
-    """Returns what the caller hears, if it has this reason."""
-    heard = error.client_error.to_error(["b0"])
-    assert (heard.reason, heard.metadata) == (reason, {"backend": "b0"})
-    return heard
+def client_error(error: BackendFailedError, reason: str) -> HeadraceError:
+    """Returns the error for the caller, which must have this reason."""
+    returned = error.client_error.to_error(["b0"])
+    assert (returned.reason, returned.metadata) == (reason, {"backend": "b0"})
+    return returned
 
 
 @pytest.mark.parametrize("mode", ["ok", "split", "slow", "whole"])
-async def test_an_answer_is_read_however_it_comes(mode, tmp_path):
-    """At once, in pieces of a few bytes, slowly, or as one object: text and usage are the same."""
+async def test_every_form_of_an_answer_is_read(mode, tmp_path):
+    """At once, a few bytes at a time, slowly, or as one object: text and usage are the same."""
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         got = await ask(client)
     assert got.text == TEXT
@@ -120,8 +126,8 @@ async def test_an_answer_is_read_however_it_comes(mode, tmp_path):
     assert mock.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_a_caller_that_takes_the_answer_whole_gets_it_unstreamed(tmp_path):
-    """Nothing is gained by events that nobody sees."""
+async def test_an_answer_in_one_piece_is_not_streamed_by_the_provider(tmp_path):
+    """The caller would not see the events."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         got = await ask(client, call=replace(CALL, streamed=False))
     assert got.text == TEXT
@@ -129,14 +135,14 @@ async def test_a_caller_that_takes_the_answer_whole_gets_it_unstreamed(tmp_path)
     assert "stream" not in mock.requests[0]
 
 
-async def test_chunks_of_one_read_become_one_piece(tmp_path):
-    """What comes together goes on together: a chunk costs no message of its own."""
+async def test_events_of_one_read_become_one_chunk(tmp_path):
+    """What arrives together is delivered together, in one message."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         assert (await ask(client)).pieces <= 2
 
 
 async def test_without_usage_chunks_are_counted(tmp_path):
-    """A provider that tells no tokens is billed by what it sent, and counted in a metric."""
+    """The answer is billed by its chunks, and counted in a metric."""
     counter = metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels("127.0.0.1")
     before = counter._value.get()
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
@@ -163,8 +169,8 @@ async def test_without_usage_chunks_are_counted(tmp_path):
         "redirect",
     ],
 )
-async def test_a_failure_before_the_first_token_leaves_the_answer_to_others(mode, tmp_path):
-    """Whatever goes wrong there: another backend may answer, nothing was delivered."""
+async def test_another_backend_may_answer_after_a_failure_before_the_first_token(mode, tmp_path):
+    """Whatever the failure is: nothing was delivered."""
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         got = Got()
         with pytest.raises(BackendFailedError) as caught:
@@ -175,20 +181,20 @@ async def test_a_failure_before_the_first_token_leaves_the_answer_to_others(mode
 
 
 @pytest.mark.parametrize("mode", ["cut_mid", "stall_mid", "short"])
-async def test_a_failure_in_mid_stream_ends_the_answer(mode, tmp_path):
-    """Without token ids nobody can go on exactly: the caller hears what happened."""
+async def test_a_failure_in_the_middle_of_a_stream_ends_the_answer(mode, tmp_path):
+    """Without token ids no backend can continue it exactly: the caller gets the error."""
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         got = Got()
         with pytest.raises(BackendFailedError) as caught:
             await ask(client, got=got)
     assert not caught.value.resumable
-    assert isinstance(told(caught.value, "BACKEND_FAILED"), Unavailable)
+    assert isinstance(client_error(caught.value, "BACKEND_FAILED"), Unavailable)
     assert got.text == "".join(WORDS[:2])
     assert got.delivered.token_count == 2
 
 
-async def test_a_provider_that_nobody_runs_is_a_failed_backend(tmp_path):
-    """A refused connection."""
+async def test_a_refused_connection_is_a_failed_backend(tmp_path):
+    """The error names the address."""
     client = Provider(
         "http://127.0.0.1:9/v1",
         api_key_name="",
@@ -201,46 +207,48 @@ async def test_a_provider_that_nobody_runs_is_a_failed_backend(tmp_path):
     await client.close()
 
 
-async def test_a_server_error_may_be_tried_again_a_few_times(tmp_path):
-    """And is told as unavailable when that did not help."""
+async def test_a_server_error_is_retried_a_few_times(tmp_path):
+    """If that does not help, the caller gets UNAVAILABLE."""
     async with mock_provider("500") as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(BackendFailedError) as caught:
             await ask(client)
     assert caught.value.attempts == MAX_ATTEMPTS
-    assert isinstance(told(caught.value, "BACKEND_FAILED"), Unavailable)
+    assert isinstance(client_error(caught.value, "BACKEND_FAILED"), Unavailable)
 
 
-async def test_a_rate_limit_tells_when_to_come_back(tmp_path):
-    """The time is kept for the breaker and told to the caller."""
+async def test_a_rate_limit_says_when_to_retry(tmp_path):
+    """The time is for the breaker and for the caller."""
     async with mock_provider("429") as mock, client_of(mock, tmp_path) as client:
         mock.retry_after = "7"
         with pytest.raises(BackendFailedError) as caught:
             await ask(client)
     assert caught.value.retry_after_seconds == 7
-    assert isinstance(told(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
+    assert isinstance(client_error(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
     assert caught.value.client_error.retry_after_seconds == 7
 
 
 def test_every_form_of_retry_after_is_read():
-    """Seconds, milliseconds, a date; anything else is none."""
+    """Seconds, milliseconds, a date, a day at most; anything else counts as no wait."""
     clock = SystemClock()
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert retry_after_seconds({"retry-after": "1.5"}, clock) == 1.5
     assert retry_after_seconds({"retry-after-ms": "250"}, clock) == 0.25
     assert 25 < retry_after_seconds({"retry-after": date}, clock) <= 30
-    for value in ("soon", "", "-3", "Thu, 01 Jan 1970 00:00:00 GMT", "1e999x"):
+    for value in ("soon", "", "-3", "Thu, 01 Jan 1970 00:00:00 GMT", "1e999x", "1e999", "\u00b2"):
         assert retry_after_seconds({"retry-after": value}, clock) == 0
     assert retry_after_seconds({}, clock) == 0
+    assert retry_after_seconds({"retry-after-ms": "nan"}, clock) == 0
+    assert retry_after_seconds({"retry-after": "1e300"}, clock) == MAX_RETRY_AFTER_SECONDS
 
 
 @pytest.mark.parametrize("mode", ["401", "404", "redirect"])
-async def test_what_operators_must_mend_is_told_as_such(mode, tmp_path):
-    """A wrong key, an unknown model, a moved address: no retry helps, no caller can."""
+async def test_errors_for_operators_are_reported_as_misconfiguration(mode, tmp_path):
+    """A wrong key, an unknown model, a moved address: neither a retry nor the caller can help."""
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(BackendFailedError) as caught:
             await ask(client)
     assert caught.value.attempts == 1
-    assert isinstance(told(caught.value, "BACKEND_MISCONFIGURED"), FailedPrecondition)
+    assert isinstance(client_error(caught.value, "BACKEND_MISCONFIGURED"), FailedPrecondition)
     assert len(mock.requests) == 1  # a redirect would have taken the key elsewhere
 
 
@@ -251,10 +259,8 @@ async def test_what_operators_must_mend_is_told_as_such(mode, tmp_path):
         ("too_long", "PROMPT_TOO_LONG", "too many tokens"),
     ],
 )
-async def test_what_the_caller_must_mend_is_told_in_the_providers_words(
-    mode, reason, text, tmp_path
-):
-    """It is no failure of the backend, and no other one is asked."""
+async def test_errors_for_the_caller_have_the_providers_text(mode, reason, text, tmp_path):
+    """They are no failure of the backend, and no other one is called."""
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(InvalidArgument) as caught:
             await ask(client)
@@ -263,28 +269,28 @@ async def test_what_the_caller_must_mend_is_told_in_the_providers_words(
 
 
 @pytest.mark.parametrize("mode", ["429_long", "429_cut"])
-async def test_a_refusal_is_understood_whatever_its_body(mode, tmp_path):
-    """The status says what it is; the body may be a page without end, or missing."""
+async def test_an_error_is_read_whatever_its_body_is(mode, tmp_path):
+    """The status is enough; the body may be endless or incomplete."""
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         mock.retry_after = "7"
         with pytest.raises(BackendFailedError) as caught:
             await ask(client)
     assert caught.value.retry_after_seconds == 7
-    assert isinstance(told(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
+    assert isinstance(client_error(caught.value, "BACKEND_RATE_LIMITED"), ResourceExhausted)
 
 
-async def test_the_key_is_not_told_even_by_a_provider_that_quotes_it(tmp_path, capfd):
-    """Neither in the error nor in the log."""
+async def test_the_key_is_hidden_even_if_the_provider_quotes_it(tmp_path, capfd):
+    """In the error and in the log."""
     async with mock_provider("quoting") as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(InvalidArgument) as caught:
             await ask(client)
     assert caught.value.message == "you sent Bearer [API key]"
-    told = capfd.readouterr()
-    assert KEY not in told.out + told.err
+    output = capfd.readouterr()
+    assert KEY not in output.out + output.err
 
 
-async def test_connections_are_kept_for_the_next_request(tmp_path):
-    """One after the other needs one connection; at once, one each, and these are kept too."""
+async def test_connections_are_reused(tmp_path):
+    """Sequential requests need one connection; concurrent ones need one each."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         for _ in range(10):
             await ask(client)
@@ -303,7 +309,7 @@ async def test_connections_are_kept_for_the_next_request(tmp_path):
         assert mock.peers[-1] in before
 
 
-async def test_a_response_that_does_not_end_holds_nobody_up(tmp_path, monkeypatch):
+async def test_a_response_that_does_not_end_delays_no_answer(tmp_path, monkeypatch):
     """The answer is complete with its last event; the connection is closed a little later."""
     monkeypatch.setattr(provider_module, "LINGER_SECONDS", 0.1)
     async with mock_provider("endless") as mock, client_of(mock, tmp_path) as client:
@@ -325,7 +331,7 @@ async def test_a_cancelled_request_closes_its_connection(tmp_path):
 
 
 async def test_a_slow_reader_is_not_taken_for_a_stall(tmp_path, monkeypatch):
-    """While the reader is behind, no token is asked for, so none can be late."""
+    """While the reader lags, no token is read, so none can be late."""
     monkeypatch.setattr("services.inference.generation.relay.MAX_WAITING_CHUNKS", 1)
     async with mock_provider("slow") as mock, client_of(mock, tmp_path) as client:
         relay, delivered = Relay(), Delivered()
@@ -342,16 +348,16 @@ async def test_a_slow_reader_is_not_taken_for_a_stall(tmp_path, monkeypatch):
         assert text == TEXT
 
 
-async def test_an_answer_that_broke_off_is_not_continued_by_guessing(tmp_path):
-    """Where the reader's tokens end cannot be told from chunks; the provider is not asked."""
+async def test_resume_from_is_refused(tmp_path):
+    """Chunks do not say where the reader's tokens end; the provider is not called."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(InvalidArgument, match="resume_from"):
-            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=2)))
+            await ask(client, call=replace(CALL, request=replace(CALL.request, resume_from=TOKEN)))
     assert not mock.requests
 
 
 async def test_more_requests_than_the_limit_are_refused(tmp_path, monkeypatch):
-    """Connections are bounded; what does not fit is told at once."""
+    """The number of connections is limited; further requests are refused at once."""
     monkeypatch.setattr(provider_module, "MAX_CONNECTIONS", 2)
     async with mock_provider("slow") as mock, client_of(mock, tmp_path) as client:
         results = await asyncio.gather(*(ask(client) for _ in range(4)), return_exceptions=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,13 +11,11 @@ from typing import Any
 import grpc
 import pytest
 from headrace.common.v1.model_pb2 import (
-    BACKEND_KIND_OPENAI,
     MODEL_KIND_CHAT,
     MODEL_KIND_EMBEDDING,
-    Backend,
     ModelSchema,
 )
-from headrace.router.v1.router_pb2 import ModelRoute, RouteTarget
+from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from tritonclient.grpc import service_pb2
 
 from libs.clock import SystemClock
@@ -32,68 +28,14 @@ from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
-from services.inference.backends.triton.client import SERVICE
 from services.inference.tensors.oip import Caller, OpenInference
+from tests.support.backends import provider_backend, triton_backend
+from tests.support.tensor_server import FINAL, TensorServer, serving
 
 CALLER = Caller(Identity("acme", "ann"), None)
 STALL = StallLimits(first_token_seconds=0.5, between_tokens_seconds=0.5)
 BACKEND_MODEL = "m-1.0.0-abc"
-FINAL = {"finish_reason": "stop", "prompt_tokens": 9, "completion_tokens": 3, "cached_tokens": 2}
 UUID = "0190b5a4-7c3e-7000-8000-0123456789ab"
-
-
-@dataclass
-class TensorServer:
-    """Answers as a Triton, or fails as a test sets it up.
-
-    Attributes:
-        fails: the status and text of every unary call, or None.
-        error_message: what a stream sends instead of an answer.
-        dies_after: it aborts a stream after so many messages.
-        final: what a stream ends with; empty: it ends without that.
-        stalls: whether it is silent: unary calls at once, streams before their end.
-        timeouts: of the calls so far, in seconds; None: the call has none.
-        left: set when a client cancels its call.
-    """
-
-    fails: tuple[grpc.StatusCode, str] | None = None
-    error_message: str = ""
-    dies_after: int | None = None
-    final: dict[str, Any] = field(default_factory=lambda: dict(FINAL))
-    stalls: bool = False
-    address: str = ""
-    requests: list[Any] = field(default_factory=list)
-    timeouts: list[float | None] = field(default_factory=list)
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def infer(self, request: Any, context: Any) -> Any:
-        self.requests.append(request)
-        self.timeouts.append(context.time_remaining())
-        if self.fails:
-            await context.abort(*self.fails)
-        if self.stalls:
-            await asyncio.sleep(3600)
-        return _answer(request, embedding=bytes(8), token_count=struct.pack("<2i", 3, 4))
-
-    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        try:
-            async for request in requests:
-                self.requests.append(request)
-                self.timeouts.append(context.time_remaining())
-                if self.error_message:
-                    yield service_pb2.ModelStreamInferResponse(error_message=self.error_message)
-                    continue
-                for count in range(3):
-                    if count == self.dies_after:
-                        await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
-                    yield _streamed(request, ids=[count], final={})
-                if self.stalls:
-                    await asyncio.sleep(3600)
-                if self.final:
-                    yield _streamed(request, ids=[], final=self.final)
-        except asyncio.CancelledError:
-            self.left.set()
-            raise
 
 
 @dataclass
@@ -143,7 +85,7 @@ class Mesh:
 async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
     async with AsyncExitStack() as stack:
         for server in servers:
-            await stack.enter_async_context(_serving(server))
+            await stack.enter_async_context(serving(server))
         clock, bills = SystemClock(), Bills()
         backends = Backends(clock=clock, keys=ApiKeys(tmp_path, clock=clock), stall=STALL)
         stack.push_async_callback(backends.close)
@@ -344,43 +286,19 @@ async def test_models_that_cannot_be_served_are_refused_with_a_reason(
     assert server.requests == []
 
 
-@asynccontextmanager
-async def _serving(triton: TensorServer) -> AsyncIterator[None]:
-    server = grpc.aio.server()
-    request_type = service_pb2.ModelInferRequest
-    handlers: dict[str, Any] = {
-        "ModelInfer": grpc.unary_unary_rpc_method_handler(
-            triton.infer,
-            request_deserializer=request_type.FromString,
-            response_serializer=service_pb2.ModelInferResponse.SerializeToString,
-        ),
-        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
-            triton.stream,
-            request_deserializer=request_type.FromString,
-            response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
-        ),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    triton.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(None)
-
-
 def _routes(*servers: TensorServer) -> RouteTable:
     backends = [
-        Backend(id=f"b{index}", address=server.address, backend_model=BACKEND_MODEL)
+        triton_backend(f"b{index}", server.address, model=BACKEND_MODEL)
         for index, server in enumerate(servers)
     ]
-    provider = Backend(id="p", address="http://127.0.0.1:9", kind=BACKEND_KIND_OPENAI)
+    provider = provider_backend("p", "http://127.0.0.1:9")
     models = {
         "embedder": (MODEL_KIND_EMBEDDING, backends),
         "chatter": (MODEL_KIND_CHAT, backends),
         "provided": (MODEL_KIND_EMBEDDING, [provider]),
     }
     return RouteTable(
+        epoch="e",
         revision=1,
         routes=[
             ModelRoute(
@@ -397,24 +315,3 @@ def _routes(*servers: TensorServer) -> RouteTable:
             for model, (kind, served) in models.items()
         ],
     )
-
-
-def _answer(request: Any, **outputs: bytes) -> Any:
-    return service_pb2.ModelInferResponse(
-        model_name=request.model_name,
-        model_version="1",
-        id=request.id,
-        outputs=[service_pb2.ModelInferResponse.InferOutputTensor(name=name) for name in outputs],
-        raw_output_contents=list(outputs.values()),
-    )
-
-
-def _streamed(request: Any, *, ids: list[int], final: dict[str, Any]) -> Any:
-    ending = json.dumps(final).encode() if final else b""
-    answer = _answer(
-        request,
-        text=struct.pack("<I", 0),
-        token_ids=struct.pack(f"<{len(ids)}i", *ids),
-        final=struct.pack("<I", len(ending)) + ending,
-    )
-    return service_pb2.ModelStreamInferResponse(infer_response=answer)

@@ -1,4 +1,4 @@
-"""The promises of reading OpenAI's chat bodies."""
+"""Reading OpenAI's chat requests."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _refused_field(body: bytes) -> str:
     return caught.value.field_violations[0][0]
 
 
-def test_what_is_not_set_stays_open():
-    """Defaults are the inference service's, not the facade's."""
+def test_members_that_are_not_set_are_none():
+    """Defaults belong to the inference service."""
     assert _parse(temperature=None, stop=None, stream_options=None) == ChatRequest(
         model="smollm2",
         messages=(("user", "hello"),),
@@ -87,7 +87,7 @@ def test_developers_speak_as_system_and_parts_become_lines():
 
 
 def test_harmless_fields_are_ignored():
-    """Bookkeeping and neutral values do not stand in the way."""
+    """Bookkeeping and neutral values have no effect."""
     assert (
         _parse(
             user="ann",
@@ -139,8 +139,8 @@ def test_harmless_fields_are_ignored():
         ("messages", "hello"),
     ],
 )
-def test_what_would_change_the_answer_is_refused_by_name(member: str, value: object):
-    """Nothing is dropped in silence: the error names the field."""
+def test_unsupported_members_are_refused_by_name(member: str, value: object):
+    """The error names the member."""
     assert _refused_field(json.dumps(_HELLO | {member: value}).encode()) == member
 
 
@@ -165,13 +165,13 @@ def test_what_would_change_the_answer_is_refused_by_name(member: str, value: obj
     ],
 )
 def test_a_wrong_message_is_named_by_its_path(message: object, path: str):
-    """A path leads through lists and objects to what is wrong."""
+    """The path leads through lists and objects."""
     messages = [_HELLO["messages"][0], message]
     assert _refused_field(json.dumps(_HELLO | {"messages": messages}).encode()) == path
 
 
 def test_both_names_of_the_token_limit_are_refused_together():
-    """Two limits that may differ are a question, not a request."""
+    """They might differ."""
     body = json.dumps(_HELLO | {"max_tokens": 1, "max_completion_tokens": 1}).encode()
     assert _refused_field(body) == "max_tokens"
 
@@ -188,13 +188,13 @@ def test_both_names_of_the_token_limit_are_refused_together():
         b"[" * 100_000,
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(body: bytes):
-    """Broken bodies are the caller's error, never ours."""
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes):
+    """It is the caller's error, not an internal one."""
     assert _refused_field(body) == "body"
 
 
 def test_half_a_surrogate_pair_is_refused():
-    """JSON can spell what UTF-8 cannot hold; it must not fail later as an internal error."""
+    """JSON can express it, UTF-8 cannot; it must not fail later as an internal error."""
     body = b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}'
     assert _refused_field(body) == "messages[0].content"
 

@@ -1,26 +1,21 @@
-"""The promises of OpenAI's chat answers; the judge is the types of the `openai` package."""
+"""OpenAI's chat responses, checked with the types of the `openai` package."""
 
 from __future__ import annotations
 
 import json
 
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import usage_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from libs.errors import InvalidArgument, NotFound, Unavailable
-from libs.openai.bodies import (
-    Served,
-    error_object,
-    json_body,
-    list_object,
-    model_object,
-)
-from libs.openai.chat_response import ChunkWriter, completion_object, error_event
+from libs.openai.bodies import Served, list_object, model_object, to_json
+from libs.openai.chat_response import ChunkWriter, completion_object
+from libs.openai.errors import error_event, error_object
 
-_USAGE = model_pb2.TokenUsage(prompt_tokens=5, completion_tokens=3, cached_tokens=2)
+_USAGE = usage_pb2.TokenUsage(prompt_tokens=5, completion_tokens=3, cached_tokens=2)
 _SERVED = Served(
     model_version="models/smollm2/versions/1.0.0",
     artifact_digest="sha256:" + "ab" * 32,
@@ -52,7 +47,7 @@ def _read(events: bytes) -> list[ChatCompletionChunk]:
 
 
 def test_a_completion_is_what_the_openai_package_expects():
-    """The whole answer passes the client's own types, and tells version and cost besides."""
+    """It passes the client's own types, and has version and cost besides."""
     answer = completion_object(
         model="smollm2",
         created_seconds=1_800_000_000,
@@ -61,9 +56,7 @@ def test_a_completion_is_what_the_openai_package_expects():
         usage=_USAGE,
         served=_SERVED,
     )
-    body = json_body(answer)
-    assert body.content_type == "application/json"
-    read = ChatCompletion.model_validate_json(body.data, strict=True)
+    read = ChatCompletion.model_validate_json(to_json(answer), strict=True)
     assert read.choices[0].message.content == "höllo"
     assert read.choices[0].finish_reason == "stop"
     assert read.usage is not None
@@ -106,7 +99,7 @@ def test_usage_comes_last_and_is_null_before():
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives_the_event(text: str):
-    """Quotes, line ends of all kinds and every script arrive as they left, in one event."""
+    """Quotes, all kinds of line breaks and all scripts arrive unchanged, in one event."""
     event = _writer().delta(text)
     assert event.endswith(b"\n\n")
     assert b"\n" not in event[:-2]
@@ -116,7 +109,7 @@ def test_any_text_survives_the_event(text: str):
 
 
 def test_errors_have_the_shape_of_openai():
-    """Message, type, param and code are all there, null where there is nothing to say."""
+    """Message, type, param and code are present, null if empty."""
     wrong = InvalidArgument.of_field("messages[0].role", "must be set")
     assert error_object(wrong) == {
         "error": {
@@ -138,7 +131,7 @@ def test_errors_have_the_shape_of_openai():
 
 
 def test_an_error_in_mid_stream_is_one_event():
-    """A client that reads events sees the error instead of a clean end."""
+    """A client that reads events gets the error instead of a normal end."""
     event = error_event(Unavailable("line\nbreak", reason="BACKEND_FAILED"))
     assert event.count(b"\n") == 2
     assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "backend_failed"

@@ -1,4 +1,4 @@
-"""Artifacts on the agent's disk: unpacked safely, there whole or not at all."""
+"""Artifacts on the agent's disk: unpacked safely, either complete or absent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def good(folder: Path) -> Path:
 
 
 def test_files_are_unpacked_with_their_digests(tmp_path):
-    """Plain files, readable by Triton, whatever modes were packed."""
+    """Regular files that Triton can read, whatever their modes in the tar."""
     path = pack(
         tmp_path,
         member("1", type=tarfile.DIRTYPE),
@@ -56,7 +56,7 @@ def test_files_are_unpacked_with_their_digests(tmp_path):
     [
         ("../evil", {}),
         ("1/../../evil", {}),
-        ("/tmp/evil", {}),  # noqa: S108  # it must not get there
+        ("/tmp/evil", {}),  # noqa: S108  # it must not be written there
         ("1/link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
         ("1/link", {"type": tarfile.LNKTYPE, "linkname": "config.pbtxt"}),
         ("1/pipe", {"type": tarfile.FIFOTYPE}),
@@ -65,8 +65,8 @@ def test_files_are_unpacked_with_their_digests(tmp_path):
         ("config.pbtxt/below", {}),
     ],
 )
-def test_what_is_no_plain_file_in_the_folder_is_refused(tmp_path, name, fields):
-    """Paths out of the folder, links, devices, one file over another."""
+def test_only_regular_files_in_the_folder_are_accepted(tmp_path, name, fields):
+    """No paths out of the folder, links, devices, or two files of one path."""
     path = pack(tmp_path, member("config.pbtxt", b"config"), member(name, b"", **fields))
     with pytest.raises(ArtifactRefused):
         unpack(path, tmp_path / "deep" / "out", limit_bytes=LIMIT_BYTES)
@@ -76,20 +76,20 @@ def test_what_is_no_plain_file_in_the_folder_is_refused(tmp_path, name, fields):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"no tar at all", "is not an uncompressed tar"),
+        (b"not a tar at all", "is not an uncompressed tar"),
         (b"", "is not an uncompressed tar"),
     ],
 )
-def test_what_is_no_tar_is_refused(tmp_path, content, text):
-    """With the reason."""
+def test_other_files_than_tars_are_refused(tmp_path, content, text):
+    """The error says why."""
     path = tmp_path / "artifact.tar"
     path.write_bytes(content)
     with pytest.raises(ArtifactRefused, match=text):
         unpack(path, tmp_path / "out", limit_bytes=LIMIT_BYTES)
 
 
-def test_a_tar_that_was_cut_is_refused(tmp_path):
-    """Its digest would tell too; the unpacking does not rely on it."""
+def test_a_truncated_tar_is_refused(tmp_path):
+    """Its digest would be wrong, too; unpacking does not rely on it."""
     path = good(tmp_path)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ArtifactRefused):
@@ -97,7 +97,7 @@ def test_a_tar_that_was_cut_is_refused(tmp_path):
 
 
 def test_a_compressed_tar_is_refused(tmp_path):
-    """A small file may hold a large one."""
+    """A small file may contain a huge one."""
     path = pack(tmp_path, member("config.pbtxt", b"0" * 100_000), mode="w:gz")
     with pytest.raises(ArtifactRefused, match="uncompressed"):
         unpack(path, tmp_path / "out", limit_bytes=LIMIT_BYTES)
@@ -125,20 +125,20 @@ def install(repository: ModelRepository, tmp_path: Path) -> Path:
     return tmp_path / "models" / WANTED.backend_model
 
 
-def test_an_installed_version_is_held_and_can_be_removed(repository, tmp_path):
-    """Its download is gone once it is unpacked."""
+def test_an_installed_version_is_found_and_can_be_removed(repository, tmp_path):
+    """The download is removed once it is unpacked."""
     folder = install(repository, tmp_path)
-    assert repository.holds(WANTED)
+    assert repository.has(WANTED)
     assert repository.names() == {WANTED.backend_model}
     assert not repository.download_path(WANTED).exists()
     repository.remove(WANTED.backend_model)
     assert not folder.exists()
-    assert not repository.holds(WANTED)
+    assert not repository.has(WANTED)
     assert repository.names() == frozenset()
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "record", "digest"])
-def test_a_damaged_version_is_not_held(repository, tmp_path, damage):
+def test_a_damaged_version_is_not_found(repository, tmp_path, damage):
     """A changed file, a missing one, no record, the record of another artifact."""
     folder = install(repository, tmp_path)
     record = folder / ".headrace.json"
@@ -151,7 +151,7 @@ def test_a_damaged_version_is_not_held(repository, tmp_path, damage):
             record.write_text("{")
         case _:
             record.write_text(record.read_text().replace("ab" * 32, "cd" * 32))
-    assert not repository.holds(WANTED)
+    assert not repository.has(WANTED)
 
 
 def test_what_a_killed_agent_left_is_removed_at_the_start(repository, tmp_path):
@@ -164,7 +164,7 @@ def test_what_a_killed_agent_left_is_removed_at_the_start(repository, tmp_path):
 
 def test_a_refused_artifact_leaves_nothing(repository, tmp_path):
     """Neither a folder that Triton could load nor a file that fills the disk."""
-    repository.download_path(WANTED).write_bytes(b"no tar")
+    repository.download_path(WANTED).write_bytes(b"not a tar")
     with pytest.raises(ArtifactRefused):
         repository.install(WANTED, repository.download_path(WANTED))
     assert not list((tmp_path / "models" / ".incoming").iterdir())

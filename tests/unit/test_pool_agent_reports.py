@@ -1,4 +1,4 @@
-"""What the agent asks of the registry and tells it."""
+"""What the agent reads from the registry and reports to it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import grpc
 import pytest
-from headrace.common.v1 import model_pb2
-from headrace.registry.v1 import registry_pb2
+from headrace.common.v1 import backend_pb2, model_pb2
+from headrace.registry.v1.registry_internal_pb2 import (
+    DeploymentEntry,
+    DownloadArtifactResponse,
+)
 
 from libs.clock import SystemClock
 from services.pool_agent.archive import ArtifactRefused
@@ -24,40 +27,45 @@ READY = Report("alpha-1.0.0-0123456789ab", State.READY, DIGEST, "")
 LOADING = Report("alpha-1.0.0-0123456789ab", State.LOADING, "", "fetching the artifact")
 
 
-def deployment(name: str = "alpha", **fields: Any) -> registry_pb2.Deployment:
+def deployment(name: str = "alpha", **fields: Any) -> DeploymentEntry:
     defaults: dict[str, Any] = {
         "model_version": "models/alpha/versions/1.0.0+cpu",
         "artifact_digest": DIGEST,
         "schema": model_pb2.ModelSchema(kind=model_pb2.MODEL_KIND_CHAT),
     }
-    return registry_pb2.Deployment(name=f"deployments/{name}", **{**defaults, **fields})
+    return DeploymentEntry(name=f"deployments/{name}", **{**defaults, **fields})
 
 
-def test_a_version_has_the_name_that_its_artifact_gives_it():
-    """Two artifacts never share a name on Triton; `+` is not let into URLs and folders."""
+def test_the_name_of_a_version_on_triton_contains_its_digest():
+    """Two artifacts never share a name; a `+` never comes into URLs and folders."""
     wanted = wanted_from_proto([deployment()])["deployments/alpha"]
     assert wanted == Wanted("alpha", "1.0.0+cpu", DIGEST, Kind.CHAT)
     assert wanted.backend_model == "alpha-1.0.0_cpu-0123456789ab"
 
 
-def test_what_others_run_is_not_wanted_here():
-    """Models of providers, and kinds that are newer than this agent."""
-    provided = deployment("provided", provider=model_pb2.Provider(base_url="https://example.com"))
+def test_what_others_run_and_what_cannot_be_read_is_not_wanted_here():
+    """Models of providers, kinds that are newer than this agent, and a malformed version."""
+    provided = deployment(
+        "provided", provider=backend_pb2.ProviderTarget(base_url="https://example.com")
+    )
     unknown = deployment("unknown", schema=model_pb2.ModelSchema())
-    assert set(wanted_from_proto([provided, unknown, deployment()])) == {"deployments/alpha"}
+    malformed = deployment("malformed", model_version="alpha@1.0.0")
+    found = wanted_from_proto([provided, unknown, malformed, deployment()])
+    assert set(found) == {"deployments/alpha"}
 
 
 @pytest.mark.parametrize("report", [READY, LOADING, Report("a", State.FAILED, "", "why")])
-def test_a_report_comes_back_from_the_registry_as_it_was_told(report):
-    """Else the reporter would tell it again and again."""
+def test_a_report_comes_back_from_the_registry_as_it_was_sent(report):
+    """Otherwise the reporter would send it again and again."""
     backend = report_to_proto(report, backend_id="triton-0", address="127.0.0.1:1")
-    stranger = report_to_proto(report, backend_id="triton-1", address="127.0.0.1:2")
-    held = deployment(backends=[stranger, backend])
-    assert reports_from_proto([held], "triton-0") == {"deployments/alpha": report}
+    assert backend.triton.address == "127.0.0.1:1"
+    other = report_to_proto(report, backend_id="triton-1", address="127.0.0.1:2")
+    entry = deployment(backends=[other, backend])
+    assert reports_from_proto([entry], "triton-0") == {"deployments/alpha": report}
 
 
 def test_pauses_grow_up_to_a_limit():
-    """However often it fails."""
+    """However many failures there are."""
     backoff = Backoff(first_seconds=1, max_seconds=15)
     assert [backoff.seconds(failures) for failures in (1, 2, 3, 4, 5, 10_000)] == [
         1, 2, 4, 8, 15, 15,
@@ -65,7 +73,7 @@ def test_pauses_grow_up_to_a_limit():
 
 
 class Registry:
-    """Takes reports; refuses while `error` is set."""
+    """Accepts reports; refuses them while `error` is set."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, Report]] = []
@@ -94,46 +102,46 @@ async def reporter(registry: Registry) -> AsyncIterator[Reporter]:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110  # a list tells nobody
+        while not holds():  # noqa: ASYNC110  # a list has no event
             await asyncio.sleep(0.01)
 
 
-async def test_only_what_the_registry_has_not_heard_is_told(registry, reporter):
-    """An agent that restarts beside a model that serves says nothing."""
-    reporter.heard({"deployments/a": READY})
-    reporter.tell("deployments/a", READY)
-    reporter.tell("deployments/b", READY)
+async def test_only_what_the_registry_does_not_have_is_sent(registry, reporter):
+    """An agent that restarts beside a loaded model sends nothing."""
+    reporter.received({"deployments/a": READY})
+    reporter.report("deployments/a", READY)
+    reporter.report("deployments/b", READY)
     await until(lambda: bool(registry.sent))
     await asyncio.sleep(0.05)
     assert registry.sent == [("deployments/b", READY)]
 
 
-async def test_a_report_is_told_until_the_registry_takes_it(registry, reporter):
-    """And then no more."""
+async def test_a_report_is_sent_until_the_registry_accepts_it(registry, reporter):
+    """And not again afterwards."""
     registry.error = grpc.StatusCode.UNAVAILABLE
-    reporter.tell("deployments/a", READY)
+    reporter.report("deployments/a", READY)
     await until(lambda: len(registry.sent) >= 2)
     registry.error = None
-    taken = len(registry.sent) + 1
-    await until(lambda: len(registry.sent) == taken)
+    accepted = len(registry.sent) + 1
+    await until(lambda: len(registry.sent) == accepted)
     await asyncio.sleep(0.3)
-    assert len(registry.sent) == taken
+    assert len(registry.sent) == accepted
 
 
-async def test_a_registry_that_has_forgotten_is_told_again(registry, reporter):
-    """It was restored from a backup, say."""
-    reporter.tell("deployments/a", READY)
+async def test_a_report_that_the_registry_has_lost_is_sent_again(registry, reporter):
+    """For example, because it was restored from a backup."""
+    reporter.report("deployments/a", READY)
     await until(lambda: len(registry.sent) == 1)
-    reporter.heard({"deployments/a": LOADING})
+    reporter.received({"deployments/a": LOADING})
     await until(lambda: len(registry.sent) == 2)
     assert registry.sent[-1] == ("deployments/a", READY)
 
 
-async def test_a_report_that_is_refused_holds_up_no_other(registry, reporter):
-    """The deployment is gone; it is not told for ever."""
+async def test_a_refused_report_does_not_delay_others(registry, reporter):
+    """Of a deleted deployment, say; it is not sent for ever."""
     registry.error = grpc.StatusCode.NOT_FOUND
-    reporter.tell("deployments/gone", READY)
-    reporter.tell("deployments/also-gone", READY)
+    reporter.report("deployments/deleted", READY)
+    reporter.report("deployments/also-deleted", READY)
     await until(lambda: len(registry.sent) == 2)
     await asyncio.sleep(0.3)
     assert len(registry.sent) == 2
@@ -141,10 +149,10 @@ async def test_a_report_that_is_refused_holds_up_no_other(registry, reporter):
 
 def stream_of(
     *chunks: bytes,
-) -> Callable[[str], AsyncIterator[registry_pb2.DownloadArtifactResponse]]:
-    async def stream(_digest: str) -> AsyncIterator[registry_pb2.DownloadArtifactResponse]:
+) -> Callable[[str], AsyncIterator[DownloadArtifactResponse]]:
+    async def stream(_digest: str) -> AsyncIterator[DownloadArtifactResponse]:
         for chunk in chunks:
-            yield registry_pb2.DownloadArtifactResponse(chunk=chunk)
+            yield DownloadArtifactResponse(chunk=chunk)
 
     return stream
 
@@ -153,23 +161,23 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-async def test_bytes_with_the_right_digest_are_kept(tmp_path):
-    """In whatever chunks they come."""
+async def test_bytes_with_the_right_digest_are_stored(tmp_path):
+    """However they are divided into chunks."""
     downloads = Downloads(stream_of(b"one", b"", b"two"), limit_bytes=100)
     await downloads.fetch(digest_of(b"onetwo"), tmp_path / "artifact")
     assert (tmp_path / "artifact").read_bytes() == b"onetwo"
 
 
-async def test_bytes_with_another_digest_are_not_kept(tmp_path):
-    """Both digests are told."""
+async def test_bytes_with_another_digest_are_not_stored(tmp_path):
+    """The error has both digests."""
     downloads = Downloads(stream_of(b"one"), limit_bytes=100)
     with pytest.raises(ArtifactRefused, match=digest_of(b"one")):
         await downloads.fetch(digest_of(b"two"), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
 
 
-async def test_more_bytes_than_allowed_are_refused_as_they_come(tmp_path):
-    """The disk does not fill first."""
+async def test_more_bytes_than_allowed_are_refused_as_they_arrive(tmp_path):
+    """Before they fill the disk."""
     downloads = Downloads(stream_of(b"one", b"two", b"three"), limit_bytes=5)
     with pytest.raises(ArtifactRefused, match="more than 5 bytes"):
         await downloads.fetch(digest_of(b"onetwothree"), tmp_path / "artifact")

@@ -1,4 +1,4 @@
-"""What an artifact must say of itself."""
+"""The manifest in an artifact."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument
-from services.registry.domain import Kind, Manifest, Provider, Schema
+from services.registry.domain import Kind, Manifest, ProviderTarget, Schema
 from services.registry.manifest import MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from tests.support.registry import CHAT, EMBEDDING, artifact
 
 
 def test_the_schema_is_read_from_the_artifact():
-    """What a version takes and gives is fixed with its bytes."""
+    """What a version accepts and returns is fixed with its bytes."""
     assert read_manifest(io.BytesIO(artifact(CHAT))) == Manifest(
         Schema(Kind.CHAT, context_tokens=1024, max_output_tokens=256)
     )
@@ -26,8 +26,8 @@ def test_the_schema_is_read_from_the_artifact():
     )
 
 
-def test_the_manifest_may_say_more_and_be_written_with_a_dot():
-    """`tar -c .` writes `./headrace.json`; preprocessing and the like are not for the registry."""
+def test_the_manifest_may_have_more_keys_and_a_path_with_a_dot():
+    """`tar -c .` writes `./headrace.json`; other keys are not for the registry."""
     more = CHAT | {"preprocessing": {"tokenizer": "1/t.json"}, "dimensions": "none"}
     packed = artifact(more, manifest_name="./headrace.json")
     assert read_manifest(io.BytesIO(packed)).schema.context_tokens == CHAT["context_tokens"]
@@ -40,13 +40,13 @@ PROVIDER = {"base_url": "https://api.example.com/v1", "model": "gpt-9", "api_key
 def test_a_manifest_may_name_a_provider():
     """Then no pool loads the version; the key itself is never in an artifact."""
     packed = artifact(CHAT | {"provider": PROVIDER})
-    assert read_manifest(io.BytesIO(packed)).provider == Provider(
+    assert read_manifest(io.BytesIO(packed)).provider == ProviderTarget(
         "https://api.example.com/v1", "gpt-9", "example"
     )
     local = {"base_url": "http://127.0.0.1:9000", "model": "m"}
-    assert parse_manifest(json.dumps(CHAT | {"provider": local}).encode()).provider == Provider(
-        "http://127.0.0.1:9000", "m", ""
-    )
+    assert parse_manifest(
+        json.dumps(CHAT | {"provider": local}).encode()
+    ).provider == ProviderTarget("http://127.0.0.1:9000", "m", "")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_provider_that_cannot_be_called_is_refused(manifest):
 
 
 def test_only_the_manifest_at_the_top_counts():
-    """A file of the same name deeper in the folder is somebody else's."""
+    """A file of the same name deeper in the folder is not the manifest."""
     with pytest.raises(InvalidArgument):
         read_manifest(io.BytesIO(artifact(CHAT, manifest_name="1/headrace.json")))
 
@@ -88,8 +88,8 @@ def test_only_the_manifest_at_the_top_counts():
         (gzip.compress(artifact(CHAT)), "uncompressed tar"),
         (artifact(CHAT)[:700], "tar"),
         (artifact(None), "has no headrace.json"),
-        (artifact(b"{"), "is not JSON"),
-        (artifact(b"[" * 100_000), "is not JSON"),
+        (artifact(b"{"), "is invalid JSON"),
+        (artifact(b"[" * 100_000), "is invalid JSON"),
         (artifact(b"[]"), "is not an object"),
         (artifact({}), '"kind"'),
         (artifact(CHAT | {"kind": "vision"}), '"kind"'),
@@ -103,8 +103,8 @@ def test_only_the_manifest_at_the_top_counts():
         (artifact(b" " * (MAX_MANIFEST_BYTES + 1)), "more than"),
     ],
 )
-def test_an_artifact_without_a_sound_manifest_is_refused(packed, text):
-    """The error names the field and says what is missing."""
+def test_an_artifact_without_a_valid_manifest_is_refused(packed, text):
+    """The error names the field and what is missing."""
     with pytest.raises(InvalidArgument) as raised:
         read_manifest(io.BytesIO(packed))
     ((field, description),) = raised.value.field_violations
@@ -114,7 +114,7 @@ def test_an_artifact_without_a_sound_manifest_is_refused(packed, text):
 
 @given(st.data())
 def test_a_damaged_artifact_is_refused_and_never_an_internal_error(data):
-    """Whatever bytes are changed or cut, the answer is a schema or an error of the caller."""
+    """Whatever bytes are changed or cut, the result is a schema or an INVALID_ARGUMENT."""
     packed = bytearray(artifact(CHAT))
     for _ in range(data.draw(st.integers(1, 8))):
         packed[data.draw(st.integers(0, 2048))] = data.draw(st.integers(0, 255))

@@ -28,7 +28,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=400).map(lamb
     resource=texts,
 )
 def test_a_status_always_fits_into_trailers(message, metadata, violations, resource):
-    """Percent-encoded message and base64 details together: the worst that any peer sends."""
+    """With the longest percent-encoded message and base64 details."""
     status = to_status(
         InvalidArgument(
             message,
@@ -44,8 +44,8 @@ def test_a_status_always_fits_into_trailers(message, metadata, violations, resou
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(3, 40))
-def test_a_cut_text_is_the_begin_of_the_text(text, limit):
-    """No character is split, and who reads it sees that more was there."""
+def test_a_cut_text_is_the_start_of_the_text(text, limit):
+    """No character is split, and an ellipsis shows the cut."""
     shortened = cut(text, limit)
     assert len(shortened.encode()) <= limit
     if shortened != text:
@@ -54,7 +54,7 @@ def test_a_cut_text_is_the_begin_of_the_text(text, limit):
 
 
 def test_small_metadata_survives_beside_large():
-    """The model that was asked for is told whole, the list of all models is cut."""
+    """The model that was asked for is kept, the list of all models is cut."""
     error = InvalidArgument(
         "text", reason="INVALID_FIELD", metadata={"models": "x" * 9000, "model": "gpt-9"}
     )
@@ -78,7 +78,7 @@ def reasons_in(path: Path) -> Iterator[str]:
 
 
 def test_every_reason_in_the_code_is_one_of_the_contract():
-    """Clients switch on reasons: one that the proto does not know is a typing error."""
+    """Clients switch on reasons: one that is not in the proto is a typing error."""
     values = error_reason_pb2.ErrorReason.DESCRIPTOR.values
     known = {value.name.removeprefix("ERROR_REASON_") for value in values}
     found = {

@@ -1,10 +1,10 @@
-"""A circuit breaker: keeps requests from a backend that fails, and lets a few try it again.
+"""A circuit breaker: stops requests to a backend that fails, then lets a few of them try it.
 
 closed ──too many failures──► open ──its time has passed──► half-open ──probes succeed──► closed
                                 ▲                               │
                                 └─────────a probe fails─────────┘    (it stays open for longer)
 
-Plain state: the time is an argument, and nothing happens between calls.
+It is plain state: the time is an argument, and nothing happens between calls.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class BreakerLimits:
     """When a breaker opens and closes.
 
     Attributes:
-        consecutive_failures: so many failures in a row open it.
-        failure_share: it opens where at least this share of the last `window_outcomes` failed.
-        window_outcomes: how many outcomes the share is taken of; fewer say nothing yet.
+        consecutive_failures: this many failures in a row open it.
+        failure_share: it opens if at least this share of the last `window_outcomes` failed.
+        window_outcomes: how many outcomes the share is computed from, at least.
         open_seconds: how long it stays open at first; twice as long after each failed probe.
-        max_open_seconds: but never longer.
-        max_retry_after_seconds: a backend that asks to be left alone is, for this long at most.
+        max_open_seconds: the limit of that.
+        max_retry_after_seconds: the limit of a wait that the backend asks for.
         probes: how many requests may try a half-open backend at once.
-        probes_to_close: how many of them must succeed, in a row.
+        probes_to_close: how many of them must succeed in a row to close it.
     """
 
     consecutive_failures: int = 5
@@ -49,19 +49,19 @@ class BreakerLimits:
 
 @dataclass(frozen=True)
 class Permit:
-    """Leave for one request; give it back with what came of it.
+    """The permission for one request; its outcome is reported with it.
 
     Attributes:
-        epoch: which closed or half-open phase gave it.
+        epoch: the closed or half-open phase in which it was given.
     """
 
     epoch: int
 
 
 class Breaker:
-    """The breaker of one backend. Ask `permit`, then tell `succeeded`, `failed` or `abandoned`.
+    """The breaker of one backend: call `permit`, then `succeeded`, `failed` or `abandoned`.
 
-    What comes of a permit of an earlier phase is ignored: it says nothing about the backend now.
+    Outcomes of permits of an earlier phase are ignored: they say nothing about the backend now.
     """
 
     def __init__(self, limits: BreakerLimits) -> None:
@@ -82,13 +82,13 @@ class Breaker:
         return self._state
 
     def wait_seconds(self, now_seconds: float) -> float:
-        """Returns how long no permit is to be had; 0 where one is, or may be at any moment."""
+        """Returns how long no permit will be given; 0: one is available, or may be at any time."""
         if self._state is State.OPEN:
             return max(0.0, self._open_until_seconds - now_seconds)
         return 0.0
 
     def has_permit(self, now_seconds: float) -> bool:
-        """Returns whether `permit` would give one."""
+        """Returns whether `permit` would return one."""
         if self._state is State.CLOSED:
             return True
         if self._state is State.HALF_OPEN:
@@ -96,7 +96,7 @@ class Breaker:
         return now_seconds >= self._open_until_seconds
 
     def permit(self, now_seconds: float) -> Permit | None:
-        """Returns leave for one request, or None."""
+        """Returns the permission for one request, or None."""
         if not self.has_permit(now_seconds):
             return None
         if self._state is State.OPEN:
@@ -106,7 +106,7 @@ class Breaker:
         return Permit(self._epoch)
 
     def succeeded(self, permit: Permit) -> None:
-        """The backend did its work."""
+        """Records that the backend worked."""
         if permit.epoch != self._epoch:
             return
         if self._state is State.HALF_OPEN:
@@ -120,7 +120,7 @@ class Breaker:
             self._outcomes.append(True)
 
     def failed(self, permit: Permit, now_seconds: float, *, retry_after_seconds: float = 0) -> None:
-        """The backend failed; with `retry_after_seconds` it asks to be left alone for so long."""
+        """Records that the backend failed, and how long it asks not to be called."""
         if permit.epoch != self._epoch:
             return
         if self._state is State.HALF_OPEN or retry_after_seconds > 0:
@@ -132,7 +132,7 @@ class Breaker:
             self._open(now_seconds, retry_after_seconds)
 
     def abandoned(self, permit: Permit) -> None:
-        """The request ended without saying anything about the backend."""
+        """Records that the request ended without an outcome for the backend."""
         if permit.epoch == self._epoch and self._state is State.HALF_OPEN:
             self._probes_running -= 1
 
@@ -145,7 +145,7 @@ class Breaker:
 
     def _open(self, now_seconds: float, retry_after_seconds: float) -> None:
         limits = self._limits
-        # The exponent is bounded: 2 to the number of failures of a day is no float.
+        # The exponent is bounded: after a day of failures the power would overflow.
         seconds = limits.open_seconds * 2.0 ** min(self._times_opened, 32)
         self._times_opened += 1
         self._open_until_seconds = now_seconds + max(

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import structlog
-from headrace.common.v1.model_pb2 import Backend
+from headrace.common.v1.backend_pb2 import Backend
 
 from libs.clock import Clock
 from libs.errors import InvalidArgument
@@ -88,7 +88,7 @@ class Lease:
             BackendFailedError: it is a provider.
         """
         if not isinstance(self._connection.client, Triton):
-            raise BackendFailedError(f"{self.backend.id} is a provider, not a Triton")
+            raise BackendFailedError(f"{self.backend.status.id} is a provider, not a Triton")
         return self._connection.client
 
     def report_success(self) -> None:
@@ -119,7 +119,7 @@ class Lease:
             self._served.breaker.abandoned(self._permit)
 
     def _report_failure(self, error: BackendFailedError) -> None:
-        error.backends |= {self.backend.id}
+        error.backends |= {self.backend.status.id}
         self._served.client_error, self._served.attempts = error.client_error, error.attempts
         self._served.breaker.failed(
             self._permit,
@@ -163,7 +163,8 @@ class Backends:
         willing = [each for each in found if each.served.breaker.has_permit(now)]
         if willing:
             picked = min(
-                willing, key=lambda each: (each.backend.id in avoid, each.connection.in_flight)
+                willing,
+                key=lambda each: (each.backend.status.id in avoid, each.connection.in_flight),
             )
             permit = picked.served.breaker.permit(now)
             assert permit is not None  # noqa: S101  # `has_permit` said so
@@ -177,7 +178,7 @@ class Backends:
         model that has no other backends is not ready (`MODEL_NOT_READY`).
         """
         unknown = frozenset(
-            (target.deployment, backend.id)
+            (target.deployment, backend.status.id)
             for target in routes.targets()
             for backend in target.backends
             if target_of(backend) is None
@@ -254,5 +255,5 @@ class Backends:
             client_error=soonest.client_error.retry_after(wait_seconds),
             attempts=soonest.attempts,
         )
-        error.backends = frozenset(each.backend.id for each in found)
+        error.backends = frozenset(each.backend.status.id for each in found)
         return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from headrace.common.v1.model_pb2 import Backend, BackendKind
+from headrace.common.v1.backend_pb2 import Backend
 
 
 class Protocol(Enum):
@@ -36,17 +36,15 @@ class Target(NamedTuple):
     model: str
 
 
-# The first enum value stands for Triton, as the proto says.
-_PROTOCOLS = {
-    BackendKind.BACKEND_KIND_UNSPECIFIED: Protocol.TRITON,
-    BackendKind.BACKEND_KIND_TRITON: Protocol.TRITON,
-    BackendKind.BACKEND_KIND_OPENAI: Protocol.OPENAI,
-}
-
-
 def target_of(backend: Backend) -> Target | None:
-    """Returns how to call a backend; None: its kind is newer than this service."""
-    protocol = _PROTOCOLS.get(backend.kind)
-    if protocol is None:
-        return None
-    return Target(Endpoint(protocol, backend.address, backend.api_key_name), backend.backend_model)
+    """Returns how to call a backend; None: its kind of target is newer than this service."""
+    match backend.WhichOneof("target"):
+        case "triton":
+            triton = backend.triton
+            return Target(Endpoint(Protocol.TRITON, triton.address, ""), triton.model)
+        case "provider":
+            provider = backend.provider
+            endpoint = Endpoint(Protocol.OPENAI, provider.base_url, provider.api_key_name)
+            return Target(endpoint, provider.model)
+        case _:
+            return None

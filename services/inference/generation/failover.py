@@ -18,6 +18,7 @@ from services.inference import metrics
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.targets import Protocol
+from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import (
     BackendFailedError,
     ChatCall,
@@ -137,7 +138,7 @@ class DeploymentCall:
             return await self._generate(hedged, avoid=self._failures, delivered=self.delivered)
 
         def may_hedge() -> bool:
-            others = {backend.id for backend in self.choice.target.backends}
+            others = {backend.status.id for backend in self.choice.target.backends}
             others -= {attempt.backend for attempt in hedged.attempts}
             return bool(others) and self._shared.hedge_budget.take()
 
@@ -161,7 +162,7 @@ class DeploymentCall:
         with self._shared.backends.lease(self.choice.target.backends, avoid=avoid) as lease:
             backend = lease.backend
             sink = hedged.attempt(
-                backend=backend.id, delivered=delivered, on_first=lease.report_success
+                backend=backend.status.id, delivered=delivered, on_first=lease.report_success
             )
             with _span(lease, delivered):
                 try:
@@ -173,8 +174,8 @@ class DeploymentCall:
                         relay=sink,
                     )
                 except BackendFailedError as error:
-                    metrics.BACKEND_FAILURES.labels(self.choice.model, backend.id).inc()
-                    _log.warning("backend failed", backend=backend.id, error=str(error))
+                    metrics.BACKEND_FAILURES.labels(self.choice.model, backend.status.id).inc()
+                    _log.warning("backend failed", backend=backend.status.id, error=str(error))
                     raise
 
     async def _next_choice(self, failure: BackendFailedError, give_up_seconds: float) -> None:
@@ -186,7 +187,7 @@ class DeploymentCall:
         failures, clock = self._failures, self._shared.clock
         if self._has_fallback and not self.delivered.token_count:
             # One that failed again was tried because no other one was willing.
-            tried_all = all(failures[backend.id] for backend in self.choice.target.backends)
+            tried_all = all(failures[backend.status.id] for backend in self.choice.target.backends)
             if tried_all or max(failures.values()) > 1:
                 raise DeploymentFailedError(failure.client_error.to_error(failures)) from failure
             return
@@ -196,15 +197,27 @@ class DeploymentCall:
                 choice = self._shared.routes().choose(version, kind=MODEL_KIND_CHAT)
                 self.choice = choice._replace(reason=self.choice.reason)
             except HeadraceError:  # not ready anywhere now, perhaps soon
-                await clock.sleep(FAILOVER_POLL_SECONDS)
+                await self._pause(FAILOVER_POLL_SECONDS)
                 continue
-            tried = [failures[backend.id] for backend in self.choice.target.backends]
+            tried = [failures[backend.status.id] for backend in self.choice.target.backends]
             if failure.attempts is not None and min(tried) >= failure.attempts:
                 break
             if min(tried):  # all have failed: retry more slowly after each failure
-                await clock.sleep(FAILOVER_POLL_SECONDS * min(tried))
+                await self._pause(FAILOVER_POLL_SECONDS * min(tried))
             return
         raise failure.client_error.to_error(failures) from failure
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits for a backend, at most until the caller's deadline.
+
+        Raises:
+            DeadlineExceeded: it passed.
+        """
+        clock, deadline_seconds = self._shared.clock, self._call.deadline_seconds
+        left = seconds_left(deadline_seconds, clock, waiting_for="backend")
+        await clock.sleep(seconds if left is None else min(left, seconds))
+        if left is not None and left <= seconds:
+            raise deadline_exceeded("backend")
 
     def _count_resume(self) -> None:
         if self.delivered.token_count:
@@ -220,7 +233,7 @@ def _span(lease: Lease, delivered: Delivered) -> AbstractContextManager[trace.Sp
         "openai chat completion" if is_provider else "triton ModelStreamInfer",
         kind=trace.SpanKind.CLIENT,
         attributes={
-            "headrace.backend": lease.backend.id,
+            "headrace.backend": lease.backend.status.id,
             "headrace.resumed_tokens": delivered.token_count,
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from headrace.router.v1.router_pb2 import RouteTarget
+from headrace.router.v1.router_internal_pb2 import RouteTarget
 
 from libs.errors import ResourceExhausted
 from libs.routes import Choice
@@ -40,6 +40,11 @@ class FallbackCall:
         self._fallbacks = _fallbacks(call, choice)
         self._on_fallback = False
         self.current: DeploymentCall = self._call_of(choice)
+
+    @property
+    def can_fall_back(self) -> bool:
+        """Whether another deployment may still answer."""
+        return bool(self._fallbacks)
 
     async def run(self, sink: ChunkSink) -> None:
         """Puts the whole answer into the sink.
@@ -89,7 +94,7 @@ class FallbackCall:
 
 def _fallbacks(call: ChatCall, choice: Choice) -> tuple[RouteTarget, ...]:
     """Returns the deployments to call after the first one; the first one again is the last."""
-    if call.request.resume_from:  # another version would not continue the text of this one
+    if call.request.resume_point:  # another version would not continue the text of this one
         return ()
     wanted = call.request.max_tokens or 1
     others = [t for t in choice.fallbacks if t.schema.max_output_tokens >= wanted]

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from headrace.common.v1 import model_pb2
-
 from libs.clock import Clock
 from libs.errors import ResourceExhausted
 from libs.routes import RouteTable
@@ -18,7 +16,14 @@ from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends
-from services.inference.domain import ChatCall, Chunk, Finish, GenerationResult, TokenUsage
+from services.inference.domain import (
+    ChatCall,
+    Chunk,
+    Finish,
+    GenerationResult,
+    Started,
+    TokenUsage,
+)
 from services.inference.generation.failover import DeploymentCall, Failover
 from services.inference.generation.fallback import FallbackCall
 from services.inference.generation.hedging import HedgeLimits
@@ -30,10 +35,15 @@ from services.inference.generation.relay import (
     SkipDelivered,
     merged,
 )
-from services.inference.routing import route_of
+from services.inference.routing import choose_chat, counts_tokens, route_of
 
-# Sends a chunk to the client; returns when the next one may be sent.
-Deliver = Callable[[Chunk], Awaitable[None]]
+# Sends a chunk to the client and returns when the next one may be sent. The first call also has the
+# start of the answer; its chunk is empty if there is none yet.
+Deliver = Callable[[Chunk, Started | None], Awaitable[None]]
+
+# A client waits for so long at most until it gets the start of its answer, if no other version can
+# take over any more. Usually the first chunk comes earlier, and the start is sent with it.
+START_SECONDS = 1.0
 
 
 class Generator:
@@ -66,7 +76,7 @@ class Generator:
             HeadraceError: see `InferenceService.Generate`. What was generated before is billed.
         """
         call.check()
-        choice = self._routes().choose(call.request.model, kind=model_pb2.MODEL_KIND_CHAT)
+        choice = choose_chat(self._routes(), call.request)
         fallback = FallbackCall(call, choice, failover=self._failover, admission=self._admission)
         generation = _Generation(call, identity, fallback, clock=self._clock)
         with metrics.LIVE_STREAMS.track_inprogress():
@@ -99,21 +109,45 @@ class _Generation:
             await self._run_unstreamed(deliver)
             return
         relay = Relay(limits)
-        skipped = self._call.request.resume_from
+        skipped = self._call.request.resumed_tokens
         sink = SkipDelivered(relay, token_count=skipped) if skipped else relay
-        async with _filled(relay, self._fallback.run(sink)):
-            while (chunk := await relay.take()) is not None:
-                if self._first_seconds is None:
-                    self._note_first()
-                if chunk.text or chunk.token_count:
-                    await deliver(chunk)
+        timer = asyncio.get_running_loop().call_later(START_SECONDS, relay.wake)
+        try:
+            async with _filled(relay, self._fallback.run(sink)):
+                await self._deliver_start(relay, deliver)
+                timer.cancel()
+                while (chunk := await relay.take()) is not None:
+                    if _has_tokens(chunk):
+                        self._note_first()
+                        await deliver(chunk, None)
+        finally:
+            timer.cancel()
+
+    async def _deliver_start(self, relay: Relay, deliver: Deliver) -> None:
+        """Returns when the start is delivered, with the first chunk or before it, or at the end."""
+        while (chunk := await relay.take()) is not None:
+            if _has_tokens(chunk):
+                self._note_first()
+            elif chunk.finish is None and self._fallback.can_fall_back:
+                continue  # another version may still answer
+            await deliver(chunk, self._start())
+            return
 
     async def _run_unstreamed(self, deliver: Deliver) -> None:
         """Needs no task and no buffer: nothing is read while the backend writes."""
         collector = Collector(on_first=self._note_first)
         await self._fallback.run(collector)
         if collector.chunks:
-            await deliver(merged(collector.chunks))
+            await deliver(merged(collector.chunks), self._start())
+
+    def _start(self) -> Started:
+        choice = self._fallback.current.choice
+        return Started(
+            request_id=self._call.request_id,
+            trace_id=current_trace_id(),
+            route=route_of(choice),
+            is_resumable=self._call.request.is_repeatable and counts_tokens(choice),
+        )
 
     def outcome(self, error: BaseException | None) -> Outcome:
         """Returns what is recorded of the answer, which has ended."""
@@ -153,7 +187,7 @@ class _Generation:
     def _usage(self, current: DeploymentCall) -> TokenUsage:
         """Returns what the client pays for: not what was computed again after a failure."""
         finish = current.finish
-        delivered = current.delivered.token_count - self._call.request.resume_from
+        delivered = current.delivered.token_count - self._call.request.resumed_tokens
         return TokenUsage(
             prompt_tokens=finish.prompt_tokens if finish else 0,
             completion_tokens=max(0, delivered),
@@ -161,7 +195,12 @@ class _Generation:
         )
 
     def _note_first(self) -> None:
-        self._first_seconds = self._clock.monotonic_seconds()
+        if self._first_seconds is None:
+            self._first_seconds = self._clock.monotonic_seconds()
+
+
+def _has_tokens(chunk: Chunk) -> bool:
+    return bool(chunk.text or chunk.token_count)
 
 
 def _finish_of(call: DeploymentCall) -> Finish:

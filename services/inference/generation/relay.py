@@ -100,6 +100,11 @@ class Relay:
                 metadata={"limit_seconds": f"{limit:g}"},
             ) from error
 
+    def wake(self) -> None:
+        """Makes `take` return an empty chunk if nothing else waits."""
+        if not self._waiting:
+            self.put(Chunk(""))
+
     def close(self) -> None:
         """Ends the buffer: `take` returns None after the last chunk."""
         self._closed = True
@@ -158,7 +163,7 @@ class SkipDelivered:
             chunk = Chunk("", finish=chunk.finish)
         elif self._remaining and (chunk.token_count or chunk.finish):
             raise InvalidArgument.of_field(
-                "resume_from", "no delta of this answer ended at this position"
+                "resume_from", "is not a position where a delta of this answer ended"
             )
         self._relay.put(chunk)
 

@@ -113,11 +113,11 @@ def _error(text: str, request_id: str) -> HeadraceError | BackendFailedError:
     """Returns the error for a text of Triton's. The text may quote the request."""
     if text.startswith("{"):  # one of Headrace's models says it itself
         return error_of_model(text)
-    told = text.removeprefix(f"[request id: {request_id}] ")
-    if told.startswith(_BACKENDS_FAULT):
+    unquoted = text.removeprefix(f"[request id: {request_id}] ")
+    if unquoted.startswith(_BACKENDS_FAULT):
         return BackendFailedError(text)
-    if told.startswith(_MODEL_FAILED):
-        if _MODEL_STOPPED in told:
+    if unquoted.startswith(_MODEL_FAILED):
+        if _MODEL_STOPPED in unquoted:
             return BackendFailedError(text)
         return Internal(text, reason="INTERNAL")
     return InvalidArgument(text, reason="INVALID_FIELD")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from headrace.common.v1 import model_pb2
 
+from libs.embedding_texts import MAX_TEXTS
 from libs.errors import InvalidArgument
 from libs.routes import Choice, RouteTable
 from services.inference.backends.pool import Backends, Lease
-from services.inference.domain import MAX_TEXTS, Route
+from services.inference.domain import Route
 from services.inference.routing import route_of
 from services.inference.tensors.retry import Retrier
 

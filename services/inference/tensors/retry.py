@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import structlog
-from headrace.common.v1.model_pb2 import Backend
+from headrace.common.v1.backend_pb2 import Backend
 from opentelemetry import trace
 
 from libs.errors import HeadraceError, InvalidArgument
@@ -40,7 +40,7 @@ class Retrier:
         Args:
             choice: the model.
             attempt: uses the lease's backend, which is a Triton.
-            may_retry: asked after a failure; if it returns False, the failure is the caller's.
+            may_retry: called after a failure; False: the caller gets the error.
 
         Raises:
             InvalidArgument: no Triton runs the model, or the request is wrong.
@@ -95,5 +95,5 @@ def _span(lease: Lease, choice: Choice) -> AbstractContextManager[trace.Span]:
     return _tracer.start_as_current_span(
         f"triton infer {choice.model}",
         kind=trace.SpanKind.CLIENT,
-        attributes={"headrace.backend": lease.backend.id},
+        attributes={"headrace.backend": lease.backend.status.id},
     )

@@ -1,4 +1,4 @@
-"""Models, versions, deployments and what backends report of them."""
+"""Models, versions, deployments and the reports of their backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Sorted = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Makes the tables, and the first revision."""
+    """Creates the tables and the first revision of the deployments."""
     op.create_table(
         "models",
         sa.Column("id", _Sorted, primary_key=True),

@@ -10,6 +10,6 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Adds the provider to versions; those that there are have none."""
+    """Adds the provider to versions; existing ones have none."""
     for name in ("provider_base_url", "provider_model", "provider_api_key_name"):
         op.add_column("model_versions", sa.Column(name, sa.Text))

@@ -1,4 +1,4 @@
-"""How many requests a backend of a version works on at once."""
+"""How many requests a backend of a version processes at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Adds the limit; versions that there are have none of their own."""
+    """Adds the limit; existing versions have the default one."""
     column = sa.Column("max_concurrent_requests", sa.Integer, nullable=False, server_default="0")
     op.add_column("model_versions", column)

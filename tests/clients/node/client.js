@@ -11,19 +11,20 @@ const question = "Name three rivers.";
 
 function overGrpc() {
   const definition = loader.loadSync("headrace/inference/v1/inference.proto", {
-    includeDirs: [protos], keepCase: true, longs: String,
+    includeDirs: [protos], keepCase: true, longs: String, enums: String,
   });
   const { InferenceService } = grpc.loadPackageDefinition(definition).headrace.inference.v1;
   const client = new InferenceService(address, grpc.credentials.createInsecure());
   const metadata = new grpc.Metadata();
   metadata.set("authorization", `Bearer ${token}`);
-  const request = { model: "smollm2", max_tokens: 12, messages: [{ role: "user", content: question }] };
+  const request = { model: "smollm2", max_tokens: 12, messages: [{ role: "ROLE_USER", parts: [{ text: question }] }] };
   return new Promise((resolve, reject) => {
-    const seen = { deltas: [], final: null };
+    const seen = { started: null, deltas: [], final: null };
     const stream = client.Generate(request, metadata);
     stream.on("data", (message) => {
       if (message.delta) seen.deltas.push(message.delta.text);
-      else seen.final = message.final;
+      else if (message.started) seen.started = message.started;
+      else if (message.final) seen.final = message.final;
     });
     stream.on("error", reject);
     stream.on("end", () => { client.close(); resolve(seen); });

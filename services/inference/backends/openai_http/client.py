@@ -100,7 +100,7 @@ class Provider:
         relay: ChunkSink,
     ) -> Finish:
         """See `ChatBackend.generate`. A provider cannot continue an answer that has started."""
-        if call.request.resume_from:
+        if call.request.resume_point:
             raise InvalidArgument.of_field(
                 "resume_from", "is not supported by this model: its provider reports no token ids"
             )
@@ -190,18 +190,18 @@ async def _error_body(response: Response) -> bytes:
 
 
 def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> bytes:
-    asked = call.request
+    request = call.request
     body: dict[str, object] = {
         "model": backend_model,
-        "messages": [{"role": each.role, "content": each.content} for each in asked.messages],
+        "messages": [{"role": each.role, "content": each.content} for each in request.messages],
         "max_tokens": max_tokens,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
     }
-    if asked.seed is not None:
-        body["seed"] = asked.seed
-    if asked.stop:
-        body["stop"] = list(asked.stop)
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.stop:
+        body["stop"] = list(request.stop)
     if call.streamed:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}

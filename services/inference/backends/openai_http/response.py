@@ -23,6 +23,7 @@ class ProviderAnswer:
         self._delivered = delivered
         self._relay = relay
         self._guard = guard
+        self._held: Chunk | None = None
 
     async def read(self, response: Response) -> Finish:
         """Reads the answer as events or, from a provider that does not stream, as one object.
@@ -68,9 +69,12 @@ class ProviderAnswer:
         return finish
 
     def _put(self, chunk: Chunk) -> None:
-        deliverable = self._delivered.add(chunk)
-        if deliverable is not None:
-            self._relay.put(deliverable)
+        if self._held is not None:
+            chunk, self._held = self._held.followed_by(chunk), None
+        if self._delivered.add(chunk):
+            self._relay.put(chunk)
+        else:  # half of a character: it is delivered with the other half
+            self._held = chunk
 
 
 async def read_body(response: Response, limit: int) -> bytes:

@@ -22,7 +22,7 @@ from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.backends.triton import codec
 from services.inference.backends.triton.errors import error_of_model
 from services.inference.deadlines import deadline_exceeded, seconds_left
-from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish
+from services.inference.domain import BackendFailedError, ChatCall, Chunk, Delivered, Finish
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -58,12 +58,16 @@ class Triton:
         request = codec.chat_request(
             backend_model, call, max_tokens=max_tokens, delivered=delivered
         )
+        held: Chunk | None = None  # no engine could continue after it
         with StallGuard(self.stall_limits) as guard:
             async with self.stream(request, deadline_seconds=call.deadline_seconds) as stream:
                 while messages := await stream.read():
                     for message in messages:
-                        chunk = delivered.add(codec.read_chunk(message))
-                        if chunk is None:
+                        chunk = codec.read_chunk(message)
+                        if held is not None:
+                            chunk, held = held.followed_by(chunk), None
+                        if not delivered.add(chunk):
+                            held = chunk
                             continue
                         relay.put(chunk)
                         if chunk.finish is not None:

@@ -39,14 +39,14 @@ def chat_request(
     backend_model: str, call: ChatCall, *, max_tokens: int, delivered: Delivered
 ) -> bytes:
     """Returns the request for an answer, or for the rest of one of which a part was delivered."""
-    asked = call.request
+    request = call.request
     body = {
-        "messages": _messages(asked.messages),
+        "messages": _messages(request.messages),
         "max_tokens": max_tokens,  # of the whole answer
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "seed": asked.seed,
-        "stop": list(asked.stop),
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+        "stop": list(request.stop),
         "resume": {"pieces": delivered.segments} if delivered.segments else None,
     }
     return _json_request(backend_model, body, request_id=call.request_id)

@@ -15,12 +15,12 @@ _FIELDS = {"PROMPT_TOO_LONG": "messages"}
 
 def error_of_model(message: str) -> HeadraceError | BackendFailedError:
     """Reads an error: a model's is JSON with a reason; any other text is the backend's fault."""
-    told = _object(message[message.find("{") :]) if "{" in message else {}
-    reason = told.get("reason")
+    fields = _object(message[message.find("{") :]) if "{" in message else {}
+    reason = fields.get("reason")
     if not isinstance(reason, str) or reason not in _CODES:
         return BackendFailedError(message)
-    text = str(told.get("message") or reason)
-    details = told.get("metadata")
+    text = str(fields.get("message") or reason)
+    details = fields.get("metadata")
     metadata = (
         {str(key): str(value) for key, value in details.items()}
         if isinstance(details, dict)
