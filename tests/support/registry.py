@@ -22,7 +22,7 @@ from headrace.registry.v1 import registry_pb2 as pb
 from libs.clock import SystemClock
 from libs.db import create_engine, migrate
 from libs.rpc.channel import open_channel
-from libs.rpc.identity import Identity
+from libs.rpc.identity import Identity, mesh_identity
 from services.registry.artifacts import open_store
 from services.registry.feed import DeploymentFeed
 from services.registry.internal_servicer import RegistryInternalServicer
@@ -33,7 +33,8 @@ from tests.support.edge import serving
 
 ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
 USER = Identity("acme", "ann", frozenset({"infer", "read"})).metadata()
-INTERNAL = (("x-headrace-scopes", "internal"),)
+OPERATOR = Identity("acme", "ann", frozenset({"read", "admin"})).metadata()
+SERVICE = mesh_identity("test").metadata()
 CHAT = {"kind": "chat", "context_tokens": 1024, "max_output_tokens": 256}
 EMBEDDING = {"kind": "embedding", "dimensions": 384, "max_input_tokens": 256}
 
@@ -103,23 +104,43 @@ def ready_backend(digest: str, **fields: Any) -> backend_pb2.Backend:
     return backend(state=model_pb2.BACKEND_STATE_READY, digest=digest, **fields)
 
 
+class _Stub:
+    """A stub whose calls have metadata by default; none at all with `metadata=()`."""
+
+    def __init__(self, stub: Any, metadata: Any) -> None:
+        self._stub = stub
+        self._metadata = metadata
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._stub, name)
+
+        def call(request: Any, *, metadata: Any = self._metadata, **more: Any) -> Any:
+            return method(request, metadata=metadata, **more)
+
+        return call
+
+
 class RegistryClient:
     """Calls a registry as an admin, or with other metadata.
 
     Attributes:
         address: of the server, if the test runs it.
+        stub: calls as a user unless it is given other metadata.
+        internal: calls as a service of the mesh unless it is given other metadata.
     """
 
     def __init__(self, channel: grpc.aio.Channel, address: str = "") -> None:
         self.address = address
-        self.stub = registry_pb2_grpc.RegistryServiceStub(channel)
-        self.internal = registry_internal_pb2_grpc.RegistryInternalServiceStub(channel)
+        self.stub = _Stub(registry_pb2_grpc.RegistryServiceStub(channel), USER)
+        self.internal = _Stub(
+            registry_internal_pb2_grpc.RegistryInternalServiceStub(channel), SERVICE
+        )
 
     async def upload(self, content: bytes, **metadata: Any) -> str:
         answer = await self.stub.UploadArtifact(parts(content, **metadata), metadata=ADMIN)
         return answer.digest
 
-    async def download(self, digest: str, metadata: Any = None) -> bytes:
+    async def download(self, digest: str, metadata: Any = SERVICE) -> bytes:
         call = self.internal.DownloadArtifact(
             internal_pb.DownloadArtifactRequest(digest=digest), metadata=metadata
         )
@@ -179,7 +200,7 @@ class RegistryClient:
             internal_pb.ReportBackendRequest(deployment=deployment, backend=backend)
         )
 
-    def watch(self, pool: str = "", metadata: Any = None) -> Any:
+    def watch(self, pool: str = "", metadata: Any = SERVICE) -> Any:
         """Starts a call of `WatchDeployments`."""
         request = internal_pb.WatchDeploymentsRequest(pool=pool)
         return self.internal.WatchDeployments(request, metadata=metadata)
