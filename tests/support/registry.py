@@ -137,7 +137,9 @@ class RegistryClient:
         )
 
     async def upload(self, content: bytes, **metadata: Any) -> str:
-        answer = await self.stub.UploadArtifact(parts(content, **metadata), metadata=ADMIN)
+        answer: pb.UploadArtifactResponse = await self.stub.UploadArtifact(
+            parts(content, **metadata), metadata=ADMIN
+        )
         return answer.digest
 
     async def download(self, digest: str, metadata: Any = SERVICE) -> bytes:
@@ -147,14 +149,14 @@ class RegistryClient:
         return b"".join([message.chunk async for message in call])
 
     async def create_model(self, model: str, description: str = "") -> pb.Model:
-        answer = await self.stub.CreateModel(
+        answer: pb.CreateModelResponse = await self.stub.CreateModel(
             pb.CreateModelRequest(model=pb.Model(name=f"models/{model}", description=description)),
             metadata=ADMIN,
         )
         return answer.model
 
     async def create_version(self, name: str, digest: str, **fields: Any) -> pb.ModelVersion:
-        answer = await self.stub.CreateModelVersion(
+        answer: pb.CreateModelVersionResponse = await self.stub.CreateModelVersion(
             pb.CreateModelVersionRequest(
                 model_version=pb.ModelVersion(name=name, artifact_digest=digest, **fields)
             ),
@@ -163,7 +165,7 @@ class RegistryClient:
         return answer.model_version
 
     async def deploy(self, name: str, version: str, pool: str = "") -> pb.Deployment:
-        answer = await self.stub.CreateDeployment(
+        answer: pb.CreateDeploymentResponse = await self.stub.CreateDeployment(
             pb.CreateDeploymentRequest(
                 deployment=pb.Deployment(
                     name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool)
@@ -174,7 +176,9 @@ class RegistryClient:
         return answer.deployment
 
     async def get(self, name: str) -> pb.Deployment:
-        answer = await self.stub.GetDeployment(pb.GetDeploymentRequest(name=name))
+        answer: pb.GetDeploymentResponse = await self.stub.GetDeployment(
+            pb.GetDeploymentRequest(name=name)
+        )
         return answer.deployment
 
     async def update(
@@ -183,7 +187,7 @@ class RegistryClient:
         deployment = pb.Deployment(
             name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool), etag=etag
         )
-        answer = await self.stub.UpdateDeployment(
+        answer: pb.UpdateDeploymentResponse = await self.stub.UpdateDeployment(
             pb.UpdateDeploymentRequest(
                 deployment=deployment, update_mask=field_mask_pb2.FieldMask(paths=paths)
             ),
