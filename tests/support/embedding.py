@@ -47,7 +47,7 @@ PRICE = cost_pb2.Price(
         ),
     ],
 )
-ANN = Identity("acme", "ann")
+ANN = Identity("acme", "ann", frozenset({"infer"}))
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 _ROOT = Path(__file__).parents[2]
