@@ -76,7 +76,9 @@ class Recorder:
 
     def record_later(self, outcome: Outcome) -> None:
         """Records a request whose caller does not wait for it."""
-        if outcome.identity.usage_id:  # a job: it is tried again, and recorded when it succeeds
+        # A job is tried again: its usage is recorded when it succeeds, or by its worker when it is
+        # cancelled.
+        if outcome.identity.usage_id:
             return
         task = asyncio.create_task(self.record(outcome))
         self._pending.add(task)

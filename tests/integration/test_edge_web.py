@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 _CREATE_PRICE = "/headrace.cost.v1.CostService/CreatePrice"
 _WATCH_JOB = "/headrace.jobs.v1.JobService/WatchJob"
 _EMBED = "/headrace.inference.v1.InferenceInternalService/Embed"
-_GET_JOB = "/headrace.jobs.v1.JobService/GetJob"
+_ROUTE = "/headrace.router.v1.RouterService/Route"
 _ORIGIN = "http://localhost:3000"
 _PREFLIGHT = {
     "origin": _ORIGIN,
@@ -248,7 +248,7 @@ async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
         ({"path": GENERATE_PATH, "json": {}, "headers": {}}, (401, 16, "TOKEN_INVALID")),
         ({"path": _EMBED, "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
         ({"path": "/nothing", "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
-        ({"path": _GET_JOB, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),
+        ({"path": _ROUTE, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),
     ],
 )  # fmt: skip
 async def test_what_the_edge_answers_itself_is_a_status_in_json(

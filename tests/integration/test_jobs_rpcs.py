@@ -146,7 +146,7 @@ async def test_tenants_see_their_own_jobs(client: JobClient) -> None:
     assert caught.value.metadata == {"resource": job.name}
     with pytest.raises(NotFound), headrace_errors():
         await anext(client.watch(job.name, who=EVE))
-    assert await client.get(job.name, who=Identity("acme", "ben")) == job
+    assert await client.get(job.name, who=Identity("acme", "ben", frozenset({"infer"}))) == job
 
 
 @pytest.mark.parametrize("name", ["", "jobs/", "jobs/7", "models/smollm2"])
@@ -237,7 +237,8 @@ async def test_a_client_that_cancels_stops_watching(client: JobClient) -> None:
     calls = []
     for _ in range(5):
         call = client.stub.WatchJob(
-            jobs_pb2.WatchJobRequest(name=job.name), metadata=Identity("acme", "ann").metadata()
+            jobs_pb2.WatchJobRequest(name=job.name),
+            metadata=Identity("acme", "ann", frozenset({"infer"})).metadata(),
         )
         await anext(aiter(call))
         calls.append(call)
@@ -338,7 +339,7 @@ async def test_a_tenant_lists_its_jobs_page_by_page(client: JobClient) -> None:
         token = page.next_page_token
         await client.submit(generation(), who=zoe)
     assert names == [job.name for job in reversed(submitted)]
-    assert list((await client.list(who=Identity("nobody", "n"))).jobs) == []
+    assert list((await client.list(who=Identity("nobody", "n", frozenset({"infer"})))).jobs) == []
 
 
 async def test_a_list_is_filtered_by_state(client: JobClient) -> None:

@@ -15,9 +15,11 @@ from headrace.router.v1 import (
 
 from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
+from libs.rpc.identity import mesh_identity
 from libs.rpc.status import headrace_errors
 from libs.rpc.watch import SnapshotWatch
-from tests.support.registry import RegistryClient, backend, ready_backend
+from tests.support.registry import ANN, RegistryClient, backend, ready_backend
+from tests.support.rpc import CallerChannel
 from tests.support.service import RunningService, running_service
 
 pytestmark = pytest.mark.integration
@@ -58,7 +60,7 @@ class Mesh:
     async def route(self, model: str) -> router_pb2.RouteResponse:
         async with self.router.channel() as channel:
             with headrace_errors():
-                answer = await router_pb2_grpc.RouterServiceStub(channel).Route(
+                answer = await router_pb2_grpc.RouterServiceStub(CallerChannel(channel, ANN)).Route(
                     router_pb2.RouteRequest(model=model), timeout=5
                 )
         assert isinstance(answer, router_pb2.RouteResponse)
@@ -71,7 +73,9 @@ class Reader:
     def __init__(self, router: RunningService) -> None:
         self.snapshot = router_internal_pb2.WatchRoutesResponse()
         self._channel = router.channel()
-        stub = router_internal_pb2_grpc.RouterInternalServiceStub(self._channel)
+        stub = router_internal_pb2_grpc.RouterInternalServiceStub(
+            CallerChannel(self._channel, mesh_identity("test"))
+        )
         self._watch = SnapshotWatch(
             "router",
             open_stream=lambda: stub.WatchRoutes(router_internal_pb2.WatchRoutesRequest()),

@@ -72,7 +72,9 @@ async def client(mesh: JobMesh, models: Models) -> JobClient:
 
 async def test_a_generation_returns_the_complete_answer(client: JobClient, models: Models) -> None:
     """Text and final message, requested in the submitter's name with the job's id."""
-    job = await client.submit(generation("hi", max_tokens=5), who=Identity("acme", "zoe"))
+    job = await client.submit(
+        generation("hi", max_tokens=5), who=Identity("acme", "zoe", frozenset({"infer"}))
+    )
     seen = [(change.state, change.attempt_count) async for change in client.watch(job.name)]
     assert seen[-2:] == [(RUNNING, 1), (SUCCEEDED, 1)]
     answer = (await client.get(job.name)).result.generate

@@ -53,8 +53,9 @@ class RunningEdge:
         return f"http://{self.address}"
 
     def token(self, **claims: Any) -> str:
-        """Signs a token; tenant `acme` and user `ann` by default."""
-        return keys.mint_token(self.home, **{"tenant": "acme", "user": "ann", **claims})
+        """Signs a token; by default of tenant `acme` and user `ann`, with all scopes."""
+        defaults = {"tenant": "acme", "user": "ann", "scopes": "infer read admin"}
+        return keys.mint_token(self.home, **{**defaults, **claims})
 
     def bearer(self, **claims: Any) -> dict[str, str]:
         """Returns the authorization header with a token, for HTTP and gRPC."""

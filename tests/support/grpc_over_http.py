@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from libs.clock import SystemClock
 from libs.http1 import Exchange
+from libs.rpc.access import OPEN
 from libs.rpc.grpc_http1 import Behavior, GrpcCall, GrpcHttp1Handler
 from tests.support.edge import serving_http
 
@@ -148,7 +149,13 @@ class _Method(GrpcHttp1Handler):
 
     def __init__(self, service: Service) -> None:
         clock = SystemClock()
-        super().__init__(f"/{METHOD}", service.run, request_type=StringValue, clock=clock)
+        super().__init__(
+            f"/{METHOD}",
+            service.run,
+            request_type=StringValue,
+            clock=clock,
+            scope_of=lambda _: OPEN,
+        )
         self._service = service
 
     @override

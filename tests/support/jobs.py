@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-from headrace.common.v1 import usage_pb2
 from headrace.common.v1.embedding_pb2 import Embedding
 from headrace.common.v1.usage_pb2 import TokenUsage
 from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc
@@ -72,7 +71,7 @@ def answer_of(job: jobs_pb2.Job) -> str:
 
 def reason_of(job: jobs_pb2.Job) -> str:
     """Returns the reason in a job's error."""
-    return error_info(job.error).reason
+    return str(error_info(job.error).reason)
 
 
 def error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
@@ -277,7 +276,7 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
                 model=request.model,
                 model_version=MODEL_VERSION,
                 usage=USAGE,
-                operation=usage_pb2.OPERATION_GENERATE,
+                operation="generate",
             )
         return inference_pb2.Final(
             finish_reason=inference_pb2.FINISH_REASON_STOP,

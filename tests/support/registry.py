@@ -22,7 +22,7 @@ from headrace.registry.v1 import registry_pb2 as pb
 from libs.clock import SystemClock
 from libs.db import create_engine, migrate
 from libs.rpc.channel import open_channel
-from libs.rpc.identity import Identity
+from libs.rpc.identity import Identity, mesh_identity
 from services.registry.artifacts import open_store
 from services.registry.feed import DeploymentFeed
 from services.registry.internal_servicer import RegistryInternalServicer
@@ -30,10 +30,11 @@ from services.registry.servicer import RegistryServicer
 from services.registry.store import RegistryStore
 from services.registry.upload import UploadLimits
 from tests.support.edge import serving
+from tests.support.rpc import CallerChannel
 
-ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
-USER = Identity("acme", "ann", frozenset({"infer", "read"})).metadata()
-INTERNAL = (("x-headrace-scopes", "internal"),)
+ADMIN = Identity("acme", "ann", frozenset({"admin", "read"})).metadata()
+ANN = Identity("acme", "ann", frozenset({"infer", "read"}))
+USER = ANN.metadata()
 CHAT = {"kind": "chat", "context_tokens": 1024, "max_output_tokens": 256}
 EMBEDDING = {"kind": "embedding", "dimensions": 384, "max_input_tokens": 256}
 
@@ -112,8 +113,10 @@ class RegistryClient:
 
     def __init__(self, channel: grpc.aio.Channel, address: str = "") -> None:
         self.address = address
-        self.stub = registry_pb2_grpc.RegistryServiceStub(channel)
-        self.internal = registry_internal_pb2_grpc.RegistryInternalServiceStub(channel)
+        self.stub = registry_pb2_grpc.RegistryServiceStub(CallerChannel(channel, ANN))
+        self.internal = registry_internal_pb2_grpc.RegistryInternalServiceStub(
+            CallerChannel(channel, mesh_identity("test"))
+        )
 
     async def upload(self, content: bytes, **metadata: Any) -> str:
         answer = await self.stub.UploadArtifact(parts(content, **metadata), metadata=ADMIN)

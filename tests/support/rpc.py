@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 
 from libs.rpc.access import OPEN
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import Identity
 from tests.support.edge import serving
 
 SERVICE = "headrace.test.v1.TestService"
@@ -70,3 +71,25 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     assert status.details[0].Unpack(info)
     assert info.domain == "headrace"
     return str(info.reason)
+
+
+class CallerChannel:
+    """A channel whose calls have a caller's metadata, unless they are given other metadata."""
+
+    def __init__(self, channel: grpc.aio.Channel, caller: Identity) -> None:
+        self._channel = channel
+        self._metadata = caller.metadata()
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        """Returns what stubs call: `unary_unary` and the other kinds."""
+        make = getattr(self._channel, kind)
+
+        def method(*arguments: Any, **options: Any) -> Callable[..., Any]:
+            call = make(*arguments, **options)
+
+            def start(request: Any, *, metadata: Any = None, **more: Any) -> Any:
+                return call(request, metadata=metadata or self._metadata, **more)
+
+            return start
+
+        return method
