@@ -124,10 +124,10 @@ class RegistryClient:
     """Calls a registry as an admin, or with other metadata.
 
     Attributes:
-        address: of the server, if the test runs it.
-        stub: calls as a user unless it is given other metadata.
-        internal: calls as a service of the mesh unless it is given other metadata.
-    """
+                address: of the server, if the test runs it.
+            stub: calls as a user unless it is given other metadata.
+            internal: calls as a service of the mesh unless it is given other metadata.
+        """
 
     def __init__(self, channel: grpc.aio.Channel, address: str = "") -> None:
         self.address = address
@@ -210,7 +210,7 @@ class RegistryClient:
         return self.internal.WatchDeployments(request, metadata=metadata)
 
     async def register(self, model: str, *versions: str, manifest: Any = CHAT) -> str:
-        """Creates a model with versions, all of one artifact, and returns its digest."""
+        """Creates a model with versions of one artifact; returns the digest."""
         digest = await self.upload(artifact(manifest))
         await self.create_model(model)
         for version in versions:
@@ -222,7 +222,7 @@ class RegistryClient:
 async def serving_registry(
     url: str, folder: Path, *, limits: UploadLimits | None = None
 ) -> AsyncIterator[RegistryClient]:
-    """Runs a registry in this process, with a real server and database, and yields its client."""
+    """Runs a registry in this process, with a real server and database; yields a client."""
     await migrate(url, "registry")
     engine = create_engine(url)
     store = RegistryStore(engine)

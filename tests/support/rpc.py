@@ -1,4 +1,4 @@
-"""Test handlers behind the mesh's own server, called through its own channel."""
+"""Test handlers behind the server of `libs.rpc`, called through its channel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERVICE = "headrace.test.v1.TestService"
 
 
 class Calls:
-    """The four kinds of call; each method is named after its kind."""
+    """A client; each method is named after its kind of call."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -64,7 +64,7 @@ def value(text: str) -> StringValue:
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
-    """Returns the reason in the details, which must have the call's own code and message."""
+    """Returns the reason in the details; their code and message must be those of the call."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an error is a call
     assert status is not None
     info = error_details_pb2.ErrorInfo()

@@ -14,7 +14,7 @@ import pytest
 from libs.grpc_stream import ServerStreamClient, ServerStreamError
 from libs.grpc_stream.connection import Connection
 from libs.rpc.channel import MAX_MESSAGE_BYTES
-from tests.support.grpc_stream import METHOD, all_of, client_of, error_of, fall_silent
+from tests.support.grpc_stream import METHOD, all_of, client_of, error_of, make_silent
 
 WINDOW = 65_535
 MIB = 1024 * 1024
@@ -266,7 +266,7 @@ async def test_a_server_accepts_the_pings_of_a_client():
             calls.append(await client.call(METHOD, b""))
             await asked.get()
             questions += ask_again(client)
-            fall_silent(client)
+            make_silent(client)
         assert questions == 5
         go_on.set()
         peers = [await all_of(call) for call in calls]

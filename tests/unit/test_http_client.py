@@ -13,12 +13,12 @@ from tests.support.http_peer import (
     PATIENCE_SECONDS,
     Peer,
     answer,
+    answer_numbers,
     answering,
     ask,
     body_of,
     client_of,
     peers,
-    tell_numbers,
     until,
 )
 
@@ -70,7 +70,7 @@ def test_a_host_is_named_as_servers_expect(url, line, host):
 
 async def test_one_request_after_the_other_needs_one_connection():
     """Also where bodies are empty or large."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         assert [await ask(client, bytes(size)) for size in (0, 1, 3_000_000, 5)] == [b"0"] * 4
 
 
@@ -96,7 +96,7 @@ async def test_requests_at_once_have_a_connection_each():
 
 async def test_an_answer_whose_body_nobody_reads_frees_its_connection():
     """It has come: the bytes are kept for whoever reads later, the connection is another's."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         unread = await client.post(b"{}", headers={})
         await until(lambda: unread.done)
         assert await ask(client) == b"0"
@@ -236,7 +236,7 @@ async def test_a_request_given_up_as_its_answer_comes_spares_who_has_the_connect
         begin(connection)
 
     monkeypatch.setattr(ClientConnection, "on_message_begin", give_up_now)
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         tasks.append(asyncio.create_task(ask(client)))
         with pytest.raises(asyncio.CancelledError):
             await tasks[0]
@@ -254,7 +254,7 @@ async def test_a_request_given_up_as_its_answer_comes_spares_who_has_the_connect
 )
 async def test_a_value_that_would_add_headers_is_refused(value):
     """Some servers end a line at a bare CR, too; nothing is sent."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         with pytest.raises(ValueError, match="header"):
             await client.post(b"{}", headers={"a": value})
         assert not any(peer.head for peer in server.connections)
@@ -262,7 +262,7 @@ async def test_a_value_that_would_add_headers_is_refused(value):
 
 async def test_headers_that_are_refused_cost_no_connection():
     """The one that was taken for the request would never be closed."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         assert await ask(client) == b"0"
         with pytest.raises(ValueError, match="header"):
             await client.post(b"{}", headers={"a": "b\nc"})

@@ -17,10 +17,10 @@ from tests.support.http_peer import (
     PATIENCE_SECONDS,
     Peer,
     answer,
+    answer_numbers,
     ask,
     client_of,
     peers,
-    tell_numbers,
     until,
 )
 
@@ -107,7 +107,7 @@ async def test_of_several_addresses_one_that_answers_is_enough(monkeypatch):
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         refusing = (socket.AF_INET, socket.SOCK_STREAM, 6, "", unheard.getsockname())
-        async with peers(tell_numbers) as server, client_of(server.url) as client:
+        async with peers(answer_numbers) as server, client_of(server.url) as client:
             assert await ask(client) == b"0"
 
 
@@ -118,7 +118,7 @@ async def test_a_server_with_an_address_of_ipv6_is_reached():
             probe.bind(("::1", 0))
         except OSError:
             pytest.skip("no IPv6 here")
-    async with peers(tell_numbers, host="::1") as server, client_of(server.url) as client:
+    async with peers(answer_numbers, host="::1") as server, client_of(server.url) as client:
         assert await ask(client) == b"0"
         assert f"host: [::1]:{server.port}\r\n".encode() in server.connections[0].head
 
@@ -126,7 +126,7 @@ async def test_a_server_with_an_address_of_ipv6_is_reached():
 async def test_tls_is_spoken_to_whom_an_authority_knows(authority):
     """By address; the connection is kept as any other, and ends with its request."""
     tls = authority.server(address="127.0.0.1")
-    async with peers(tell_numbers, tls=tls) as server, client_of(server.url) as client:
+    async with peers(answer_numbers, tls=tls) as server, client_of(server.url) as client:
         assert [await ask(client, bytes(size)) for size in (5, 500_000, 5)] == [b"0"] * 3
         client.close()
         await until(server.connections[0].writer.is_closing)
@@ -137,7 +137,7 @@ async def test_tls_asks_for_the_server_by_its_name(authority):
     asked = list[str | None]()
     tls = authority.server(names=("localhost",))
     tls.sni_callback = lambda _socket, name, _context: asked.append(name)
-    async with peers(tell_numbers, tls=tls) as server:
+    async with peers(answer_numbers, tls=tls) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         async with client_of(url) as client:
             assert await ask(client) == b"0"
@@ -147,7 +147,7 @@ async def test_tls_asks_for_the_server_by_its_name(authority):
 async def test_tls_is_not_spoken_to_another_name(authority):
     """The error tells what is wrong."""
     tls = authority.server(names=("another.example",))
-    async with peers(tell_numbers, tls=tls) as server:
+    async with peers(answer_numbers, tls=tls) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         async with client_of(url) as client:
             with pytest.raises(ssl.SSLCertVerificationError, match="localhost"):
@@ -158,7 +158,7 @@ async def test_tls_is_not_spoken_to_another_name(authority):
 async def test_tls_is_not_spoken_to_whom_no_authority_knows(tmp_path):
     """The machine's authorities are asked where a test says nothing else."""
     tls = Authority(tmp_path).server(address="127.0.0.1")
-    async with peers(tell_numbers, tls=tls) as server, client_of(server.url) as client:
+    async with peers(answer_numbers, tls=tls) as server, client_of(server.url) as client:
         with pytest.raises(ssl.SSLCertVerificationError, match=r"self-signed|issuer"):
             await ask(client)
     assert not any(peer.head for peer in server.connections)
