@@ -1,7 +1,7 @@
 """Builds the clients of `tests/clients` and runs them against a mesh.
 
-Outputs stay in `build/clients`, so that later builds are quick. Its folders are as deep as those of the
-sources: paths such as `../../../protos` are right in both.
+Outputs stay in `build/clients`, so that later builds are quick. Its folders are as deep as those of
+the sources: paths such as `../../../protos` are right in both.
 """
 
 from __future__ import annotations
@@ -88,8 +88,11 @@ class ClientBuild:
         assert seen["final"]["completion_tokens"] == 12
         assert seen["resumed"] == "".join(seen["deltas"][_RESUMED_AFTER:])
         assert seen["error"] == {
-            "code": 5, "domain": "headrace", "reason": "MODEL_NOT_FOUND", "models": "minilm,smollm2",
-        }  # fmt: skip
+            "code": 5,
+            "domain": "headrace",
+            "reason": "MODEL_NOT_FOUND",
+            "models": "minilm,smollm2",
+        }
 
 
 def _run(command: tuple[str, ...], cwd: Path, seconds: float) -> tuple[int, str]:
