@@ -124,9 +124,9 @@ class RegistryClient:
     """Calls a registry as an admin, or with other metadata.
 
     Attributes:
-                address: of the server, if the test runs it.
-            stub: calls as a user unless it is given other metadata.
-            internal: calls as a service of the mesh unless it is given other metadata.
+        address: of the server, if the test runs it.
+        stub: calls as a user unless it is given other metadata.
+        internal: calls as a service of the mesh unless it is given other metadata.
     """
 
     def __init__(self, channel: grpc.aio.Channel, address: str = "") -> None:
