@@ -35,6 +35,7 @@ check: install-dev ## Check format, lint, types, layers and protos without writi
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code --exclude-path protos/google
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash protos/check_breaking.sh
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py "$$scratch/gen" \
 	  && diff -r -x __pycache__ libs/gen "$$scratch/gen" && echo "libs/gen is up to date"

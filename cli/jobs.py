@@ -123,7 +123,7 @@ def watch(
         for change in client.watch(name):
             state = state_of(change)
             if not as_json:
-                print(f"{state}, {change.attempt_count} attempts", flush=True)
+                print(f"{state} (attempts: {change.attempt_count})", flush=True)
             elif not has_ended(change):
                 print(json.dumps(_dict(change)), flush=True)
         ended = client.get(name)
@@ -174,15 +174,15 @@ def _table(found: Sequence[jobs_pb2.Job]) -> Table:
 
     from deploy.client.jobs import state_of
 
-    table = Table("job", "state", "attempts", "created", "changed", "error", box=None)
+    table = Table(box=None)
+    for heading in ("job", "state", "attempts", "created (UTC)"):
+        table.add_column(heading, no_wrap=True)
     for job in found:
         table.add_row(
             job.name.removeprefix("jobs/"),
             state_of(job),
             str(job.attempt_count),
-            _time(job.create_time),
-            _time(job.update_time),
-            job.error.message,
+            job.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M"),
         )
     return table
 

@@ -25,7 +25,6 @@ from libs.errors import (
     ResourceExhausted,
     Unauthenticated,
 )
-from libs.rpc.identity import Identity
 from libs.rpc.status import headrace_errors, to_status
 from tests.support.jobs import (
     ANN,
@@ -44,6 +43,7 @@ from tests.support.jobs import (
     job_bus,
     reason_of,
     result,
+    user,
 )
 from tests.support.nats import running_nats
 from tests.support.service import running_service
@@ -146,7 +146,7 @@ async def test_tenants_see_their_own_jobs(client: JobClient) -> None:
     assert caught.value.metadata == {"resource": job.name}
     with pytest.raises(NotFound), headrace_errors():
         await anext(client.watch(job.name, who=EVE))
-    assert await client.get(job.name, who=Identity("acme", "ben", frozenset({"infer"}))) == job
+    assert await client.get(job.name, who=user("acme", "ben")) == job
 
 
 @pytest.mark.parametrize("name", ["", "jobs/", "jobs/7", "models/smollm2"])
@@ -237,8 +237,7 @@ async def test_a_client_that_cancels_stops_watching(client: JobClient) -> None:
     calls = []
     for _ in range(5):
         call = client.stub.WatchJob(
-            jobs_pb2.WatchJobRequest(name=job.name),
-            metadata=Identity("acme", "ann", frozenset({"infer"})).metadata(),
+            jobs_pb2.WatchJobRequest(name=job.name), metadata=ANN.metadata()
         )
         await anext(aiter(call))
         calls.append(call)
@@ -328,7 +327,7 @@ async def test_views_say_how_much_of_a_job_is_returned(client: JobClient, bus: B
 
 async def test_a_tenant_lists_its_jobs_page_by_page(client: JobClient) -> None:
     """The newest first, each once, also where jobs are submitted meanwhile."""
-    zoe = Identity("zebra", "zoe", frozenset({"infer"}))
+    zoe = user("zebra", "zoe")
     submitted = [await client.submit(generation(), who=zoe) for _ in range(5)]
     names: list[str] = []
     token = ""
@@ -339,12 +338,12 @@ async def test_a_tenant_lists_its_jobs_page_by_page(client: JobClient) -> None:
         token = page.next_page_token
         await client.submit(generation(), who=zoe)
     assert names == [job.name for job in reversed(submitted)]
-    assert list((await client.list(who=Identity("nobody", "n", frozenset({"infer"})))).jobs) == []
+    assert list((await client.list(who=user("nobody", "n"))).jobs) == []
 
 
 async def test_a_list_is_filtered_by_state(client: JobClient) -> None:
     """By the name of the enum's value."""
-    who = Identity("filters", "fay", frozenset({"infer"}))
+    who = user("filters", "fay")
     waiting, cancelled = [await client.submit(generation(), who=who) for _ in range(2)]
     await client.cancel(cancelled.name, who=who)
     for state, job in (("QUEUED", waiting), ("CANCELLED", cancelled)):

@@ -15,11 +15,9 @@ from headrace.router.v1 import (
 
 from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
-from libs.rpc.identity import mesh_identity
 from libs.rpc.status import headrace_errors
 from libs.rpc.watch import SnapshotWatch
-from tests.support.registry import ANN, RegistryClient, backend, ready_backend
-from tests.support.rpc import CallerChannel
+from tests.support.registry import SERVICE, USER, RegistryClient, backend, ready_backend
 from tests.support.service import RunningService, running_service
 
 pytestmark = pytest.mark.integration
@@ -60,8 +58,8 @@ class Mesh:
     async def route(self, model: str) -> router_pb2.RouteResponse:
         async with self.router.channel() as channel:
             with headrace_errors():
-                answer = await router_pb2_grpc.RouterServiceStub(CallerChannel(channel, ANN)).Route(
-                    router_pb2.RouteRequest(model=model), timeout=5
+                answer = await router_pb2_grpc.RouterServiceStub(channel).Route(
+                    router_pb2.RouteRequest(model=model), metadata=USER, timeout=5
                 )
         assert isinstance(answer, router_pb2.RouteResponse)
         return answer
@@ -73,12 +71,12 @@ class Reader:
     def __init__(self, router: RunningService) -> None:
         self.snapshot = router_internal_pb2.WatchRoutesResponse()
         self._channel = router.channel()
-        stub = router_internal_pb2_grpc.RouterInternalServiceStub(
-            CallerChannel(self._channel, mesh_identity("test"))
-        )
+        stub = router_internal_pb2_grpc.RouterInternalServiceStub(self._channel)
         self._watch = SnapshotWatch(
             "router",
-            open_stream=lambda: stub.WatchRoutes(router_internal_pb2.WatchRoutesRequest()),
+            open_stream=lambda: stub.WatchRoutes(
+                router_internal_pb2.WatchRoutesRequest(), metadata=SERVICE
+            ),
             on_snapshot=self._take,
             clock=SystemClock(),
         )

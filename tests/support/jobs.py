@@ -32,8 +32,14 @@ from libs.metering.usage import UsageRecorder
 from libs.rpc.identity import Identity, identity_of
 from tests.support.usage import PRICE
 
-ANN = Identity("acme", "ann", frozenset({"infer"}))
-EVE = Identity("evil", "eve", frozenset({"infer"}))
+
+def user(tenant: str, name: str) -> Identity:
+    """Returns a user who may submit jobs."""
+    return Identity(tenant, name, frozenset({"infer"}))
+
+
+ANN = user("acme", "ann")
+EVE = user("evil", "eve")
 
 QUEUED, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_RUNNING
 SUCCEEDED, FAILED = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED
