@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(TEST_SECONDS)]
 
 def test_go_client_streams_and_resumes(mesh: RunningMesh):
     build = ClientBuild("go", "go")
+    build.run("go", "mod", "download")
     build.generate()
     build.run("go", "build", "-o", "client", ".")
     build.check_streams(mesh, "./client")

@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.support.clients import ROOT, TEST_SECONDS, ClientBuild
 from tests.support.mesh import RunningMesh
 
-pytestmark = pytest.mark.clients
-
-FOLDER = Path(__file__).parent / "node"
-PROTOS = Path(__file__).parents[2] / "protos"
-INSTALL_SECONDS = 90
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(TEST_SECONDS)]
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The clients, installed outside of the tree."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed")
-    folder = tmp_path_factory.mktemp("node")
-    shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"]
-    try:
-        subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, timeout=INSTALL_SECONDS
-        )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"npm cannot install the clients here: {error}")
-    return folder
-
-
-def test_node_clients_stream_and_agree(mesh: RunningMesh, installed: Path):
+def test_node_clients_stream_and_agree(mesh: RunningMesh):
     """Both get the same greedy answer in many parts, its usage, and errors they understand."""
+    build = ClientBuild("node", "node", "npm")
+    build.install_npm_packages()
     done = subprocess.run(
-        ["node", "client.js", mesh.address, mesh.token(), str(PROTOS)],
-        cwd=installed, check=False, capture_output=True, text=True, timeout=60,
+        ["node", "client.js", mesh.address, mesh.token(), str(ROOT / "protos")],
+        cwd=build.folder, check=False, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

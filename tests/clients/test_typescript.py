@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(TEST_SECONDS)]
 
 def test_typescript_client_streams_and_resumes(mesh: RunningMesh):
     build = ClientBuild("typescript", "node", "npm")
-    build.run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent")
+    build.install_npm_packages()
     build.generate()
     build.run("npx", "tsc")
     build.check_streams(mesh, "node", "out/client.js")

@@ -65,6 +65,13 @@ class ClientBuild:
             pytest.skip(f"the {self._language} client cannot be built here: {unavailable[0]}")
         assert status == 0, f"{' '.join(command)}\n{output}"
 
+    def install_npm_packages(self) -> None:
+        """Installs what `package.json` names."""
+        self.run(
+            "npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error",
+            "--fetch-retries=1",
+        )  # fmt: skip
+
     def generate(self) -> None:
         """Runs `buf generate` with the template of the language."""
         template = f"protos/clients/{self._language}.gen.yaml"
