@@ -167,7 +167,7 @@ async def test_a_93_mb_upload_passes(mesh: ScriptedMesh) -> None:
     assert (answer.digest, answer.size_bytes) == (digest, count * _MIB)
 
 
-async def test_a_message_that_is_too_long_is_told_so(mesh: ScriptedMesh) -> None:
+async def test_a_message_that_is_too_long_gets_a_clear_error(mesh: ScriptedMesh) -> None:
     """The edge does not buffer gRPC bodies; the service refuses them, with details."""
     text = "x" * (5 * _MIB)
     generate = inference_pb2_grpc.InferenceServiceStub(mesh.channel).Generate

@@ -99,7 +99,7 @@ class Peers:
             pass  # the client closed the connection
         except asyncio.CancelledError:
             pass  # the test is over
-        except BaseException as error:  # noqa: BLE001  # told where the test ends
+        except BaseException as error:  # noqa: BLE001  # raised at the end of the test
             self._errors.append(error)
         finally:
             writer.transport.abort()

@@ -41,7 +41,7 @@ def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
 
 
 def test_a_token_allows_calls_and_reads_by_default(tmp_path: Path):
-    """Whoever changes models or prices asks for the scope `admin`."""
+    """Changing models or prices requires the scope `admin`."""
     done = headrace(tmp_path, "token", "--json")
 
     answer = json.loads(done.stdout)

@@ -92,11 +92,11 @@ async def test_a_request_arrives_complete(size):
 async def test_metadata_arrives():
     """Only with the call that it belongs to."""
 
-    async def tell(_request: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def echo_metadata(_request: bytes, context: Any) -> AsyncIterator[bytes]:
         for name, value in context.invocation_metadata():
             yield f"{name}={value}".encode()
 
-    async with calling(tell) as client:
+    async with calling(echo_metadata) as client:
         metadata = (("traceparent", "00-ab-cd-01"), ("long", "x" * 5000))
         got = await all_of(await client.call(METHOD, b"", metadata))
         assert {b"traceparent=00-ab-cd-01", b"long=" + b"x" * 5000} <= set(got)

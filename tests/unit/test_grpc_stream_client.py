@@ -113,7 +113,7 @@ async def test_connecting_counts_to_the_timeout(talk):
 
 @pytest.mark.parametrize("seconds", [0, -1])
 async def test_a_call_whose_deadline_has_passed_is_not_sent(seconds, talk):
-    """The server would work for nobody."""
+    """The server would work for no one."""
     first, peer = await talk.start()
     with pytest.raises(ServerStreamError) as caught:
         await talk.client.call(METHOD, b"", timeout_seconds=seconds)

@@ -252,11 +252,11 @@ async def test_closing_the_client_ends_the_wait_for_a_connection(monkeypatch, ta
 async def test_a_caller_that_gives_up_leaves_the_connection_to_the_others(monkeypatch, talk):
     """One attempt serves all calls that wait."""
     slow = Slow(monkeypatch)
-    gone, stays = (asyncio.create_task(talk.client.call(METHOD, b"")) for _ in range(2))
+    cancelled, stays = (asyncio.create_task(talk.client.call(METHOD, b"")) for _ in range(2))
     await slow.connecting.wait()
-    gone.cancel()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await gone
+        await cancelled
     slow.go_on.set()
     peer = await talk.peers.accept()
     call = await stays

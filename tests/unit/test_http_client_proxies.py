@@ -93,7 +93,7 @@ async def test_the_proxy_gets_the_credentials_and_the_server_does_not(scheme, au
     ],
 )
 async def test_a_proxy_that_refuses_is_an_error_that_names_it(reply, error):
-    """Whoever reads the log must look at the proxy, not at the provider."""
+    """The error shows that the proxy failed, not the provider."""
     async with running_proxy() as proxy:
         proxy.reply = lambda _head: reply
         network = Network(proxies=Proxies(https=proxy.url.replace("//", "//ann:secret@")))
@@ -119,26 +119,26 @@ async def test_a_proxy_that_closes_the_connection_is_an_error():
 
 async def test_giving_up_while_the_proxy_connects_closes_the_socket():
     """In the middle of `CONNECT`, by a time limit or by the caller."""
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def mute(peer: Peer) -> None:
         await peer.rest()
-        gone.set()
+        closed.set()
 
     async with peers(mute) as proxy:
         network = Network(proxies=Proxies(https=f"127.0.0.1:{proxy.port}"))
         async with client_of(f"https://{NAME}/", network=network, connect_seconds=0.1) as client:
             with pytest.raises(TimeoutError, match="through the proxy"):
                 await ask(client)
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
-        gone.clear()
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
+        closed.clear()
         async with client_of(f"https://{NAME}/", network=network) as client:
             asking = asyncio.create_task(ask(client))
             await until(lambda: len(proxy.connections) == 2)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
 
 
 async def test_a_server_that_needs_no_proxy_is_reached_directly():
