@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from libs.clock import Clock
 from libs.errors import DeadlineExceeded
+from libs.rpc.deadlines import DEADLINE_MARGIN_SECONDS
 
-# The server ends a call 20 ms before its caller gives up (libs.rpc.call_observer). What runs inside
-# the call ends earlier still, so that the error can say what the call was waiting for.
+# The server ends a call `DEADLINE_MARGIN_SECONDS` before its caller's deadline. Work inside the
+# call ends earlier, so that the error can say what the call was waiting for.
 MARGIN_SECONDS = 0.040
-_SERVER_MARGIN_SECONDS = 0.020
 
 
 def seconds_left(deadline_seconds: float | None, clock: Clock, *, waiting_for: str) -> float | None:
@@ -25,10 +25,10 @@ def seconds_left(deadline_seconds: float | None, clock: Clock, *, waiting_for: s
     if deadline_seconds is None:
         return None
     left = deadline_seconds - clock.monotonic_seconds()
-    if left <= _SERVER_MARGIN_SECONDS:
+    if left <= DEADLINE_MARGIN_SECONDS:
         raise deadline_exceeded(waiting_for)
     # Of a short deadline the margin would leave nothing.
-    return max(left - MARGIN_SECONDS, (left - _SERVER_MARGIN_SECONDS) / 2)
+    return max(left - MARGIN_SECONDS, (left - DEADLINE_MARGIN_SECONDS) / 2)
 
 
 def deadline_exceeded(waiting_for: str) -> DeadlineExceeded:
