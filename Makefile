@@ -15,7 +15,7 @@ demo: ## Install, start the mesh, and stream the answer of a real model
 	@$(BIN)/headrace up
 	@$(BIN)/headrace demo
 
-install: ## Install what the mesh needs
+install: ## Install the dependencies of the mesh
 	@$(INSTALL) services triton models
 
 up: ## Install and start the mesh
@@ -25,7 +25,7 @@ up: ## Install and start the mesh
 down: ## Stop the mesh and all its processes
 	@if [ -x $(BIN)/headrace ]; then $(BIN)/headrace down; else echo "nothing is installed"; fi
 
-test: install-dev ## Install and run all tests (ARGS="-k name" picks some)
+test: install-dev ## Install and run all tests (ARGS="-k name" selects some)
 	@$(BIN)/pytest $(ARGS)
 
 check: install-dev ## Check format, lint, types, layers and protos without writing

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, cost, mesh, models, registry, tokens
+from cli import chat, cost, jobs, mesh, models, registry, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in (
     mesh.logs,
 ):
     app.command()(command)
+app.add_typer(jobs.app, name="job")
 models.app.command("ls")(registry.list_models)
 app.add_typer(models.app, name="model")
 app.add_typer(registry.app, name="deployment")

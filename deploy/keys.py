@@ -108,7 +108,7 @@ def mint_token(
         if not _NAME.fullmatch(value):
             raise ValueError(
                 f"{name} {value!r} must be 1 to 128 characters of A-Z a-z 0-9 . _ @ + -"
-                " and begin with a letter or digit"
+                " and start with a letter or digit"
             )
     for scope in scopes.split():
         if scope not in SCOPES:

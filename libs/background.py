@@ -1,4 +1,4 @@
-"""Tasks that run beside what a process answers: none of them fails without a trace."""
+"""Background tasks whose errors are logged and counted."""
 
 from __future__ import annotations
 

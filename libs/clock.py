@@ -1,4 +1,4 @@
-"""The time, as an argument."""
+"""A clock that is passed as an argument, so that tests can control the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time and lets it pass."""
+    """Returns the time and sleeps."""
 
     def now(self) -> datetime:
         """Returns the wall time in UTC."""
@@ -18,11 +18,11 @@ class Clock(Protocol):
         """Returns seconds from a fixed, unknown start; never goes back."""
 
     async def sleep(self, seconds: float) -> None:
-        """Lets so much time pass."""
+        """Sleeps."""
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The clock of the machine."""
 
     def now(self) -> datetime:
         """Returns the wall time in UTC."""
@@ -33,5 +33,5 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Lets so much time pass."""
+        """Sleeps."""
         await asyncio.sleep(seconds)

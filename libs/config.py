@@ -13,22 +13,22 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True)
 
-    home: Path = Field(description="The folder that holds all state.")
-    listen_address: str = Field(description="Where this process's gRPC server listens.")
-    metrics_address: str = Field(description="Where Prometheus finds its metrics.")
-    input_hash_key_file: Path = Field(description="The key of the hashes that stand for inputs.")
+    home: Path = Field(description="Folder of all state.")
+    listen_address: str = Field(description="Address of the gRPC server.")
+    metrics_address: str = Field(description="Address of the metrics for Prometheus.")
+    input_hash_key_file: Path = Field(description="Key for hashes of inputs in logs.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     drain_seconds: float = Field(default=5.0, description="Time for running calls after SIGTERM.")
     trace_sample_percent: float = Field(
-        default=100.0, description="Share of the traces that begin here that are exported."
+        default=100.0, description="Share of the traces started here that are exported."
     )
     otlp_endpoint: str | None = Field(
         default=None,
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
-        description="Where traces go, over gRPC. Unset: nowhere.",
+        description="OTLP collector for traces, over gRPC. Unset: no export.",
     )
 
 
 def default_database_url(home: Path, service: str) -> str:
-    """Returns the URL of the SQLite file that a service has where no other database is set."""
+    """Returns the URL of the default SQLite file of a service."""
     return f"sqlite+aiosqlite:///{home.absolute()}/data/{service}.db"

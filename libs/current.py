@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class Current(Generic[T]):
-    """The value in force: one part of a process replaces it, the others are given the reader.
+    """The current value: one part of a process replaces it, the others only read it.
 
-    Readers take a `Callable[[], T]`, which this is: they cannot replace the value, and tests give
-    them a lambda.
+    Readers take a `Callable[[], T]`, which this is, so they cannot replace the value, and tests can
+    pass a lambda.
     """
 
     __slots__ = ("_value",)
@@ -20,9 +20,9 @@ class Current(Generic[T]):
         self._value = value
 
     def __call__(self) -> T:
-        """Returns the value in force."""
+        """Returns the current value."""
         return self._value
 
     def replace(self, value: T) -> None:
-        """Puts another value into force."""
+        """Replaces the current value."""
         self._value = value

@@ -12,7 +12,7 @@ MAX_TEXTS_BYTES = 4 * 1024 * 1024 - 64 * 1024
 
 
 def check_texts(texts: Sequence[str], *, field: str) -> None:
-    """Returns if the texts are valid.
+    """Checks the texts of a request.
 
     Raises:
         InvalidArgument: there are none, too many, an empty one, or too many bytes in all.

@@ -1,4 +1,4 @@
-"""The one tree of errors that cross RPCs.
+"""The errors that cross RPCs.
 
 HeadraceError
 ├── InvalidArgument        INVALID_ARGUMENT
@@ -9,7 +9,7 @@ HeadraceError
 ├── FailedPrecondition     FAILED_PRECONDITION
 ├── Aborted                ABORTED
 ├── ResourceExhausted      RESOURCE_EXHAUSTED
-├── Unavailable            UNAVAILABLE         the only one that may be retried blindly
+├── Unavailable            UNAVAILABLE         the only one that clients may always retry
 ├── DeadlineExceeded       DEADLINE_EXCEEDED
 ├── Cancelled              CANCELLED
 ├── Unimplemented          UNIMPLEMENTED
@@ -59,24 +59,24 @@ class HeadraceError(Exception):
 
 
 class InvalidArgument(HeadraceError):
-    """The request itself is wrong; trying again does not help."""
+    """The request is invalid; a retry does not help."""
 
     code = "INVALID_ARGUMENT"
 
     @classmethod
     def of_field(cls, field: str, description: str) -> Self:
-        """Makes the error of one wrong field."""
+        """Makes the error of one invalid field."""
         return cls.of_fields([(field, description)])
 
     @classmethod
     def of_fields(cls, violations: Sequence[tuple[str, str]]) -> Self:
-        """Makes the error of several wrong fields."""
+        """Makes the error of several invalid fields."""
         text = "; ".join(f"{field}: {description}" for field, description in violations)
         return cls(text, reason="INVALID_FIELD", field_violations=violations)
 
     @classmethod
     def too_large(cls, field: str, description: str, *, limit_bytes: int) -> Self:
-        """Makes the error of a field that has too many bytes; an empty one is the whole message."""
+        """Makes the error of a field that has too many bytes; an empty name means the message."""
         return cls(
             f"{field}: {description}" if field else description,
             reason="MESSAGE_TOO_LARGE",
@@ -98,7 +98,7 @@ class PermissionDenied(HeadraceError):
 
 
 class NotFound(HeadraceError):
-    """What was asked for does not exist."""
+    """The resource does not exist."""
 
     code = "NOT_FOUND"
 
@@ -114,13 +114,13 @@ class NotFound(HeadraceError):
 
 
 class AlreadyExists(HeadraceError):
-    """What was to be created exists, with other content."""
+    """The resource exists already, with other content."""
 
     code = "ALREADY_EXISTS"
 
     @classmethod
     def of_resource(cls, name: str) -> Self:
-        """Makes the error of a name that is taken."""
+        """Makes the error of an existing resource."""
         return cls(
             f"{name} exists already",
             reason="RESOURCE_EXISTS",
@@ -136,7 +136,7 @@ class FailedPrecondition(HeadraceError):
 
 
 class Aborted(HeadraceError):
-    """Somebody else was faster; read again and retry."""
+    """A concurrent change; read the resource again and retry."""
 
     code = "ABORTED"
 
@@ -148,7 +148,7 @@ class ResourceExhausted(HeadraceError):
 
 
 class Unavailable(HeadraceError):
-    """It does not work now and may work soon."""
+    """The call cannot be served now; a retry may succeed."""
 
     code = "UNAVAILABLE"
 
@@ -160,19 +160,19 @@ class DeadlineExceeded(HeadraceError):
 
 
 class Cancelled(HeadraceError):
-    """The caller gave up."""
+    """The caller cancelled the call."""
 
     code = "CANCELLED"
 
 
 class Unimplemented(HeadraceError):
-    """No such method."""
+    """The method does not exist."""
 
     code = "UNIMPLEMENTED"
 
 
 class Internal(HeadraceError):
-    """Our fault. The log has what the message leaves out."""
+    """A bug in the mesh. The log has the details."""
 
     code = "INTERNAL"
 

@@ -1,4 +1,4 @@
-"""UUIDs: version 7 for what we name, any version for what clients name."""
+"""UUIDs: version 7 for IDs made here, any version for IDs of clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_uuid(value: str, *, field: str) -> str:
     """Returns `value` if it is a UUID in its canonical form.
 
     Raises:
-        InvalidArgument: it is not.
+        InvalidArgument: the value is not a UUID in canonical form.
     """
     canonical: str | None
     try:

@@ -1,10 +1,10 @@
-"""How models and their versions are named: the one place that writes and reads such names.
+"""Parses and formats the names of models and versions.
 
-    smollm2                        a model; a request goes to its highest ready version
+    smollm2                        a model; requests use its highest ready version
     smollm2@1.0.0                  a version, as users write it
     models/smollm2/versions/1.0.0  the same version, as a resource
 
-A model's identifier has letters a-z, digits and hyphens, starts with a letter and is no longer than
+A model's identifier has letters a-z, digits and hyphens, starts with a letter and has at most
 63 characters. A version is a semantic version of at most 64 characters.
 """
 
@@ -24,11 +24,11 @@ _VERSIONS = "/versions/"
 
 
 class ModelReference(NamedTuple):
-    """What a request asks for.
+    """The model of a request.
 
     Attributes:
         model: the identifier.
-        version: the only one that may answer; None: the highest ready one.
+        version: the version that must answer; None: the highest ready one.
     """
 
     model: str
@@ -36,7 +36,7 @@ class ModelReference(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, *, field: str = "model") -> Self:
-        """Reads any of the three forms.
+        """Parses any of the three forms.
 
         Raises:
             InvalidArgument: the text has another form.

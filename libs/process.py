@@ -1,4 +1,4 @@
-"""The frame of every service process: telemetry, server, background tasks, graceful end."""
+"""Runs a service process: telemetry, server, background tasks, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from libs.telemetry.logs import setup_logging
 from libs.telemetry.metrics import serve_metrics
 from libs.telemetry.tracing import setup_tracing
 
-if TYPE_CHECKING:  # most processes have no HTTP, and do without what it takes
+if TYPE_CHECKING:  # most processes have no HTTP server, and save its memory
     from libs.http1 import HttpServer
 
-_TASKS = Gauge("headrace_process_tasks", "Tasks of asyncio that are not done.")
+_TASKS = Gauge("headrace_process_tasks", "Asyncio tasks that are not done.")
 
 _log = structlog.get_logger()
 
 
 class Process:
-    """One service process, from start to drained end. Made by `process()`."""
+    """One service process, from start to shutdown. Made by `process()`."""
 
     def __init__(self, name: str, settings: ServiceSettings, clock: Clock) -> None:
         self.name = name
@@ -46,9 +46,9 @@ class Process:
         self._on_drain: list[Callable[[], None]] = []
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs work beside the server. If it fails, the process ends, to be restarted.
+        """Runs work in the background. If it fails, the process exits, to be restarted.
 
-        So it does if something else than the end of the process cancels the work.
+        The process also exits if the work is cancelled by anything but the shutdown.
         """
         task = start_task(work, name=getattr(work, "__qualname__", "background"))
         self._background.add(task)
@@ -56,17 +56,17 @@ class Process:
         return task
 
     def on_drain(self, call: Callable[[], None]) -> None:
-        """Calls this when the end begins: to end what would not end by itself, such as watches."""
+        """Registers a function that is called when shutdown starts, to end watches and the like."""
         self._on_drain.append(call)
 
     async def serve(self, *, ready: bool = True, beside: HttpServer | None = None) -> None:
-        """Serves until SIGTERM or SIGINT, then drains; by HTTP, too, if there is a server."""
+        """Serves until SIGTERM or SIGINT, then drains; also with an HTTP server, if given."""
         self._serving = True
         await self.server.start(ready=ready)
         if beside is not None:
             await beside.start()
         gc.collect()
-        gc.freeze()  # what there is now stays: the collector need not look at it again and again
+        gc.freeze()  # objects that exist now are permanent, so the garbage collector can skip them
         _log.info("serving", address=self.server.address)
         await self._stop.wait()
         _log.info("draining", drain_seconds=self._drain_seconds)
@@ -78,13 +78,13 @@ class Process:
         await asyncio.gather(*ends)
 
     def stop(self) -> None:
-        """Begins the end. What is still being put together, waiting for others, is cancelled."""
+        """Starts the shutdown. If the process is still starting, that is cancelled."""
         self._stop.set()
         if not self._serving and self._main is not None:
             self._main.cancel()
 
     async def close(self) -> None:
-        """Ends the background work."""
+        """Cancels the background work."""
         self._closing = True
         for task in self._background:
             task.cancel()
@@ -103,7 +103,7 @@ class Process:
 
 @asynccontextmanager
 async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process]:
-    """Sets up logs, traces and metrics of a process and cleans up behind it."""
+    """Sets up logs, traces and metrics of a process, and shuts them down at the end."""
     setup_logging(service=name, level=settings.log_level)
     tracing = setup_tracing(
         service=name,

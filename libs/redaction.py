@@ -1,4 +1,4 @@
-"""Removes what only operators may see from texts that users read."""
+"""Removes addresses, paths and secrets from texts that users read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ADDRESS = "<address>"
 PATH = "<path>"
 SECRET = "<secret>"  # noqa: S105  # the placeholder
 MAX_TEXT_LENGTH = 2048
-# Longer texts are cut before they are searched, too: it bounds the time that this takes.
+# Longer texts are cut before the search, which limits its time.
 _MAX_SEARCHED_LENGTH = 4 * MAX_TEXT_LENGTH
 _MAX_ROUNDS = 8
 
@@ -25,7 +25,7 @@ _SECRETS = (
     ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?"), SECRET),
     (re.compile(r"\b(?:sk|pk|rk)-[\w-]{8,}|\b(?:hf|gh[a-z]|xox[a-z])_?-?[\w-]{16,}"), SECRET),
-    # Long and random; digests of artifacts are public.
+    # Long random strings; digests of artifacts are public.
     (re.compile(r"(?<![\w:-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{32,}(?![\w-])"), SECRET),
 )
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+|\b(?:ipv[46]|unix|dns):[^\s'\",;<>]+")
@@ -44,9 +44,9 @@ _HOST = re.compile(
 
 
 def public_text(text: str) -> str:
-    """Returns what users may read of an error message, of at most `MAX_TEXT_LENGTH` characters.
+    """Returns an error message for users, redacted and of at most `MAX_TEXT_LENGTH` characters.
 
-    Applied to its own result it changes nothing.
+    It does not change its own results.
     """
     text = text[:_MAX_SEARCHED_LENGTH].replace("\0", "\ufffd")  # PostgreSQL accepts no NUL
     for _ in range(_MAX_ROUNDS):  # a placeholder or the cut may complete what another pattern finds
@@ -59,7 +59,7 @@ def public_text(text: str) -> str:
 def redact(text: str) -> str:
     """Returns the text with placeholders for network addresses, file paths and secrets.
 
-    It errs on the side of removing too much: what looks like a secret may be a long name.
+    It may remove too much, such as a long name that looks like a secret.
     """
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)

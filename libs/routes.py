@@ -1,6 +1,6 @@
-"""Which deployment answers a request: the router's snapshot, prepared for look-ups.
+"""Chooses the deployment that answers a request, from a snapshot of the router.
 
-The router and the services that watch its snapshots decide with this class, so they decide alike.
+The router and the services that watch its snapshots use the same class, so they choose the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from libs.model_reference import at_version, version_of
 Kind: TypeAlias = "ModelKind.ValueType"
 
 NOT_READY_RETRY_SECONDS = 1.0
-# Both are sent in trailers, where libs.rpc.status would cut them at any place.
+# Both are sent in trailers, which libs.rpc.status would cut at an arbitrary character.
 MAX_MODELS_IN_ERRORS = 30
 MAX_NAME_LENGTH_IN_ERRORS = 130
 
@@ -30,16 +30,16 @@ _KIND_NAMES = {
 
 
 class Choice(NamedTuple):
-    """The deployment that answers, and why.
+    """The deployment that answers, and the reason.
 
     Attributes:
         target: has at least one ready backend.
-        reason: for people.
-        model: the public name, without a version.
-        epoch: of the snapshot that decided.
-        revision: of the snapshot that decided.
-        fallbacks: the other deployments that the name can mean, best first, each with a ready
-            backend: where all backends of the target fail, the next one may answer.
+        reason: text for people.
+        model: public name, without a version.
+        epoch: epoch of the snapshot.
+        revision: revision of the snapshot.
+        fallbacks: other deployments for the same reference, best first, each with a ready backend;
+            they may answer if all backends of the target fail.
     """
 
     target: RouteTarget
@@ -50,7 +50,7 @@ class Choice(NamedTuple):
     fallbacks: tuple[RouteTarget, ...] = ()
 
     def decision(self) -> RouteDecision:
-        """Returns what users are sent about the choice."""
+        """Returns the choice as a proto for users."""
         return RouteDecision(
             deployment=self.target.deployment,
             reason=self.reason,
@@ -60,10 +60,10 @@ class Choice(NamedTuple):
 
 
 class RouteTable:
-    """One snapshot of routes; it never changes.
+    """An immutable snapshot of routes.
 
-    Everything is decided when the table is made, for all forms of `libs.model_reference`: `choose`
-    is one dictionary look-up, since every request waits for it.
+    The choices for all forms of `libs.model_reference` are made in advance, so that `choose` is one
+    dictionary look-up.
     """
 
     def __init__(self, *, epoch: str, revision: int, routes: Sequence[ModelRoute]) -> None:
@@ -108,12 +108,12 @@ class RouteTable:
         return list(self._models)
 
     def targets(self) -> Iterator[RouteTarget]:
-        """Yields all deployments, ready or not, each once for every name that can mean it."""
+        """Yields all deployments, ready or not, once for each model reference that matches it."""
         for targets in self._targets.values():
             yield from targets
 
     def backends(self) -> Iterator[Backend]:
-        """Yields all ready backends, each once for every name that can mean it."""
+        """Yields all ready backends, once for each model reference that matches it."""
         for target in self.targets():
             yield from target.backends
 
@@ -184,7 +184,7 @@ class RouteTable:
         )
 
 
-# The table before the first snapshot; it chooses nothing.
+# The table before the first snapshot; it has no models.
 EMPTY = RouteTable(epoch="", revision=0, routes=())
 
 
@@ -198,7 +198,7 @@ def _version(target: RouteTarget) -> str:
 
 
 def _targets_by_name(route: ModelRoute) -> Iterator[tuple[str, Sequence[RouteTarget]]]:
-    """Yields each model reference to these targets, with those that it can mean, best first."""
+    """Yields each model reference to these targets, with the matching ones, best first."""
     by_version: dict[str, list[RouteTarget]] = {}
     for target in route.targets:
         by_version.setdefault(target.model_version, []).append(target)

@@ -1,7 +1,7 @@
-"""Settings of the interpreter's C libraries, which must be made before anything else is imported.
+"""Settings of glibc and gRPC that must be made before other imports.
 
-Every service's `__main__` calls `prepare` first, so that a process runs with the same settings
-whatever starts it: the supervisor, a container or a shell.
+The `__main__` of each service calls `prepare` first, so that a process has the same settings under
+the supervisor, in a container and in a shell.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import ctypes
 import importlib.metadata
 import os
 
-# By default glibc gives each thread a heap of its own, and each heap keeps the memory it has freed.
+# By default glibc gives each thread its own heap, and each heap retains freed memory.
 MAX_HEAPS = 2
-# Without its event engine gRPC wakes fewer threads for each message, which is most of what a
-# streamed token costs. The switch is undocumented, so it is used only with the version of grpcio
-# that it was tried with.
+# Without its event engine gRPC wakes fewer threads for each message, which is most of the cost of
+# a streamed token. The switch is undocumented, so it is used only with the tested version of
+# grpcio.
 GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 TRIED_GRPC_VERSION = "1.85.1"
 
@@ -32,7 +32,7 @@ def prepare(*, streams_tokens: bool = False) -> None:
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # other C libraries than glibc have no such heaps
+        if hasattr(libc, "mallopt"):  # other C libraries have no such heaps
             libc.mallopt(_M_ARENA_MAX, MAX_HEAPS)
     if streams_tokens and importlib.metadata.version("grpcio") == TRIED_GRPC_VERSION:
         os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)

@@ -1,4 +1,4 @@
-"""The routes and prices in force: pushed by `router` and `cost`, looked up in memory."""
+"""The current routes and prices, pushed by `router` and `cost`, and looked up in memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from libs.rpc.watch import SnapshotWatch
 
 
 class Snapshots:
-    """Watches routes and prices. The process becomes ready when both are in force.
+    """Watches routes and prices. The process becomes ready when both have arrived.
 
     Attributes:
-        routes: returns the routes in force; `EMPTY` until prices are known, too, since the cost of
-            a request would be wrong without them.
-        prices: returns the prices in force.
+        routes: returns the current routes; `EMPTY` until prices have arrived, too, since the cost
+            of a request would be wrong without them.
+        prices: returns the current prices.
     """
 
     def __init__(self, *, router_address: str, cost_address: str, running: Process) -> None:
@@ -57,11 +57,11 @@ class Snapshots:
         )
 
     def start(self, *, prepare_routes: Callable[[RouteTable], RouteTable] | None = None) -> None:
-        """Starts to watch, beside the server.
+        """Starts the watches in the background.
 
         Args:
-            prepare_routes: called with each table that arrives; returns the one to put into force.
-                An error rejects the table.
+            prepare_routes: called with each new table; returns the table to use. An error rejects
+                the snapshot.
         """
         self._prepare_routes = prepare_routes
         self._running.spawn(self._route_watch.run())
@@ -74,7 +74,7 @@ class Snapshots:
             return
         table = RouteTable.of(snapshot)
         if self._prices_known:
-            self._put_into_force(table)  # if this rejects it, the same revision may come again
+            self._use(table)  # if this raises, the same revision may come again
         self._newest_routes = table
 
     def _take_prices(self, snapshot: cost_internal_pb2.WatchPricesResponse) -> None:
@@ -83,9 +83,9 @@ class Snapshots:
             return
         self._prices_known = True
         if self._newest_routes is not None:
-            self._put_into_force(self._newest_routes)
+            self._use(self._newest_routes)
 
-    def _put_into_force(self, routes: RouteTable) -> None:
+    def _use(self, routes: RouteTable) -> None:
         if self._prepare_routes is not None:
             routes = self._prepare_routes(routes)
         self.routes.replace(routes)

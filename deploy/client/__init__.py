@@ -2,6 +2,6 @@
 
 Others use `edge.EdgeClient`, `deployer.Deployer` (register and deploy a model version),
 `bundled.deploy_bundled_models`, `registry.Registry` (list and change deployments), `answers`
-(stream one answer, read its cost), `costs` (prices and sums of usage) and
+(stream one answer, read its cost), `costs` (prices and sums of usage), `jobs.JobClient` and
 `conversation.Conversation`. Nothing here prints.
 """

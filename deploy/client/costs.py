@@ -162,7 +162,7 @@ def parse_usd(text: str) -> int:
     """Returns the nano-dollars of an amount in US dollars, exactly.
 
     Raises:
-        CliError: it is not a decimal number, is too large, or is no whole number of nano-dollars.
+        CliError: it is not a decimal number, too large, or not a multiple of one nano-dollar.
     """
     if not _AMOUNT.fullmatch(text):
         raise CliError(

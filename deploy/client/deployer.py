@@ -33,7 +33,7 @@ class DeployProgress(Protocol):
     """Callbacks for the progress of a deployment."""
 
     def step(self, model: str, text: str) -> None:
-        """Called when a step begins, such as `uploading`."""
+        """Called when a step starts, such as `uploading`."""
 
     def ready(self, name: str) -> None:
         """Called when the model answers."""

@@ -40,7 +40,7 @@ class Edge:
         jwks_file: the absolute path of the public keys that tokens are verified with. A change in
             its folder makes Envoy read it again.
         otlp_endpoint: where traces are sent, such as `http://127.0.0.1:4317`; None: nowhere.
-        trace_sample_percent: the share of the traces begun by the edge that is exported.
+        trace_sample_percent: share of the traces started by the edge that is exported.
         cors_origin_regex: the origins whose pages may call.
         worker_threads: the number of Envoy's worker threads.
     """

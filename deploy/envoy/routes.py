@@ -39,7 +39,7 @@ _CLUSTER_OF_PACKAGE = MappingProxyType(
         "headrace.registry.v1": "registry",
     }
 )
-# What services call among themselves, see `libs.rpc.public_api`: refused, whoever calls.
+# Internal services (see `libs.rpc.public_api`): refused for all callers.
 _INTERNAL_PATHS = r"/headrace\.[a-z_]+\.v[0-9]+\.[A-Za-z]+InternalService/.*"
 # Forwarded as HTTP/1.1, with the status in trailers: every token is a message.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})

@@ -1,8 +1,9 @@
 """Jobs and events over NATS JetStream: durable before acknowledged, delivered at least once.
 
 Others use `connection` (`connect`, `ensure_streams`), `durability` (`check_durable`), `publisher`
-(`Publisher`), `worker` (`PullWorker`, `Delivery`, `PoisonMessage`), and `subjects`, which names the
-streams, subjects and consumers. `pull` and `delivery` are internal.
+(`Publisher`), `worker` (`PullWorker`, `Delivery`, `PoisonMessage`), `broadcast` (`Broadcaster`,
+`listen`: not durable, only for who listens now), and `subjects`, which names the streams, subjects
+and consumers. `pull` and `delivery` are internal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Messages to every process that listens now. They are not stored: who is away misses them."""
+"""Messages to all processes that listen now. They are not stored, so others never receive them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Broadcaster:
         self._client = client
 
     async def publish(self, subject: str, message: Message) -> None:
-        """Sends a message, as far as possible: a failure is logged and counted, not raised."""
+        """Tries to send a message; a failure is logged and counted, not raised."""
         try:
             await self._client.publish(subject, message.SerializeToString())
         except nats.errors.Error as error:
@@ -41,7 +41,7 @@ class Broadcaster:
 
 
 async def listen(client: Client, subject: str, handle: Callable[[M], None]) -> None:
-    """Calls `handle` with each message from now on, also after the connection was lost.
+    """Calls `handle` with each message from now on, also after reconnects.
 
     A message that cannot be read or handled is logged, counted and skipped.
 

@@ -1,4 +1,4 @@
-"""The connection to NATS, which outlives every restart of the server, and the streams on it."""
+"""The connection to NATS, which reconnects after restarts of the server, and its streams."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _log = structlog.get_logger()
 
 _CONNECTED = Gauge("headrace_bus_connected", "1 while NATS is connected, else 0.")
 
-# What is written while the server is away waits here; beyond it, publishing fails at once.
+# Buffer for messages while the server is down; when it is full, publishing fails at once.
 PENDING_LIMIT_BYTES = 8 * 1024 * 1024
 RECONNECT_PAUSE_SECONDS = 0.2
 CONNECT_TIMEOUT_SECONDS = 2
-# A server that froze is given up after two of these; one that died is seen at once.
+# A frozen server is detected after two intervals, a closed connection at once.
 PING_INTERVAL_SECONDS = 10
 DRAIN_TIMEOUT_SECONDS = 5
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class _Connection(Client):
-    """A client whose `drain` also works while the server is away: it just closes."""
+    """A client whose `drain` only closes the connection while the server is down."""
 
     @override
     async def drain(self) -> None:
@@ -48,11 +48,11 @@ class _Connection(Client):
 
 
 async def connect(url: str, *, name: str) -> Client:
-    """Connects, waiting as long as the server is away, and from then on reconnects by itself.
+    """Connects, waiting until the server is up; reconnects from then on.
 
     Args:
-        url: `nats://host:port`, or several separated by commas.
-        name: shown by the server's monitoring.
+        url: `nats://host:port`, or several, separated by commas.
+        name: shown in the server's monitoring.
     """
     client = _Connection()
     states = _StateLog(client, name)
@@ -77,27 +77,28 @@ async def connect(url: str, *, name: str) -> Client:
 async def ensure_streams(
     js: JetStreamContext, *, streams: Iterable[Stream] = STREAMS, replicas: int = 1
 ) -> None:
-    """Creates the streams or brings them to their definition; waits until JetStream serves.
+    """Creates the streams or updates them to their definitions; waits until JetStream serves.
 
-    Any number of processes may do so at once.
+    Several processes may call it at the same time.
 
     Raises:
-        nats.js.errors.APIError: a stream exists with what cannot be changed, such as its storage.
+        nats.js.errors.APIError: a stream exists with a setting that cannot be changed, such as
+            another storage.
     """
     for stream in streams:
         await until_served(partial(_ensure_stream, js, _config(stream, replicas)))
 
 
 async def ensure_consumer(js: JetStreamContext, consumer: Consumer) -> None:
-    """Creates a durable consumer, and its stream where that is gone; waits for JetStream."""
+    """Creates a durable consumer, and its stream if that is missing; waits for JetStream."""
     config = api.ConsumerConfig(
         name=consumer.name,
         durable_name=consumer.name,
         ack_policy=api.AckPolicy.EXPLICIT,
         ack_wait=consumer.ack_wait_seconds,
         max_ack_pending=consumer.max_in_flight,
-        # The worker counts attempts itself: a message that the server gave up would stay in
-        # the stream, told of by nothing but an advisory that is sent once and kept nowhere.
+        # The worker counts attempts itself: a message that exceeds the limit of the server would
+        # stay in the stream, reported only by an advisory that is sent once and not stored.
         max_deliver=-1,
     )
 
@@ -113,19 +114,19 @@ async def ensure_consumer(js: JetStreamContext, consumer: Consumer) -> None:
 
 async def until_served(request: Callable[[], Awaitable[T]]) -> T:
     """Repeats a JetStream request until a server answers it."""
-    told = False
+    is_logged = False
     while True:
         try:
             return await request()
         except _NOT_SERVED_YET as error:
-            if not told:
+            if not is_logged:
                 _log.warning("waiting for JetStream", error=repr(error))
-                told = True
+                is_logged = True
             await asyncio.sleep(_NOT_SERVED_PAUSE_SECONDS)
 
 
 def client_of(js: JetStreamContext) -> Client:
-    """Returns the connection that a JetStream context speaks through."""
+    """Returns the connection of a JetStream context."""
     return js._nc  # noqa: SLF001  # the only way to it
 
 
@@ -153,7 +154,7 @@ async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None
 
 
 class _StateLog:
-    """Logs changes of the connection's state; of each outage the first error only."""
+    """Logs changes of the state of the connection, and the first error of each outage."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client

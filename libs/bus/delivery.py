@@ -1,4 +1,4 @@
-"""What a handler is given."""
+"""The argument of handlers, and the error for messages that cannot be handled."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ M = TypeVar("M", bound=Message)
 
 
 class PoisonMessage(Exception):  # noqa: N818  # named for what it says of the message
-    """No attempt can ever handle this message: it is taken off the queue, counted and logged."""
+    """No attempt can handle this message: it is removed from the queue, counted and logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery(Generic[M]):
-    """One delivery of a message; there may be others of the same message, even at the same time.
+    """One delivery of a message, which may be delivered again, even at the same time.
 
     Attributes:
         message: the event.
-        subject: where it was published.
-        attempt: the delivery's count, from 1.
-        message_id: as it was published.
+        subject: the subject of the message.
+        attempt: number of the delivery, from 1.
+        message_id: the ID set by the publisher.
         headers: all headers, `traceparent` among them.
-        error: why the last attempt failed, for `on_exhausted`; None where its worker died.
+        error: error of the last attempt, for `on_exhausted`; None if its worker died.
     """
 
     message: M
@@ -38,7 +38,7 @@ class Delivery(Generic[M]):
     _raw: Msg = field(repr=False)
 
     async def in_progress(self) -> None:
-        """Tells the server now that the work goes on; it is told regularly in any case."""
+        """Reports now that the handler is running; regular heartbeats do the same."""
         await self._raw.in_progress()
 
 

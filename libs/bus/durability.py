@@ -1,6 +1,6 @@
-"""Whether the NATS server writes to disk before it acknowledges.
+"""Checks that the NATS server writes to disk before it acknowledges.
 
-Clients cannot see it, unless they belong to the system account; the server's monitoring tells.
+Only clients of the system account can ask the server, so the check reads its HTTP monitoring.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ AWAY_PAUSE_SECONDS = 0.2
 
 
 class NotDurableError(Exception):
-    """The server acknowledges what it may still lose."""
+    """The server acknowledges messages that it may still lose."""
 
 
 async def check_durable(monitoring_url: str) -> None:
-    """Returns if JetStream has `sync_interval: always`; waits for a server that is away.
+    """Checks that JetStream has `sync_interval: always`; waits until the server is up.
 
     Args:
         monitoring_url: the server's HTTP monitoring, such as `http://127.0.0.1:8222`.
 
     Raises:
-        NotDurableError: it has another `sync_interval`, or no JetStream.
+        NotDurableError: the server has another `sync_interval`, or no JetStream.
     """
-    told = False
+    is_logged = False
     while True:
         try:
             config = await asyncio.to_thread(_jetstream_config, monitoring_url)
         except OSError as error:
-            if not told:
+            if not is_logged:
                 _log.warning("waiting for the monitoring of NATS", error=repr(error))
-                told = True
+                is_logged = True
             await asyncio.sleep(AWAY_PAUSE_SECONDS)
             continue
         if config.get("sync_always") is not True:
@@ -50,7 +50,7 @@ async def check_durable(monitoring_url: str) -> None:
 
 def _jetstream_config(monitoring_url: str) -> dict[str, object]:
     url = f"{monitoring_url}/varz"
-    # Never through a proxy of the environment: it is for servers outside the mesh.
+    # Not through a proxy of the environment, which is for servers outside the mesh.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=REQUEST_TIMEOUT_SECONDS) as answer:
         config = json.load(answer)["jetstream"].get("config", {})

@@ -1,4 +1,4 @@
-"""Publishing: done when the message is on disk."""
+"""Publishes messages; `publish` returns when the message is on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PUBLISH_SECONDS = Histogram(
 )
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
-# The server died with our message or its acknowledgement: after this, it is sent again.
+# After this time without an acknowledgement the message is sent again.
 ATTEMPT_TIMEOUT_SECONDS = 2.0
 RETRY_PAUSE_SECONDS = 0.05
 FULL_RETRY_AFTER_SECONDS = 5.0
@@ -56,22 +56,22 @@ class Publisher:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         context: Context | None = None,
     ) -> None:
-        """Returns when JetStream has stored the message; a restart of the server is waited out.
+        """Returns when JetStream has stored the message; waits during a restart of the server.
 
-        When it raises, the message may have been stored nevertheless: consumers must know what
-        they have done by `message_id`, or by an id in the message.
+        The message may be stored even if this raises. Consumers must recognise messages that they
+        have handled by `message_id`, or by an ID in the message.
 
         Args:
             subject: one of `libs.bus.subjects`.
             message: the event.
-            message_id: the same for the same event; the stream stores it once.
-            timeout_seconds: for all tries together.
-            context: the trace that the message belongs to; None: the current one.
+            message_id: identifies the event; the stream stores each ID once.
+            timeout_seconds: limit for all attempts together.
+            context: trace of the message; None: the current one.
 
         Raises:
             ResourceExhausted: the stream is full.
-            Unavailable: no server acknowledged in time.
-            InvalidArgument: the message is larger than the server takes.
+            Unavailable: no server acknowledged the message in time.
+            InvalidArgument: the message is larger than the server accepts.
         """
         started = asyncio.get_running_loop().time()
         status = "OK"
@@ -108,7 +108,7 @@ class Publisher:
         now = asyncio.get_running_loop().time
         cause: Exception | None = None
         while (remaining := deadline - now()) > 0 and not self._client.is_closed:
-            # Not given to the client while it is away from the server: it would keep each try.
+            # While disconnected the client would buffer each attempt, so none is made.
             if self._client.is_connected:
                 try:
                     timeout = min(remaining, ATTEMPT_TIMEOUT_SECONDS)

@@ -1,7 +1,7 @@
-"""The flow of messages from a durable consumer: asked for as there is room, again after any break.
+"""Pulls messages of a durable consumer when there is room, and resumes after interruptions.
 
-Written on the plain pull protocol, because nats-py's `fetch(n)` keeps the first message back until
-`n` have come or time is up.
+It uses the pull protocol directly, because `fetch(n)` of nats-py returns no message until `n` have
+arrived or its timeout has passed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from libs.bus.subjects import Consumer
 
 _log = structlog.get_logger()
 
-# One request for messages is open so long; while it is, the server gives a sign of life.
+# Lifetime of a request for messages, during which the server sends heartbeats.
 REQUEST_SECONDS = 30.0
 HEARTBEAT_SECONDS = 1.0
-# No sign of life: the server or the consumer was lost, and the request with it.
+# After this time without heartbeats, server or consumer are lost, and the request with them.
 SILENCE_LIMIT_SECONDS = 2.5
-# How often it is looked for a connection that was lost and made again in between.
+# How often reconnects are detected.
 CHECK_SECONDS = 0.5
 RESTART_PAUSE_SECONDS = 0.2
 UNSUBSCRIBE_TIMEOUT_SECONDS = 2.0
@@ -36,13 +36,13 @@ _PENDING_HEADER = "Nats-Pending-Messages"
 
 
 class Pull:
-    """Pulls messages of one consumer and hands each to `take` at once.
+    """Pulls messages of one consumer and passes each to `take` at once.
 
     Args:
         js: JetStream.
-        consumer: created where it is missing, with its stream, also later.
-        room: how many messages can be taken now; never more are asked for.
-        take: is given each message; must not block.
+        consumer: created with its stream whenever it is missing.
+        room: returns how many messages can be taken now; no more are requested.
+        take: called with each message; must not block.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pull:
         self._lost_because = ""
 
     def wake(self) -> None:
-        """Looks again whether there is room."""
+        """Checks again whether there is room."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -106,7 +106,7 @@ class Pull:
     async def _ask(self, inbox: str) -> None:
         room = self._room()
         wanted = room - self._requested
-        # Asking for half of the room at a time halves the requests of a busy consumer.
+        # Requesting at least half of the room at a time halves the requests of a busy consumer.
         if wanted <= 0 or self._requested > room // 2:
             return
         if not self._requested:
@@ -121,7 +121,7 @@ class Pull:
 
     async def _on_message(self, message: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
-        if message.reply:  # what JetStream delivers is answered there; what it says is not
+        if message.reply:  # messages have a reply subject for the ack, status messages do not
             self._requested -= 1
             self._take(message)
         else:
@@ -133,13 +133,13 @@ class Pull:
         if status == _HEARTBEAT:
             return
         unanswered = headers.get(_PENDING_HEADER)
-        if unanswered is not None:  # this request is over; others may be open
+        if unanswered is not None:  # this request has ended; others may be open
             self._requested -= int(unanswered)
         else:
             self._lost_because = f"{status} {headers.get('Description', '')}".strip()
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
-        """Ends the interest in the inbox, after everything that is on its way was taken."""
+        """Unsubscribes from the inbox after the messages in transit have been taken."""
         try:
             if self._client.is_connected:
                 async with asyncio.timeout(UNSUBSCRIBE_TIMEOUT_SECONDS):

@@ -1,4 +1,4 @@
-"""What is published on the bus: subjects, the streams that store them, and their consumers."""
+"""Subjects of the bus, the streams that store them, and their consumers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MESSAGE_TYPES: Final[Mapping[str, type[Message]]] = {
     JOB_STARTED: events_pb2.JobStarted,
     JOB_FINISHED: events_pb2.JobFinished,
 }
-# Sent to every process that listens at that moment; in no stream.
+# Sent to all processes that listen at that moment; not stored in a stream.
 BROADCAST_TYPES: Final[Mapping[str, type[Message]]] = {JOB_CANCELLED: events_pb2.JobCancelled}
 
 MEBIBYTE: Final = 1024 * 1024
@@ -31,13 +31,13 @@ MEBIBYTE: Final = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A work queue on disk: a message leaves it when its consumer has acknowledged it.
+    """A work queue on disk: a message is removed when its consumer has acknowledged it.
 
-    A full stream refuses new messages (`discard: new`); it never drops what it acknowledged.
+    A full stream refuses new messages (`discard: new`); it never drops acknowledged ones.
 
     Attributes:
-        duplicate_window_seconds: a message id that was seen so long ago is not stored again. A
-            cache, not a guarantee: consumers keep the record of what they have done.
+        duplicate_window_seconds: a message ID is stored once within this time. This is a cache, not
+            a guarantee: consumers must detect duplicates themselves.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Consumer:
     """A durable consumer of a stream; all replicas of a service share it.
 
     Attributes:
-        max_attempts: deliveries after which a message is given up; None: never, for what must not
-            be lost however long it takes.
-        ack_wait_seconds: a message whose worker has been silent so long goes to another one.
-        max_in_flight: messages delivered and not acknowledged, of all replicas together.
-        retry_delays_seconds: waits after the first, second, … failed attempt; the last one repeats.
+        max_attempts: number of deliveries after which a message is given up; None: never.
+        ack_wait_seconds: time without a heartbeat after which a message is delivered to another
+            worker.
+        max_in_flight: most unacknowledged messages, of all replicas together.
+        retry_delays_seconds: delays after the first, second, … failure; the last one repeats.
     """
 
     name: str
@@ -87,7 +87,7 @@ OUTCOMES = Stream(
 )
 STREAMS: Final = (USAGE, JOBS, OUTCOMES)
 
-# The ledger and the job records take what comes, however often they have to try.
+# The ledger and the job records retry their messages without limit.
 COST = Consumer(name="cost", stream=USAGE, max_attempts=None)
 WORKER = Consumer(name="worker", stream=JOBS, max_attempts=8)
 JOB_RECORDS = Consumer(name="jobs", stream=OUTCOMES, max_attempts=None)

@@ -1,4 +1,4 @@
-"""Work: handlers run on messages until each is done, at least once."""
+"""Runs handlers on messages, at least once for each, until it succeeds or is given up."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ _tracer = trace.get_tracer("headrace.bus")
 
 _DELIVERIES = Counter(
     "headrace_bus_deliveries",
-    "Deliveries by what became of them: done, retried, exhausted, poison or interrupted.",
+    "Deliveries by outcome: done, retried, exhausted, poison or interrupted.",
     ["consumer", "outcome"],
 )
 _HANDLE_SECONDS = Histogram(
     "headrace_bus_handle_seconds",
-    "Time that a handler took.",
+    "Duration of a handler.",
     ["consumer"],
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
-_IN_FLIGHT = Gauge("headrace_bus_messages_in_flight", "Messages in handlers.", ["consumer"])
+_IN_FLIGHT = Gauge(
+    "headrace_bus_messages_in_flight", "Messages that handlers are running on.", ["consumer"]
+)
 _PENDING = Gauge(
     "headrace_bus_messages_pending",
-    "Messages not delivered yet, at the last delivery.",
+    "Messages not delivered yet, as of the last delivery.",
     ["consumer"],
 )
 
@@ -51,7 +53,7 @@ _HEARTBEAT_FAILURES = Counter(
     "headrace_bus_heartbeat_failures", "Heartbeats that could not be sent.", ["consumer"]
 )
 
-# Heartbeats of a message within `ack_wait`, after which the server delivers it again.
+# Heartbeats of a message within `ack_wait`; without them the server delivers it again.
 HEARTBEATS_PER_ACK_WAIT = 3
 DEFAULT_DRAIN_SECONDS = 5.0
 
@@ -59,12 +61,12 @@ DEFAULT_DRAIN_SECONDS = 5.0
 class PullWorker(Generic[M]):
     """Runs a handler on each message of a durable consumer.
 
-    A handler that returns has done its work. One that raises is tried again after the consumer's
-    delay (or the error's `retry_after_seconds`, if longer); after `max_attempts` the message goes
-    to `on_exhausted`, and leaves the queue when that has returned. So does a message whose worker
-    died so often. `PoisonMessage` takes it off the queue at once.
+    A message is acknowledged when its handler returns. If the handler raises, the message is
+    delivered again after the consumer's delay (or the error's `retry_after_seconds`, if longer).
+    After `max_attempts`, also if its workers died, the message is passed to `on_exhausted` and
+    removed when that returns. `PoisonMessage` removes it at once.
 
-    A handler may see a message again that it has done: it must know what it has done.
+    A handler may get a message again that it has already handled, and must detect that.
     """
 
     def __init__(
@@ -76,22 +78,22 @@ class PullWorker(Generic[M]):
         on_exhausted: Handler[M] | None = None,
         message_types: Mapping[str, type[Message]] = MESSAGE_TYPES,
     ) -> None:
-        """Prepares; `run` works.
+        """Makes a worker; `run` starts it.
 
         Args:
             js: JetStream.
-            consumer: whose messages; created where it is missing.
-            concurrency: handlers that run at the same time.
-            on_exhausted: takes what was given up; needed where the consumer has `max_attempts`.
-            message_types: by subject.
+            consumer: source of the messages; created if it is missing.
+            concurrency: most handlers that run at the same time.
+            on_exhausted: called with messages that are given up; required with `max_attempts`.
+            message_types: types of the messages by subject.
 
         Raises:
-            ValueError: messages could be given up, and nobody would take them.
+            ValueError: the consumer has `max_attempts`, and `on_exhausted` is missing.
         """
         if consumer.max_attempts is not None and on_exhausted is None:
-            raise ValueError(f"{consumer.name} gives messages up: on_exhausted must take them")
+            raise ValueError(f"{consumer.name} has max_attempts and needs on_exhausted")
         self._consumer = consumer
-        # Looked up once: each lookup costs as much as what is counted.
+        # Looked up once, because a lookup costs as much as the update of the metric.
         self._in_flight_gauge = _IN_FLIGHT.labels(consumer.name)
         self._pending_gauge = _PENDING.labels(consumer.name)
         self._handle_seconds = _HANDLE_SECONDS.labels(consumer.name)
@@ -108,9 +110,9 @@ class PullWorker(Generic[M]):
         self._ended = asyncio.Event()
 
     async def run(self, handler: Handler[M]) -> None:
-        """Works until `drain`; survives restarts of the server.
+        """Runs handlers until `drain`; survives restarts of the server.
 
-        Cancelled, it interrupts the handlers and gives their messages back.
+        If cancelled, it cancels the handlers and returns their messages to the queue.
 
         Raises:
             nats.errors.ConnectionClosedError: the client was closed for good.
@@ -135,7 +137,7 @@ class PullWorker(Generic[M]):
             self._ended.set()
 
     async def drain(self, timeout_seconds: float = DEFAULT_DRAIN_SECONDS) -> None:
-        """Pulls no more, lets handlers end for so long, then interrupts them; `run` returns."""
+        """Stops pulling, waits for handlers up to the timeout, then cancels them; `run` returns."""
         self._draining = True
         self._drain_seconds = timeout_seconds
         if self._pulling is not None:
@@ -167,7 +169,7 @@ class PullWorker(Generic[M]):
         self._pull.wake()
 
     async def _send_heartbeats(self) -> None:
-        """Keeps messages in handlers from being delivered to another worker."""
+        """Prevents messages of running handlers from being delivered to another worker."""
         while True:
             await asyncio.sleep(self._consumer.ack_wait_seconds / HEARTBEATS_PER_ACK_WAIT)
             errors = [
@@ -201,7 +203,7 @@ class PullWorker(Generic[M]):
             child_span(
                 _tracer,
                 f"process {message.subject}",
-                # The publisher's trace goes on, and nothing of what this task was started in.
+                # Continues the trace of the publisher, not that of the task's parent.
                 context=propagate.extract(headers, Context()),
                 kind=trace.SpanKind.CONSUMER,
                 attributes=attributes,
@@ -213,13 +215,15 @@ class PullWorker(Generic[M]):
         _DELIVERIES.labels(name, outcome).inc()
 
     async def _settle(self, message: Msg) -> str:
-        """Handles the message and tells the server; returns what became of it."""
+        """Handles the message, reports the result to the server, and returns the outcome."""
         try:
             delivery = self._parse(message)
         except PoisonMessage as poison:
             return await self._discard(message, poison)
         try:
-            if self._exhausted(delivery.attempt - 1):  # its workers died, the last one too
+            if self._exhausted(
+                delivery.attempt - 1
+            ):  # all its workers died, including the last one
                 return await self._give_up(delivery)
             with self._handle_seconds.time():
                 await self._handler(delivery)
@@ -240,7 +244,7 @@ class PullWorker(Generic[M]):
     def _parse(self, message: Msg) -> Delivery[M]:
         message_type = self._message_types.get(message.subject)
         if message_type is None:
-            raise PoisonMessage(f"nobody knows what is on {message.subject}")
+            raise PoisonMessage(f"unknown message type of the subject {message.subject}")
         try:
             parsed = message_type.FromString(message.data)
         except DecodeError as error:
@@ -291,7 +295,7 @@ class PullWorker(Generic[M]):
         return "poison"
 
     async def _give_back(self, message: Msg) -> None:
-        """Lets another worker have it at once."""
+        """Returns the message to the queue for another worker."""
         try:
             await message.nak()
         except nats.errors.Error as error:
@@ -299,7 +303,7 @@ class PullWorker(Generic[M]):
 
 
 async def _heartbeat_error(message: Msg) -> Exception | None:
-    """Tells the server that the work on a message goes on; returns why that failed."""
+    """Sends a heartbeat for a message; returns the error, if any."""
     try:
         await message.in_progress()
     except Exception as error:  # noqa: BLE001  # whatever it is, the next one may succeed

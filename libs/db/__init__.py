@@ -1,4 +1,7 @@
-"""Records: SQLite out of the box, PostgreSQL on many machines, the same code for both."""
+"""Databases: SQLite on one machine, PostgreSQL on many, with the same code for both.
+
+Others use the names that are exported here; the modules are internal.
+"""
 
 from __future__ import annotations
 

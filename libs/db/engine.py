@@ -1,8 +1,8 @@
 """Engines and transactions.
 
-SQLite has one writer at a time. Writers of one process wait for each other in asyncio, where
-waiting is cheap and fair; writers of different processes meet at `BEGIN IMMEDIATE`, so that a
-transaction that has begun never fails because somebody else wrote.
+SQLite has one writer at a time. Writers of one process wait for each other in asyncio, which is
+cheap and fair; writers of different processes wait in `BEGIN IMMEDIATE`, so a transaction that has
+started never fails because of another writer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from libs.errors import Unavailable
 SQLITE_CONNECTIONS = 4  # each has a thread
 POSTGRESQL_CONNECTIONS = 10
 CONNECTION_WAIT_SECONDS = 10
-# For writers of other processes; those of this one wait in asyncio.
+# Waiting time for writers of other processes; writers of this process wait in asyncio.
 SQLITE_BUSY_TIMEOUT_MILLIS = 5_000
-# Of each connection. What is written is new rows; what is read, mostly the newest.
+# For each connection; mostly the newest rows are read.
 SQLITE_CACHE_KIB = 512
 CONNECT_TIMEOUT_SECONDS = 5
 RETRY_AFTER_SECONDS = 1.0
@@ -68,14 +68,14 @@ def _pool_settings(url: URL) -> dict[str, Any]:
 
 
 def prepare_sqlite(engine: Any) -> None:
-    """Gives each connection its settings, and each transaction an explicit begin."""
+    """Applies the settings to each connection, and starts transactions explicitly."""
     event.listen(engine, "connect", _on_sqlite_connect)
     event.listen(engine, "begin", _on_sqlite_begin)
 
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Reads and writes, all or nothing; on SQLite one at a time. Keep it short.
+    """Opens a transaction for reads and writes; on SQLite one at a time. Keep it short.
 
     Raises:
         Unavailable: the database cannot be reached, or is busy for too long.
@@ -93,11 +93,10 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 async def transaction_in_thread(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
-    """Returns what work returns that reads and writes, all or nothing.
+    """Calls `work` in a transaction in one thread, and returns its result.
 
-    The same as `transaction`, but whole in one thread: where statements are many and short, going
-    to a thread and back with each of them costs more than they do. A caller that is cancelled does
-    not stop it.
+    It is faster than `transaction` for many short statements, which there pass to a thread one by
+    one. Cancelling the caller does not stop the work.
 
     Raises:
         Unavailable: the database cannot be reached, or is busy for too long.
@@ -117,7 +116,7 @@ async def transaction_in_thread(engine: AsyncEngine, work: Callable[[Connection]
 
 
 def _twin(engine: AsyncEngine) -> Engine:
-    """Returns the synchronous engine of the same database; it is disposed of with the first."""
+    """Returns the synchronous engine of the same database, disposed of with the first."""
     twin = _twins.get(engine)
     if twin is None:
         url = engine.url
@@ -134,7 +133,7 @@ def _twin(engine: AsyncEngine) -> Engine:
 
 @asynccontextmanager
 async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Reads one state of the database; waits for no writer.
+    """Opens a read transaction on one state of the database; does not wait for writers.
 
     Raises:
         Unavailable: the database cannot be reached.
@@ -162,13 +161,13 @@ def _reached(url: URL) -> Iterator[None]:
 
 
 def is_outage(error: DBAPIError) -> bool:
-    """Tells whether the database is away or busy, so that the same may work later."""
+    """Returns whether the database is down or busy, so that a retry may succeed."""
     if error.connection_invalidated:
         return True
     if not isinstance(error, (OperationalError, InterfaceError)):
         return False
     if isinstance(error.orig, sqlite3.Error):
-        # SQLite calls a missing table operational, too.
+        # SQLite reports a missing table as an operational error, too.
         name = getattr(error.orig, "sqlite_errorname", "")
         return str(name).startswith(_SQLITE_OUTAGES)
     return True
@@ -184,7 +183,7 @@ def _unavailable(url: URL) -> Unavailable:
 
 
 def _on_sqlite_connect(dbapi_connection: Any, _record: Any) -> None:
-    # The driver begins no transactions by itself, and above all none that are deferred.
+    # The driver must not start transactions, since it would start deferred ones.
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     for pragma in (

@@ -1,7 +1,7 @@
-"""Bringing a service's tables up to date when it starts.
+"""Migrates the tables of a service when it starts.
 
-A service keeps its revisions as `services/<service>/migrations/NNNN_<what>.py`, alembic revisions
-whose `revision` is the number, each after the one before.
+The revisions of a service are `services/<service>/migrations/NNNN_<what>.py`: alembic revisions
+whose `revision` is the number, each following the one before.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _SERVICES = Path(__file__).resolve().parents[2] / "services"
 
 
 async def migrate(url: str, service: str, *, folder: Path | None = None) -> None:
-    """Applies the revisions that the database does not have; all of them or none.
+    """Applies the missing revisions in one transaction.
 
-    Waits for a database that is away. Any number of processes may start at once: one migrates,
-    the others wait for it.
+    Waits until the database is up. Several processes may start at the same time: one migrates, the
+    others wait for it.
 
     Args:
-        url: as for `create_engine`; the folder of an SQLite file is made.
-        service: the package in `services` whose `migrations` are applied.
-        folder: where the revisions are, instead.
+        url: as for `create_engine`; the folder of an SQLite file is created.
+        service: package in `services` with the `migrations`.
+        folder: another folder with the revisions.
 
     Raises:
         FileNotFoundError: there are no revisions.
@@ -43,16 +43,16 @@ async def migrate(url: str, service: str, *, folder: Path | None = None) -> None
     """
     revisions = folder or _SERVICES / service / "migrations"
     table = f"{service}_schema_version"
-    told = False
+    is_logged = False
     while True:
         try:
             return await asyncio.to_thread(_migrate, make_url(url), revisions, table)
         except DBAPIError as error:
             if not is_outage(error):
                 raise
-            if not told:
+            if not is_logged:
                 _log.warning("waiting for the database", error=repr(error.orig))
-                told = True
+                is_logged = True
             await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
 
 
@@ -70,7 +70,7 @@ def _migrate(url: URL, revisions: Path, table: str) -> None:
     try:
         with engine.connect() as connection, connection.begin():
             _lock(connection, table)
-            # Alembic is imported only where there is work: it costs 10 MB for good.
+            # Alembic is imported only if needed, because it costs 10 MB of memory.
             if _current_revision(connection, table) != newest:
                 _upgrade(connection, revisions, table)
     finally:
@@ -92,7 +92,7 @@ def _sync_engine(url: URL) -> Engine:
 
 
 def _lock(connection: Connection, table: str) -> None:
-    # SQLite's transaction began with the lock on the whole file.
+    # In SQLite the transaction already holds the lock of the file.
     if connection.dialect.name == "postgresql":
         key = zlib.crc32(table.encode())
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})

@@ -1,4 +1,4 @@
-"""Column types that both databases keep alike."""
+"""Column types that behave the same in both databases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ else:
 
 
 class UtcDateTime(_Decorator):
-    """A moment, given and read with its time zone, kept in UTC; sorts and compares as text too."""
+    """A time with a time zone, stored in UTC; sorts and compares as text too."""
 
     impl = DateTime(timezone=True)  # type: ignore[mutable-override]  # SQLAlchemy's own idiom
     cache_ok = True  # type: ignore[mutable-override]  # likewise
@@ -25,12 +25,12 @@ class UtcDateTime(_Decorator):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a time without a time zone says nothing")
+            raise ValueError("the time has no time zone; use an aware datetime")
         return value.astimezone(UTC)
 
     @override
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        # SQLite gives back what it was given, less the zone.
+        # SQLite returns the stored time without its zone.
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

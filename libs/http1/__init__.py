@@ -1,7 +1,7 @@
 """An HTTP/1.1 server: connections, requests and the ways to answer them; nothing of what is served.
 
 An `Application` answers each `Exchange`; `HttpServer` listens, keeps the connections and drains
-them when it stops. Whoever serves with it uses these names alone.
+them when it stops. Others use only these names.
 """
 
 from __future__ import annotations

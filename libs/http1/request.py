@@ -53,8 +53,8 @@ class Request(NamedTuple):
             header that may not be repeated is left out, see `violation`.
         body: empty if it was too large.
         too_large: the body is longer than the application accepts.
-        violation: what is wrong with the head, in words for the client, or empty. Whoever answers
-            must refuse such a request with status 400.
+        violation: what is wrong with the head, as a message for the client, or empty. Such
+            a request must be refused with status 400.
         keep_alive: the client may use the connection again.
     """
 
@@ -159,7 +159,7 @@ class RequestReader:
     # a header only when it is complete.
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """A request starts."""
         if self._resuming:
             return
         self._url = b""

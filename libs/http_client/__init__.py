@@ -1,6 +1,6 @@
 """A client of HTTP/1.1 for calls to servers outside the mesh, which reads responses as they come.
 
-Others use `HttpClient`, `HttpError`, `Response`, and `Network` with `Proxies`, which tell how
+Others use `HttpClient`, `HttpError`, `Response`, and `Network` with `Proxies`, which define how
 servers are reached; all are here. The modules are internal.
 """
 

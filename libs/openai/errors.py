@@ -11,7 +11,7 @@ from typing_extensions import override
 from libs.errors import HeadraceError
 from libs.openai.bodies import to_json
 from libs.rpc.http_dialect import HTTP_STATUSES, HttpDialect
-from libs.rpc.status import MAX_MESSAGE_BYTES, MAX_TEXT_BYTES, cut
+from libs.rpc.status import MAX_ERROR_MESSAGE_BYTES, MAX_TEXT_BYTES, cut
 
 ErrorObject = dict[str, dict[str, str | None]]
 
@@ -39,7 +39,7 @@ def error_object(
     field = error.field_violations[0][0] if error.field_violations else ""
     return {
         "error": {
-            "message": cut(error.message, MAX_MESSAGE_BYTES),
+            "message": cut(error.message, MAX_ERROR_MESSAGE_BYTES),
             "type": _type(http_status or HTTP_STATUSES[error.code]),
             "param": cut(field, MAX_TEXT_BYTES) or None,
             "code": error.reason.lower(),

@@ -1,4 +1,4 @@
-"""The mesh's plumbing for calls: everything between a servicer and the network.
+"""Servers and clients of the mesh: everything between a servicer and the network.
 
 Servers: `server` (gRPC), `http_api` with `http_call` and `http_dialect` (HTTP routes), `grpc_http1`
 (gRPC over HTTP/1.1). All of them run calls through `served_call`, which only they use. Callers use

@@ -1,7 +1,7 @@
-"""Who may call what: the scope that each call requires.
+"""The scope that each call requires.
 
-For RPCs of Headrace it is the option `required_scope` of the method in the protos. Here is what the
-protos cannot say: which calls are open, and the scopes of the other protocols. The interceptor, the
+RPCs of Headrace have the option `required_scope` in the protos. This module adds what the protos
+cannot express: which calls are open, and the scopes of other protocols. The interceptor, the
 HTTP servers and the edge's renderer all use this module.
 """
 
@@ -18,7 +18,7 @@ from libs.errors import Internal
 INFER = "infer"
 READ = "read"
 ADMIN = "admin"
-# Of calls between services; no token has it.
+# For calls between services; no token has it.
 INTERNAL = "internal"
 # No token is needed.
 OPEN = ""
@@ -41,7 +41,7 @@ def scope_of(method: MethodDescriptor) -> str:
     """Returns the scope that a method of Headrace requires.
 
     Raises:
-        Internal: the method declares none, or one that this process does not know.
+        Internal: the method declares no scope, or an unknown one.
     """
     value = method.GetOptions().Extensions[access_pb2.required_scope]
     if value not in _SCOPE_OF_VALUE:
@@ -54,7 +54,7 @@ def required_scope(path: str) -> str:
     """Returns the scope that a call of `/package.Service/Method` requires; `OPEN`: none.
 
     Args:
-        path: of a method that is served: others would grow the cache without limit.
+        path: path of a served method; others would grow the cache without limit.
 
     Raises:
         Internal: the method declares no scope.
@@ -73,4 +73,4 @@ def required_scope(path: str) -> str:
 
 
 def _undeclared(method: str) -> Internal:
-    return Internal(f"{method} declares no scope, so that nobody may call it", reason="INTERNAL")
+    return Internal(f"{method} declares no scope, so it cannot be called", reason="INTERNAL")

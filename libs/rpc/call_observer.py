@@ -1,4 +1,4 @@
-"""What is recorded when a call ends, whatever carried it: metrics, span attributes, a log line."""
+"""Records calls of all protocols: metrics, span attributes, a log line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from libs.telemetry import http_metrics, rpc_metrics
 
 _log = structlog.get_logger()
 
-# As OpenTelemetry's semantic conventions define it for servers.
+# Defined by the semantic conventions of OpenTelemetry for servers.
 _SERVER_FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"})
 
 
@@ -23,7 +23,7 @@ class CallObserver(ABC):
     """Records the calls of one method or route; there is one for all calls of it.
 
     Attributes:
-        span_name: of the server span; empty: calls have no span.
+        span_name: name of the server span; empty: calls have no span.
     """
 
     span_name: str
@@ -45,7 +45,7 @@ class CallObserver(ABC):
         """Returns the span's attributes."""
 
     def ended(self, code: str, seconds: float) -> None:
-        """Records the end of a call, with its status code's name, such as `OK`."""
+        """Records the end of a call, with the name of its status code, such as `OK`."""
         self.measure(code, seconds)
         span = trace.get_current_span()
         if span.is_recording() and self.span_name:

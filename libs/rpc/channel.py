@@ -18,7 +18,7 @@ _SERVICE_CONFIG = json.dumps(
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
-                # gRPC retries only what has not been answered yet; a stream that has begun is not.
+                # gRPC retries only calls without a response so far, so no stream that has started.
                 "name": [{}],
                 "retryPolicy": {
                     "maxAttempts": 3,
@@ -34,12 +34,12 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-# gRPC sorts interceptors by the first of its classes that they have, so there are two.
+# gRPC uses an interceptor only for the first of its base classes, so there are two.
 class CancelledWithCaller(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in stubs only
     """Cancels a unary RPC when the task that awaits it is cancelled. Must be the innermost.
 
-    OpenTelemetry's interceptor awaits the status of a call, which leaves the call alone when it is
-    cancelled: the callee would work on for nobody. To await the call itself ends it.
+    The interceptor of OpenTelemetry awaits the status of a call. Cancelling that does not
+    cancel the call: the callee would continue. Awaiting the call itself cancels it.
     """
 
     @override
@@ -49,7 +49,7 @@ class CancelledWithCaller(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore
         client_call_details: grpc.aio.ClientCallDetails,
         request: Any,
     ) -> Any:
-        """Returns the call when it has ended, well or not."""
+        """Returns the call when it has ended, with or without an error."""
         return await _ended(await continuation(client_call_details, request))
 
 
@@ -63,37 +63,37 @@ class UploadCancelledWithCaller(grpc.aio.StreamUnaryClientInterceptor):  # type:
         client_call_details: grpc.aio.ClientCallDetails,
         request_iterator: Any,
     ) -> Any:
-        """Returns the call when it has ended, well or not."""
+        """Returns the call when it has ended, with or without an error."""
         return await _ended(await continuation(client_call_details, request_iterator))
 
 
 async def _ended(call: Any) -> Any:
-    with suppress(grpc.aio.AioRpcError):  # the caller finds it in the call
+    with suppress(grpc.aio.AioRpcError):  # the caller reads it from the call
         await call
     return call
 
 
 def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> grpc.aio.Channel:
-    """Opens a channel; it connects when it is first used and again whenever it must.
+    """Opens a channel, which connects at the first call and reconnects when needed.
 
     Args:
         address: `host:port`, or any name that gRPC resolves.
-        traced: makes a client span of each call and carries the trace on.
+        traced: makes a client span for each call and propagates the trace.
         retries: lets gRPC retry `UNAVAILABLE`, three tries in all, within a budget.
     """
     options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.enable_retries", int(retries)),
-        # A service that was restarted is found again at once, not after gRPC's two minutes.
+        # A restarted service is found at once, not after the two minutes of gRPC.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        # Not a pause, in spite of its name: how long one try to connect may take. A peer that is
-        # busy for a moment greets late.
+        # In spite of its name this is the timeout of one connection attempt: a busy peer may
+        # answer late.
         ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 5_000),
-        # A proxy of the environment (`https_proxy`) is for servers outside the mesh.
+        # Proxies of the environment (`https_proxy`) are for servers outside the mesh.
         ("grpc.enable_http_proxy", 0),
     ]
     if retries:

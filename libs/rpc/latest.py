@@ -1,4 +1,4 @@
-"""The newest value of something, pushed to many readers."""
+"""Publishes the newest value to many readers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class Latest(Generic[T]):
-    """Keeps one value. A reader gets the newest; one that is slow misses those between.
+    """Stores one value. Readers get the newest one; slow readers skip values.
 
-    So a reader that stands still costs nothing: there is no queue to fill.
+    There is no queue, so a reader that stalls uses no memory.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Latest(Generic[T]):
         self._wake()
 
     def close(self) -> None:
-        """Ends every reader, also those to come: the process drains, and they would hold it up."""
+        """Ends all current and later readers, so that the process can drain."""
         self._closed = True
         self._wake()
 

@@ -42,7 +42,7 @@ class PageRequest:
 
     @property
     def limit(self) -> int:
-        """How many rows to read: one more than the page has, which tells whether there are more."""
+        """Number of rows to read: one more than the page has, to see whether there are more."""
         return self.size + 1
 
 

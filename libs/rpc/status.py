@@ -17,7 +17,7 @@ from libs.telemetry.tracing import current_trace_id
 
 DETAILS_KEY = "grpc-status-details-bin"
 # Together, in base64 and percent-encoded, they stay below gRPC's limit of 8 KiB for trailers.
-MAX_MESSAGE_BYTES = 384
+MAX_ERROR_MESSAGE_BYTES = 384
 MAX_TEXT_BYTES = 256
 MAX_METADATA_BYTES = 2048
 MAX_VIOLATIONS_BYTES = 1024
@@ -48,7 +48,7 @@ def to_status(error: HeadraceError) -> status_pb2.Status:
         )
     return status_pb2.Status(
         code=code_pb2.Code.Value(error.code),
-        message=cut(error.message, MAX_MESSAGE_BYTES),
+        message=cut(error.message, MAX_ERROR_MESSAGE_BYTES),
         details=[_packed(detail) for detail in details],
     )
 

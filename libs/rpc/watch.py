@@ -1,4 +1,4 @@
-"""Snapshots that another service pushes: each stays in force until a newer good one comes."""
+"""Watches snapshots of another service; each is used until the next valid one arrives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONNECTED = Gauge(
 )
 _REJECTED = Counter(
     "headrace_watch_rejected_snapshots",
-    "Snapshots that were not accepted; the one before stays in force.",
+    "Snapshots that were rejected; the last valid one stays in use.",
     ["dependency"],
 )
 
@@ -29,10 +29,9 @@ MAX_BACKOFF_SECONDS = 1.0
 
 
 class SnapshotWatch(Generic[M]):
-    """Passes on each message of a server stream, and opens the stream again when it ends.
+    """Passes each message of a server stream to a callback, and reopens the stream when it ends.
 
-    While the stream is down, or sends what `on_snapshot` rejects, the last good snapshot stays in
-    force: requests are answered with what is known.
+    While the stream is down, or its snapshots are rejected, the last valid snapshot stays in use.
     """
 
     def __init__(
@@ -43,12 +42,12 @@ class SnapshotWatch(Generic[M]):
         on_snapshot: Callable[[M], None],
         clock: Clock,
     ) -> None:
-        """Prepares; `run` watches.
+        """Makes a watch; `run` starts it.
 
         Args:
             dependency: the service that sends the snapshots; a label of metrics.
-            open_stream: calls it.
-            on_snapshot: puts a snapshot into force, or raises any error and changes nothing.
+            open_stream: starts the call.
+            on_snapshot: uses a snapshot, or raises any error and changes nothing.
             clock: the time.
         """
         self._dependency = dependency
@@ -61,21 +60,21 @@ class SnapshotWatch(Generic[M]):
         self._rejected = _REJECTED.labels(dependency)
 
     async def run(self) -> None:
-        """Watches until it is cancelled; no error ends it."""
+        """Watches until it is cancelled; errors are logged."""
         while True:
             try:
                 await self._follow()
                 _log.warning("watch ended", dependency=self._dependency)
             except grpc.aio.AioRpcError as error:
                 _log.warning("watch broke", dependency=self._dependency, code=error.code().name)
-            except Exception as error:  # noqa: BLE001  # among others, bytes that are no message
+            except Exception as error:  # noqa: BLE001  # also messages that cannot be parsed
                 self._reject(error)
             self._connected.set(0)
             await self._clock.sleep(self._backoff_seconds)
             self._backoff_seconds = min(self._backoff_seconds * 2, MAX_BACKOFF_SECONDS)
 
     async def wait_first(self) -> None:
-        """Returns when the first snapshot is in force."""
+        """Waits for the first valid snapshot."""
         await self._first.wait()
 
     async def _follow(self) -> None:
@@ -83,7 +82,7 @@ class SnapshotWatch(Generic[M]):
             self._connected.set(1)
             try:
                 self._on_snapshot(snapshot)
-            except Exception as error:  # noqa: BLE001  # whatever is wrong with it, go on without
+            except Exception as error:  # noqa: BLE001  # any invalid snapshot is skipped
                 self._reject(error)
             else:
                 self._first.set()

@@ -1,4 +1,4 @@
-"""Sending spans to a collector; imported only where there is one."""
+"""Sends spans to a collector; imported only if there is one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing_extensions import override
 SPAN_QUEUE_LIMIT = 8192
 SPAN_BATCH_LIMIT = 512
 SPAN_EXPORT_INTERVAL_MILLIS = 1000
-# How long one export, its retries included, may take.
+# Limit for one export, including its retries.
 SPAN_EXPORT_TIMEOUT_SECONDS = 2
-# How long the end of the process waits for a collector. OpenTelemetry would wait for 30 seconds.
+# How long a process waits for the collector at its end. The default of OpenTelemetry is 30 seconds.
 SHUTDOWN_TIMEOUT_MILLIS = 2000
 
 _WAITING = Gauge("headrace_telemetry_spans_waiting", "Spans that wait for export.")
@@ -22,7 +22,7 @@ _DROPPED = Counter("headrace_telemetry_spans_dropped", "Spans dropped because to
 
 
 class SpanExport(BatchSpanProcessor):
-    """Sends spans in batches, from a thread of its own; counts what it must drop."""
+    """Sends spans in batches from its own thread; counts dropped spans."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(
@@ -31,7 +31,7 @@ class SpanExport(BatchSpanProcessor):
             max_export_batch_size=SPAN_BATCH_LIMIT,
             schedule_delay_millis=SPAN_EXPORT_INTERVAL_MILLIS,
         )
-        self._waiting = self._batch_processor._queue  # noqa: SLF001  # there is no other way to it
+        self._waiting = self._batch_processor._queue  # noqa: SLF001  # not public
         _WAITING.set_function(lambda: len(self._waiting))
 
     @override

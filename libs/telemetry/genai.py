@@ -1,6 +1,6 @@
-"""OpenTelemetry's names for generative AI, all in one place, and the histograms of the server.
+"""OpenTelemetry's names for generative AI, and the histograms of the server.
 
-Names as of 2026 (semantic conventions, "GenAI"): `gen_ai.client.token.usage` is gone.
+Names as of 2026 (semantic conventions, "GenAI"), which no longer have `gen_ai.client.token.usage`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ERROR_TYPE: Final = "error.type"
 OPERATION_CHAT: Final = "chat"
 OPERATION_EMBEDDINGS: Final = "embeddings"
 
-# Metrics of the server, and of the client's side of a provider's call.
+# Metrics of the server, and of calls to providers.
 SERVER_REQUEST_DURATION: Final = "gen_ai.server.request.duration"
 SERVER_TIME_TO_FIRST_TOKEN: Final = "gen_ai.server.time_to_first_token"  # noqa: S105  # a metric
 SERVER_TIME_PER_OUTPUT_TOKEN: Final = "gen_ai.server.time_per_output_token"  # noqa: S105  # likewise
@@ -41,8 +41,7 @@ CLIENT_USAGE_CACHE_READ_INPUT_TOKENS: Final = (
     "gen_ai.client.inference.usage.cache_read.input_tokens"
 )
 
-# The conventions' own boundaries, with smaller ones before them where an accelerator or a warm
-# prefix cache is faster than what they foresee.
+# The boundaries of the conventions, and smaller ones for accelerators and warm prefix caches.
 REQUEST_DURATION_BUCKETS_SECONDS = (
     0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96,
     81.92, 163.84,
@@ -84,13 +83,13 @@ TIME_PER_OUTPUT_TOKEN = Histogram(
 
 
 class ModelMetrics:
-    """The histograms of one operation on one model version, prepared: observing looks nothing up.
+    """The histograms of one operation on one model version, with labels looked up in advance.
 
-    Make one for each, when the version becomes known, and keep it.
+    Make one for each when the version becomes known, and keep it.
 
     Attributes:
-        time_to_first_token: observe seconds, once a stream.
-        time_per_output_token: observe seconds, once a stream.
+        time_to_first_token: observe seconds, once per stream.
+        time_per_output_token: observe seconds, once per stream.
     """
 
     def __init__(self, *, operation: str, model: str, model_version: str) -> None:
@@ -105,7 +104,7 @@ class ModelMetrics:
 
         Args:
             seconds: from the request to its last byte.
-            error_type: an `ErrorReason`'s name, or empty where all went well.
+            error_type: name of an `ErrorReason`, or empty on success.
         """
         child = self._request_duration.get(error_type)
         if child is None:
@@ -127,16 +126,16 @@ def observe(
     output_tokens: int = 0,
     error_type: str = "",
 ) -> None:
-    """Records one request in all three histograms, with children that are made once.
+    """Records one request in all three histograms.
 
     Args:
-        model: the public name, of a model that exists: names that clients make up have no end.
-        model_version: what was served.
+        model: public name of a model that exists; other names would grow without limit.
+        model_version: the version that answered.
         operation: a value of `gen_ai.operation.name`.
         duration_seconds: from the request to its last byte.
-        first_token_seconds: from the request to its first token; None where there was none.
-        output_tokens: tokens that were generated, the first one included.
-        error_type: an `ErrorReason`'s name, or empty where all went well.
+        first_token_seconds: from the request to its first token, or None.
+        output_tokens: number of generated tokens, including the first.
+        error_type: name of an `ErrorReason`, or empty on success.
     """
     key = (operation, model, model_version)
     metrics = _models.get(key)

@@ -1,4 +1,4 @@
-"""Hashes that stand for inputs in logs: equal inputs are seen to be equal, and no more."""
+"""Hashes of inputs for logs: they show only whether inputs are equal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HEX_DIGITS = 32
 
 
 class InputHasher:
-    """HMAC-SHA256 under a key of this installation, so that guessed inputs cannot be looked up."""
+    """HMAC-SHA256 with a key of this installation, so that guessed inputs cannot be confirmed."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) < MIN_KEY_BYTES:
@@ -21,7 +21,7 @@ class InputHasher:
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """Reads the key, all bytes of the file.
+        """Reads the key: all bytes of the file.
 
         Raises:
             OSError: the file cannot be read.
@@ -30,7 +30,7 @@ class InputHasher:
         return cls(path.read_bytes())
 
     def hash(self, *parts: str | bytes) -> str:
-        """Returns 32 hexadecimal digits; parts are kept apart, ("ab", "c") is not ("a", "bc")."""
+        """Returns 32 hexadecimal digits; ("ab", "c") and ("a", "bc") have different hashes."""
         mac = self._keyed.copy()
         for part in parts:
             data = part.encode() if isinstance(part, str) else part

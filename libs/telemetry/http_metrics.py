@@ -1,10 +1,10 @@
-"""Metrics of the server's side of HTTP, by OpenTelemetry's names."""
+"""HTTP server metrics, with the names of OpenTelemetry."""
 
 from __future__ import annotations
 
 from prometheus_client import Histogram
 
-# The boundaries that the semantic conventions ask for, and smaller ones before them.
+# The boundaries of the semantic conventions, and smaller ones.
 LATENCY_BUCKETS_SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 60,
 )  # fmt: skip
@@ -23,9 +23,9 @@ def handled(route: str, status: int, seconds: float) -> None:
     """Records a request that ended.
 
     Args:
-        route: of those that are served; others would grow without limit.
-        status: of its answer; 499 where the caller did not wait for it.
-        seconds: from its begin to its end.
+        route: a served route; others would grow without limit.
+        status: status of the response; 499 if the caller closed the connection before.
+        seconds: duration.
     """
     child = _handled.get((route, status))
     if child is None:

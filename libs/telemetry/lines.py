@@ -1,7 +1,7 @@
-"""Writing log lines to a file descriptor: one write for the lines of one turn of the event loop.
+"""Writes log lines to a file: one write for all lines of one iteration of the event loop.
 
-Writing never fails its caller. While the file refuses (a full disk, a closed pipe), lines wait in a
-bounded buffer, writes are retried with increasing pauses, and lines that do not fit are counted.
+Writing never raises. While writes fail (a full disk, a closed pipe), lines wait in a bounded
+buffer, writes are retried with increasing pauses, and lines beyond the limit are counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from libs.clock import Clock, SystemClock
 WRITE_ERRORS = Counter("headrace_log_write_errors", "Writes of log lines that failed.")
 LOST_LINES = Counter("headrace_log_lines_lost", "Log lines dropped because they cannot be written.")
 
-# Lines that wait while the file refuses; beyond it, the oldest are dropped.
+# Lines that wait while writes fail; beyond this limit, the oldest are dropped.
 MAX_WAITING_BYTES = 1024 * 1024
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 5.0
@@ -28,17 +28,17 @@ _NEWLINE = ord("\n")
 
 
 class RawFile(Protocol):
-    """An unbuffered file, such as `io.FileIO`: data it does not take stays with the caller."""
+    """An unbuffered file, such as `io.FileIO`, whose writes may be partial."""
 
     def write(self, data: bytes, /) -> int | None:
-        """Writes some of the data; returns how many bytes, or None where it would block."""
+        """Writes some of the data; returns the number of bytes, or None if it would block."""
 
 
 class LineWriter:
     """A logger for structlog that writes lines; outside an event loop it writes each at once.
 
-    Under load many requests end in the same turn, and each write wakes the log's reader. A process
-    that is killed loses the lines of its current turn.
+    Under load many requests end in the same iteration, and each write wakes the log's reader. A
+    killed process loses the lines of its current iteration.
     """
 
     def __init__(self, file: RawFile, clock: Clock | None = None) -> None:
@@ -56,7 +56,7 @@ class LineWriter:
         atexit.register(self.close)
 
     def msg(self, line: bytes) -> None:
-        """Writes a line now or, in an event loop, at the end of this turn."""
+        """Writes a line now or, in an event loop, at the end of this iteration."""
         with self._lock:
             self._lines.append(line)
             self._waiting_bytes += len(line)
@@ -71,15 +71,17 @@ class LineWriter:
             loop.call_soon(self._flush_in_loop)
 
     def flush(self) -> None:
-        """Writes the waiting lines, unless the last write failed a moment ago."""
+        """Writes the waiting lines, unless a retry is pending."""
         with self._lock:
-            if self._writing:  # called by a finalizer during the write below, which takes its line
+            if (
+                self._writing
+            ):  # called by a finalizer during the write below, which includes its line
                 return
             if self._clock.monotonic_seconds() >= self._retry_at_seconds:
                 self._try_to_write()
 
     def close(self) -> None:
-        """Writes the waiting lines in one last try."""
+        """Tries to write the waiting lines a last time."""
         with self._lock:
             self._retry_at_seconds = 0.0
             self.flush()
@@ -100,7 +102,7 @@ class LineWriter:
             while self._lines:
                 self._write(b"\n".join([*self._take_all(), b""]))
         except (OSError, ValueError):  # ValueError: the file is closed
-            # Not logged: that line would have to be written, too.
+            # Not logged, because that line would have to be written, too.
             WRITE_ERRORS.inc()
             pause = max(2 * self._retry_seconds, FIRST_RETRY_SECONDS)
             self._retry_seconds = min(pause, MAX_RETRY_SECONDS)
@@ -120,7 +122,7 @@ class LineWriter:
         return lines
 
     def _write(self, data: bytes) -> None:
-        """Writes lines; after an error, those that the file did not take wait again."""
+        """Writes lines; after an error, the lines that were not written wait again."""
         try:
             while data:
                 count = self._file.write(data)
@@ -136,7 +138,7 @@ class LineWriter:
                 self._waiting_bytes += sum(map(len, lines))
 
     def _drop_oldest(self) -> None:
-        """Keeps the limit while writes fail; a line that the file has in part stays."""
+        """Drops lines beyond the limit while writes fail; a partly written line stays."""
         if not self._retry_seconds:
             return
         kept = 1 if self._mid_line else 0

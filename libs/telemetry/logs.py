@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, on standard output, with the ids of its trace."""
+"""Structured logs: one JSON object per line, on standard output, with the IDs of its trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from libs.telemetry.lines import LineWriter
 
-# Verbose at `info`, without anything that an operator needs.
+# Verbose at `info`, without information for operators.
 _QUIET_LIBRARIES = ("asyncio", "aiosqlite", "alembic", "urllib3")
 
 
@@ -23,7 +23,7 @@ def setup_logging(*, service: str, level: str) -> None:
     """Sends structlog and the standard library's loggers to standard output as JSON lines.
 
     Each line has `event`, `level`, `time` (UTC), `service`, the bound context variables and, inside
-    a span, `trace_id` and `span_id`. Tracebacks come as text, without the values of variables.
+    a span, `trace_id` and `span_id`. Tracebacks are text, without values of variables.
 
     Raises:
         ValueError: unknown level.
@@ -32,7 +32,7 @@ def setup_logging(*, service: str, level: str) -> None:
     if threshold is None:
         raise ValueError(f"unknown log level {level!r}; use debug, info, warning or error")
     shared = _processors(service)
-    # Unbuffered: a buffer of Python's would keep, and try again, what the file refused.
+    # Unbuffered: a buffer of Python would keep data after errors and write it again.
     stdout = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115  # open for as long as the process lives
     lines = LineWriter(stdout)
     structlog.configure(
@@ -55,7 +55,7 @@ def _processors(service: str) -> list[Processor]:
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
     level = structlog.processors.add_log_level
     stack = structlog.processors.StackInfoRenderer()
-    # As text: structlog's dictionaries contain the values of local variables, and so users' inputs.
+    # As text: the dictionaries of structlog contain local variables, and so inputs of users.
     traceback = structlog.processors.format_exc_info
 
     def complete(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -72,7 +72,7 @@ def _processors(service: str) -> list[Processor]:
 
 
 class _LineHandler(logging.Handler):
-    """Writes the standard library's records with structlog's lines."""
+    """Writes records of the standard library's loggers as lines of structlog."""
 
     def __init__(self, lines: LineWriter) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The process's metrics, for Prometheus."""
+"""Serves the metrics of the process to Prometheus."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import prometheus_client
 
 
 class MetricsEndpoint:
-    """An HTTP server, in a thread of its own, that answers `/metrics`.
+    """An HTTP server for `/metrics` in its own thread.
 
     Attributes:
-        address: `host:port` where it listens.
+        address: its `host:port`.
     """
 
     def __init__(self, server: WSGIServer, thread: Thread, *, host: str) -> None:
@@ -21,19 +21,19 @@ class MetricsEndpoint:
         self._thread = thread
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stops the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 def serve_metrics(address: str) -> MetricsEndpoint:
-    """Serves the metrics at `host:port`; with port 0, at a free one.
+    """Serves the metrics at `host:port`; port 0 chooses a free one.
 
     Raises:
-        OSError: the address is taken.
+        OSError: the address is in use.
     """
-    # Else each has a second series, of when it was made, that nobody reads.
+    # Otherwise each metric has a second series with its creation time.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # ships no type
     host, _, port = address.rpartition(":")
     server, thread = prometheus_client.start_http_server(int(port), addr=host)

@@ -1,4 +1,4 @@
-"""Metrics of the server's side of RPCs, by the names of gRPC proposal A66."""
+"""gRPC server metrics, with the names of gRPC proposal A66."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LATENCY_BUCKETS_SECONDS = (
 )  # fmt: skip
 
 CALL_STARTED = Counter(
-    "grpc_server_call_started", "Calls that began, completed or not.", ["grpc_method"]
+    "grpc_server_call_started", "Calls that started, completed or not.", ["grpc_method"]
 )
 CALL_DURATION = Histogram(
     "grpc_server_call_duration_seconds",
-    "Time from a call's begin to its end.",
+    "Duration of calls.",
     ["grpc_method", "grpc_status"],
     buckets=LATENCY_BUCKETS_SECONDS,
 )
@@ -26,7 +26,7 @@ _handled: dict[tuple[str, str], Histogram] = {}
 
 
 def started(method: str) -> None:
-    """Counts a call that begins.
+    """Counts a call that starts.
 
     Args:
         method: `/package.Service/Method` of a registered method; others would grow without limit.
@@ -38,7 +38,7 @@ def started(method: str) -> None:
 
 
 def handled(method: str, status: str, seconds: float) -> None:
-    """Records a call that ended, with its status code's name, such as `OK`."""
+    """Records a call that ended, with the name of its status code, such as `OK`."""
     child = _handled.get((method, status))
     if child is None:
         child = CALL_DURATION.labels(method.removeprefix("/"), status)

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: who samples, where spans go, and the id of the trace at hand."""
+"""OpenTelemetry traces: sampling, export, spans, and the ID of the current trace."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ _UNSAMPLED = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00").fullmatch
 def setup_tracing(
     *, service: str, sample_percent: float = 100.0, otlp_endpoint: str | None = None
 ) -> TracerProvider:
-    """Sets the process's tracer provider and W3C propagation; call it once, `shutdown()` it last.
+    """Sets the tracer provider and W3C propagation of the process; call it once.
+
+    Call `shutdown()` of the returned provider at the end of the process.
 
     Args:
         service: becomes `service.name`.
-        sample_percent: share of the traces that begin here that are kept; those that began
-            elsewhere follow their parent.
-        otlp_endpoint: `http://host:port` of a collector that speaks OTLP over gRPC. None: spans
-            have valid ids that are carried on and logged, and nothing else.
+        sample_percent: share of the traces started here that are sampled; other traces follow
+            their parent.
+        otlp_endpoint: `http://host:port` of a collector for OTLP over gRPC. None: spans have valid
+            IDs, which are propagated and logged, and are not exported.
 
     Raises:
         ValueError: `sample_percent` is not between 0 and 100.
@@ -50,28 +52,28 @@ def setup_tracing(
 
 
 def current_trace_id() -> str:
-    """Returns the id of the trace at hand, 32 hexadecimal digits, or an empty string."""
+    """Returns the ID of the current trace, 32 hexadecimal digits, or an empty string."""
     context = trace.get_current_span().get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def unsampled_context(traceparent: str | None) -> Context | None:
-    """Returns the caller's trace where it says that nobody keeps it; then a span is of no use."""
+    """Returns the context of the caller's trace if it is unsampled, so that no span is needed."""
     if traceparent is None or not _UNSAMPLED(traceparent):
         return None
-    told = trace.SpanContext(
+    parent_context = trace.SpanContext(
         trace_id=int(traceparent[3:35], 16), span_id=int(traceparent[36:52], 16), is_remote=True
     )
-    if not told.is_valid:  # zeros stand for none
+    if not parent_context.is_valid:  # zeros mean none
         return None
-    return trace.set_span_in_context(trace.NonRecordingSpan(told))
+    return trace.set_span_in_context(trace.NonRecordingSpan(parent_context))
 
 
 @contextmanager
 def server_span(tracer: trace.Tracer, name: str, headers: Mapping[str, str]) -> Iterator[None]:
     """Continues the trace in the caller's headers with a span, or without one if it is unsampled.
 
-    An exception that leaves the block changes nothing in the span.
+    Exceptions that leave the block do not change the span.
     """
     unsampled = unsampled_context(headers.get("traceparent"))
     if unsampled is not None:
@@ -99,18 +101,18 @@ def child_span(
     attributes: Mapping[str, str | int],
     context: Context | None = None,
 ) -> AbstractContextManager[trace.Span]:
-    """Makes a span of what a block does; inside a trace that nobody keeps, none is made.
+    """Makes a span for a block, unless the trace is unsampled.
 
-    Children follow their parent, so nothing is lost, and the request is spared what spans cost.
+    Children follow the sampling of their parent, so skipping the span only saves its cost.
     """
     parent = trace.get_current_span(context)
-    told = parent.get_span_context()
-    if told.is_valid and not told.trace_flags.sampled:
+    parent_context = parent.get_span_context()
+    if parent_context.is_valid and not parent_context.trace_flags.sampled:
         return nullcontext(parent) if context is None else trace.use_span(parent)
     return tracer.start_as_current_span(name, context=context, kind=kind, attributes=attributes)
 
 
 def _sampler(sample_percent: float, *, exported: bool) -> Sampler:
     ratio = TraceIdRatioBased(sample_percent / 100)
-    # Without a collector no span is recorded: what is left costs a few microseconds.
+    # Without a collector no span is recorded, which costs only a few microseconds.
     return ParentBased(ratio) if exported else ALWAYS_OFF

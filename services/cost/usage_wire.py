@@ -83,7 +83,7 @@ def _filter_conditions(text: str) -> Mapping[Dimension, str]:
     }
     operation = conditions.get(Dimension.OPERATION)
     if operation is not None:
-        if operation not in usage_pb2.Operation.keys():  # noqa: SIM118  # an enum is no mapping
+        if operation not in usage_pb2.Operation.keys():  # noqa: SIM118  # not a mapping
             known = ", ".join(usage_pb2.Operation.keys())
             raise filter_error(f"the value of operation must be one of {known}")
         conditions[Dimension.OPERATION] = operation_from_proto(usage_pb2.Operation.Value(operation))

@@ -1,4 +1,4 @@
-"""The embedding cache's parts, put together."""
+"""Assembles and runs the embedding cache."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from libs.rpc.channel import open_channel
 from libs.rpc.http_api import HttpApi
 from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
-from services.embedding_cache.computation import Computation
 from services.embedding_cache.config import Settings
 from services.embedding_cache.embedder import Embedder
+from services.embedding_cache.inference_client import InferenceClient
 from services.embedding_cache.openai import OpenAIHandlers
 from services.embedding_cache.servicer import EmbeddingServicer
 from services.embedding_cache.single_flight import SingleFlight
@@ -29,7 +29,7 @@ from services.embedding_cache.vector_cache import VectorCache
 
 
 async def main() -> None:
-    """Runs the service until it is told to end."""
+    """Runs the service until it receives SIGTERM."""
     settings = Settings()
     async with process("embedding_cache", settings) as running:
         clock = running.clock
@@ -44,8 +44,10 @@ async def main() -> None:
         )
         usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
         cache = VectorCache(limit_bytes=settings.embedding_cache_limit_bytes)
-        flights = SingleFlight(keep=cache.put, limit_texts=settings.embedding_in_flight_limit_texts)
-        computation = Computation(
+        single_flight = SingleFlight(
+            store=cache.put, limit_texts=settings.embedding_in_flight_limit_texts
+        )
+        inference = InferenceClient(
             inference_internal_pb2_grpc.InferenceInternalServiceStub(
                 open_channel(settings.inference_address)
             ),
@@ -55,8 +57,8 @@ async def main() -> None:
         embedder = Embedder(
             routes=snapshots.routes,
             cache=cache,
-            flights=flights,
-            computation=computation,
+            single_flight=single_flight,
+            inference=inference,
             usage=usage,
             hasher=InputHasher.from_file(settings.input_hash_key_file),
             clock=clock,

@@ -1,4 +1,4 @@
-"""Texts, their vectors, and the rules of what may be asked."""
+"""Vectors of texts, how they are counted, and the rules for requests."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from libs.errors import InvalidArgument
+from libs.errors import InvalidArgument, Unavailable
+
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """One text's vector, in the form in which it is kept.
+    """The vector of one text, in the form in which it is cached.
 
     Attributes:
-        encoded: a serialised `headrace.common.v1.Embedding`: float32, little-endian, and the
-            token count. Four bytes a number, and a hit is copied into its answer unread.
+        encoded: a serialised `headrace.common.v1.Embedding` (float32, little-endian, and the token
+            count). A hit is copied into the response without decoding it.
         token_count: tokens of the text.
     """
 
@@ -25,10 +27,10 @@ class Vector:
 
 @dataclass(frozen=True)
 class Lookup:
-    """How the texts of one request were answered.
+    """The vectors for one request.
 
     Attributes:
-        vectors: one a text, in their order.
+        vectors: one for each text, in their order.
         computed: indices of the texts that were computed for this request; the rest are hits.
     """
 
@@ -37,7 +39,7 @@ class Lookup:
 
     @property
     def hit_count(self) -> int:
-        """How many texts were not computed for this request."""
+        """Number of texts that were not computed for this request."""
         return len(self.vectors) - len(self.computed)
 
     @property
@@ -56,15 +58,20 @@ class Lookup:
 
 
 def text_key(artifact_digest: str, text: str) -> bytes:
-    """Returns the key of a text's vector: 32 bytes of the artifact's digest, 32 of the text's."""
+    """Returns the cache key of a text: the digests of artifact and text, 32 bytes each."""
     return bytes.fromhex(artifact_digest.removeprefix("sha256:")) + sha256(text.encode()).digest()
 
 
 def check_dimensions(wanted: int | None, actual: int) -> None:
-    """Returns if the vectors have the length that was asked for, or none was.
+    """Checks the length of vectors that a request asks for, if it does.
 
     Raises:
-        InvalidArgument: they have another; vectors are not cut.
+        InvalidArgument: the model's vectors have another length. Vectors are never shortened.
     """
     if wanted is not None and wanted != actual:
         raise InvalidArgument.of_field("dimensions", f"must be {actual} for this model, or not set")
+
+
+def backend_failed(message: str) -> Unavailable:
+    """Returns the error for a computation that failed or returned invalid vectors."""
+    return Unavailable(message, reason="BACKEND_FAILED", retry_after_seconds=RETRY_SECONDS)

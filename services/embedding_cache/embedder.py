@@ -1,9 +1,8 @@
-"""One request for vectors, from check to answer, whatever protocol it came by."""
+"""Answers a request for vectors, independent of its protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import structlog
 from headrace.common.v1 import model_pb2, usage_pb2
@@ -14,7 +13,6 @@ from libs.errors import HeadraceError
 from libs.ids import check_uuid, uuid7
 from libs.metering.usage import UsageRecorder
 from libs.routes import Choice, RouteTable
-from libs.rpc.identity import Identity
 from libs.telemetry.genai import OPERATION_EMBEDDINGS, ModelMetrics
 from libs.telemetry.hashing import InputHasher
 from libs.telemetry.tracing import current_trace_id
@@ -25,6 +23,7 @@ from services.embedding_cache.domain import (
     check_dimensions,
     text_key,
 )
+from services.embedding_cache.inference_client import InferenceClient
 from services.embedding_cache.query import Answer, Query
 from services.embedding_cache.single_flight import SingleFlight
 from services.embedding_cache.vector_cache import VectorCache
@@ -32,44 +31,35 @@ from services.embedding_cache.vector_cache import VectorCache
 _log = structlog.get_logger()
 
 
-class Computes(Protocol):
-    """Makes vectors."""
-
-    async def compute(
-        self, texts: Sequence[str], *, choice: Choice, identity: Identity
-    ) -> Sequence[Vector]:
-        """Returns one vector a text."""
-
-
 class Embedder:
-    """Answers from the cache, has the rest computed, records what it cost."""
+    """Answers requests from the cache, computes what is missing, and records the usage."""
 
     def __init__(
         self,
         *,
         routes: Callable[[], RouteTable],
         cache: VectorCache,
-        flights: SingleFlight,
-        computation: Computes,
+        single_flight: SingleFlight,
+        inference: InferenceClient,
         usage: UsageRecorder,
         hasher: InputHasher,
         clock: Clock,
     ) -> None:
-        """Puts the parts together.
+        """Makes an embedder.
 
         Args:
-            routes: returns the routes in force.
+            routes: returns the current routes.
             cache: the vectors in memory.
-            flights: those that are being computed; what lands must go to `cache`.
-            computation: makes the others.
-            usage: prices and records.
+            single_flight: shares computations; must store their vectors in `cache`.
+            inference: computes vectors.
+            usage: prices and records usage.
             hasher: hashes inputs for the log.
-            clock: the time.
+            clock: measures durations and dates request IDs.
         """
         self._routes = routes
         self._cache = cache
-        self._flights = flights
-        self._computation = computation
+        self._single_flight = single_flight
+        self._inference = inference
         self._usage = usage
         self._hasher = hasher
         self._clock = clock
@@ -79,7 +69,7 @@ class Embedder:
         """Answers one request.
 
         Raises:
-            HeadraceError: as `EmbeddingService.Embed` lists them.
+            HeadraceError: the errors of `EmbeddingService.Embed`.
         """
         started = self._clock.monotonic_seconds()
         if query.request_id:
@@ -125,30 +115,32 @@ class Embedder:
     async def _look_up(self, query: Query, choice: Choice) -> Lookup:
         digest = choice.target.artifact_digest
         keys = [text_key(digest, text) for text in query.texts]
-        first: dict[bytes, int] = {}
+        first_index: dict[bytes, int] = {}
         for index, key in enumerate(keys):
-            first.setdefault(key, index)
-        cached = {key: vector for key in first if (vector := self._cache.get(key)) is not None}
-        missing = {key: query.texts[first[key]] for key in first if key not in cached}
-        # In one step with both lookups, the cache's and that of `fetch`: nothing lands in between.
-        computed = frozenset(first[key] for key in missing if key not in self._flights)
-        _count(texts=len(keys), keys=len(first), cached=len(cached), computed=len(computed))
+            first_index.setdefault(key, index)
+        cached = {
+            key: vector for key in first_index if (vector := self._cache.get(key)) is not None
+        }
+        missing = {key: query.texts[first_index[key]] for key in first_index if key not in cached}
+        # No await between the lookup in the cache and `fetch`: no computation ends in between.
+        computed = frozenset(first_index[key] for key in missing if key not in self._single_flight)
+        _count(texts=len(keys), keys=len(first_index), cached=len(cached), computed=len(computed))
 
         async def compute(texts: Sequence[str]) -> Sequence[Vector]:
-            return await self._computation.compute(texts, choice=choice, identity=query.identity)
+            return await self._inference.embed(texts, choice=choice, identity=query.identity)
 
-        fetched = await self._flights.fetch(missing, compute) if missing else {}
+        fetched = await self._single_flight.fetch(missing, compute) if missing else {}
         return Lookup([cached.get(key) or fetched[key] for key in keys], computed)
 
     def _metrics_of(self, choice: Choice) -> ModelMetrics:
-        # As many as there are versions that were ever routed to.
+        # Grows with the versions that requests were routed to.
         labels = (choice.model, choice.target.model_version)
-        known = self._metrics.get(labels)
-        if known is None:
-            known = self._metrics[labels] = ModelMetrics(
+        model_metrics = self._metrics.get(labels)
+        if model_metrics is None:
+            model_metrics = self._metrics[labels] = ModelMetrics(
                 operation=OPERATION_EMBEDDINGS, model=labels[0], model_version=labels[1]
             )
-        return known
+        return model_metrics
 
     def _log(self, query: Query, answer: Answer, seconds: float) -> None:
         _log.info(

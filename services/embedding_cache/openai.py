@@ -20,8 +20,8 @@ from services.embedding_cache.wire import float32_bytes, values_of
 _KNOWN = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
 _FORMATS = ("float", "base64")
 
-# Writing floats costs about 0.1 ms a vector; other requests go on in between.
-VECTORS_WRITTEN_AT_ONCE = 64
+# Writing one vector as text takes about 0.1 ms; other requests run after each batch.
+VECTORS_PER_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EmbeddingRequest:
     """A request for vectors.
 
     Attributes:
-        as_base64: vectors as base64 of little-endian float32, else as lists of numbers.
+        as_base64: write vectors as base64 of little-endian float32, not as lists of numbers.
     """
 
     model: str
@@ -39,11 +39,11 @@ class EmbeddingRequest:
 
 
 def parse_embedding_request(body: bytes) -> EmbeddingRequest:
-    """Reads a body.
+    """Parses a request body.
 
     Raises:
-        InvalidArgument: it is malformed, or asks for something that is not supported; the error
-            names the member by its path.
+        InvalidArgument: the body is malformed or has an unsupported value; the error has the path
+            of the member.
     """
     fields = parse_fields(body)
     fields.refuse_unknown(_KNOWN)
@@ -61,24 +61,22 @@ def parse_embedding_request(body: bytes) -> EmbeddingRequest:
 def _input(fields: Fields) -> tuple[str, ...]:
     value = fields.value("input")
     if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
-        fields.refuse("input", "must be text: arrays of tokens are not supported")
+        fields.refuse("input", "must be text; arrays of tokens are not supported")
     return fields.texts("input")
 
 
 async def write_embedding_response(answer: Answer, *, model: str, as_base64: bool) -> bytes:
-    """Returns the answer's JSON; `model` is the name that was asked for."""
+    """Returns the response body; `model` is the model's name as in the request."""
     items: list[str] = []
     vectors = answer.lookup.vectors
-    for start in range(0, len(vectors), VECTORS_WRITTEN_AT_ONCE):
+    for start in range(0, len(vectors), VECTORS_PER_BATCH):
         if start:
             await asyncio.sleep(0)
         items += (
             f'{{"object":"embedding","index":{index},"embedding":{_vector(vector, as_base64)}}}'
-            for index, vector in enumerate(
-                vectors[start : start + VECTORS_WRITTEN_AT_ONCE], start=start
-            )
+            for index, vector in enumerate(vectors[start : start + VECTORS_PER_BATCH], start=start)
         )
-    tail = to_json({"model": model, **_account(answer)})
+    tail = to_json({"model": model, **_usage_and_origin(answer)})
     return f'{{"object":"list","data":[{",".join(items)}],{tail[1:].decode()}'.encode()
 
 
@@ -90,11 +88,11 @@ def _vector(vector: Vector, as_base64: bool) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    # Nine significant digits are every float32 exactly, in half the time and size of a double's.
+    # Nine significant digits restore any float32 exactly, in half the time and size of 17.
     return ",".join(["%.9g"] * len(values)) % tuple(values)
 
 
-def _account(answer: Answer) -> Json:
+def _usage_and_origin(answer: Answer) -> Json:
     target = answer.choice.target
     served = Served(
         model_version=target.model_version,
@@ -119,7 +117,7 @@ def _account(answer: Answer) -> Json:
 
 
 class OpenAIHandlers:
-    """Answers the part of OpenAI's API that this service has."""
+    """Serves the embeddings endpoint of OpenAI's API."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -132,19 +130,19 @@ class OpenAIHandlers:
         """Turns texts into vectors.
 
         Raises:
-            HeadraceError: as `EmbeddingService.Embed` lists them.
+            HeadraceError: the errors of `EmbeddingService.Embed`.
         """
         identity = call.identity
-        wanted = parse_embedding_request(call.body)
+        request = parse_embedding_request(call.body)
         answer = await self._embedder.embed(
             Query(
-                model=wanted.model,
-                texts=wanted.texts,
+                model=request.model,
+                texts=request.texts,
                 identity=identity,
                 texts_field="input",
-                dimensions=wanted.dimensions,
+                dimensions=request.dimensions,
             )
         )
         call.respond(
-            await write_embedding_response(answer, model=wanted.model, as_base64=wanted.as_base64)
+            await write_embedding_response(answer, model=request.model, as_base64=request.as_base64)
         )

@@ -1,4 +1,4 @@
-"""What is asked and what is answered, whatever the protocol."""
+"""Requests and answers, independent of the protocol."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from services.embedding_cache.domain import Lookup
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What is asked.
+    """A request for vectors.
 
     Attributes:
-        request_id: as the client gave it, or empty.
-        texts_field: the field of the request that holds the texts, for errors.
-        dimensions: the length that the vectors must have, or None.
+        request_id: the client's ID, or empty.
+        texts_field: name of the request's field with the texts, for error messages.
+        dimensions: the length that the client expects of the vectors, or None.
     """
 
     model: str
@@ -32,7 +32,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is answered. Its usage is recorded."""
+    """An answer whose usage is recorded."""
 
     lookup: Lookup
     choice: Choice

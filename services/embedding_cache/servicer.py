@@ -12,7 +12,7 @@ from services.embedding_cache.wire import to_response
 
 
 class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
-    """Vectors for gRPC clients."""
+    """Serves vectors over gRPC."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder

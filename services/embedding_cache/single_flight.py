@@ -1,133 +1,127 @@
-"""Computations under way: each text at most once at a time, whoever asks for it."""
+"""Computes each text at most once at a time, however many requests ask for it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from libs.errors import ResourceExhausted, Unavailable
+from libs.errors import ResourceExhausted
 from services.embedding_cache import metrics
-from services.embedding_cache.domain import Vector
+from services.embedding_cache.domain import RETRY_SECONDS, Vector, backend_failed
 
-RETRY_SECONDS = 1.0
-
-# Texts in, their vectors out, in the same order.
+# Takes texts, returns their vectors in the same order.
 Compute = Callable[[Sequence[str]], Awaitable[Sequence[Vector]]]
 
 
-class _Computation:
-    """One batch that is being computed, in a task of its own: it does not end with who began it."""
+class _Batch:
+    """Texts that one task computes. The task does not belong to the request that started it."""
 
-    __slots__ = ("task", "texts", "waiters")
+    __slots__ = ("task", "texts", "waiter_count")
 
     task: asyncio.Task[Mapping[bytes, Vector]]
 
     def __init__(self, texts: Mapping[bytes, str]) -> None:
         self.texts = texts
-        self.waiters = 0
+        self.waiter_count = 0
 
 
 class SingleFlight:
-    """Lets concurrent requests share computations.
+    """Shares computations between concurrent requests.
 
-    A batch goes on as long as one request waits for it, and is cancelled when the last has left. If
-    it fails, all who wait fail, and whoever asks next begins anew.
+    A batch runs as long as at least one request waits for it, and is cancelled when the last waiter
+    leaves. If it fails, all waiters fail, and the next request starts a new computation.
     """
 
-    def __init__(self, *, keep: Callable[[bytes, Vector], None], limit_texts: int) -> None:
-        """Makes a place for computations.
+    def __init__(self, *, store: Callable[[bytes, Vector], None], limit_texts: int) -> None:
+        """Starts without computations.
 
         Args:
-            keep: takes each computed vector, before those who wait for it go on.
-            limit_texts: how many texts may be under way at a time.
+            store: called with each computed vector, before its waiters resume.
+            limit_texts: most texts that are computed at the same time.
         """
-        self._keep = keep
+        self._store = store
         self._limit_texts = limit_texts
-        self._flying: dict[bytes, _Computation] = {}
+        self._batches: dict[bytes, _Batch] = {}
         metrics.IN_FLIGHT_LIMIT_TEXTS.set(limit_texts)
 
     def __contains__(self, key: bytes) -> bool:
-        """Tells whether this text is being computed now."""
-        return key in self._flying
+        """Returns whether the text with this key is being computed."""
+        return key in self._batches
 
     async def fetch(self, texts: Mapping[bytes, str], compute: Compute) -> Mapping[bytes, Vector]:
-        """Returns the vectors of texts: joins who computes them, computes the rest in one batch.
+        """Returns vectors: joins the computations that run, and computes the rest in one batch.
 
-        Up to its first await it runs in one step with its caller.
+        It joins and starts them before its first await, in the same step as its caller.
 
         Raises:
-            ResourceExhausted: too many texts are under way (`QUEUE_FULL`).
-            HeadraceError: what the computation raised.
+            ResourceExhausted: too many texts are being computed (`QUEUE_FULL`).
+            HeadraceError: the error of the computation.
         """
-        flights = {self._flying[key] for key in texts if key in self._flying}
-        missing = {key: text for key, text in texts.items() if key not in self._flying}
+        batches = {self._batches[key] for key in texts if key in self._batches}
+        missing = {key: text for key, text in texts.items() if key not in self._batches}
         if missing:
-            flights.add(self._begin(missing, compute))
-        for flight in flights:
-            flight.waiters += 1
+            batches.add(self._start(missing, compute))
+        for batch in batches:
+            batch.waiter_count += 1
         try:
-            return await _results(flights)
+            return await _results(batches)
         finally:
-            for flight in flights:
-                self._leave(flight)
+            for batch in batches:
+                self._leave(batch)
 
-    def _begin(self, texts: Mapping[bytes, str], compute: Compute) -> _Computation:
-        if len(self._flying) + len(texts) > self._limit_texts:
+    def _start(self, texts: Mapping[bytes, str], compute: Compute) -> _Batch:
+        if len(self._batches) + len(texts) > self._limit_texts:
             raise ResourceExhausted(
-                f"more than {self._limit_texts} texts are being computed",
+                f"more than {self._limit_texts} texts are being computed; retry later",
                 reason="QUEUE_FULL",
                 metadata={"queue": "embedding_cache.in_flight", "limit": str(self._limit_texts)},
                 retry_after_seconds=RETRY_SECONDS,
             )
-        flight = _Computation(texts)
-        flight.task = asyncio.create_task(self._fly(flight, compute))
-        flight.task.add_done_callback(_mark_error_as_seen)
-        self._flying.update(dict.fromkeys(texts, flight))
-        metrics.IN_FLIGHT_TEXTS.set(len(self._flying))
-        return flight
+        batch = _Batch(texts)
+        batch.task = asyncio.create_task(self._run(batch, compute))
+        batch.task.add_done_callback(_mark_error_as_retrieved)
+        self._batches.update(dict.fromkeys(texts, batch))
+        metrics.IN_FLIGHT_TEXTS.set(len(self._batches))
+        return batch
 
-    async def _fly(self, flight: _Computation, compute: Compute) -> Mapping[bytes, Vector]:
+    async def _run(self, batch: _Batch, compute: Compute) -> Mapping[bytes, Vector]:
         try:
-            computed = await compute(list(flight.texts.values()))
-            vectors = dict(zip(flight.texts, computed, strict=True))
+            computed = await compute(list(batch.texts.values()))
+            vectors = dict(zip(batch.texts, computed, strict=True))
             for key, vector in vectors.items():
-                self._keep(key, vector)
+                self._store(key, vector)
             return vectors
         finally:
-            # In the same step as the end: nobody joins what has failed.
-            self._land(flight)
+            # In the same step as the end of the task, so that no request joins a failed batch.
+            self._remove(batch)
 
-    def _leave(self, flight: _Computation) -> None:
-        flight.waiters -= 1
-        if flight.waiters == 0 and not flight.task.done():
-            flight.task.cancel()
-            # Now, and not when the task hears of it: nobody joins what is cancelled.
-            self._land(flight)
+    def _leave(self, batch: _Batch) -> None:
+        batch.waiter_count -= 1
+        if batch.waiter_count == 0 and not batch.task.done():
+            batch.task.cancel()
+            # The task ends in a later step; until then no request must join it.
+            self._remove(batch)
 
-    def _land(self, flight: _Computation) -> None:
-        for key in flight.texts:
-            if self._flying.get(key) is flight:
-                del self._flying[key]
-        metrics.IN_FLIGHT_TEXTS.set(len(self._flying))
+    def _remove(self, batch: _Batch) -> None:
+        for key in batch.texts:
+            if self._batches.get(key) is batch:
+                del self._batches[key]
+        metrics.IN_FLIGHT_TEXTS.set(len(self._batches))
 
 
-async def _results(flights: set[_Computation]) -> Mapping[bytes, Vector]:
-    tasks = [flight.task for flight in flights]
-    # `wait` leaves the tasks alone when the one who waits is cancelled.
+async def _results(batches: set[_Batch]) -> Mapping[bytes, Vector]:
+    tasks = [batch.task for batch in batches]
+    # `wait` does not cancel the tasks when its caller is cancelled.
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     vectors: dict[bytes, Vector] = {}
     for task in done:
-        if task.cancelled():  # not by us: somebody still waits
-            raise Unavailable(
-                "the computation was given up",
-                reason="BACKEND_FAILED",
-                retry_after_seconds=RETRY_SECONDS,
-            )
+        if task.cancelled():  # not by `_leave`: this caller still waits
+            raise backend_failed("the computation was cancelled; retry")
         vectors.update(task.result())
     return vectors
 
 
-def _mark_error_as_seen(task: asyncio.Task[Mapping[bytes, Vector]]) -> None:
-    # Those who wait have it; where all have left, asyncio need not complain.
+def _mark_error_as_retrieved(task: asyncio.Task[Mapping[bytes, Vector]]) -> None:
+    # The waiters have the error; without waiters, asyncio would log it.
     if not task.cancelled():
         task.exception()

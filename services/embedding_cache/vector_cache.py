@@ -1,8 +1,4 @@
-"""The vectors that are kept: in memory, up to so many bytes, the least recently used go first.
-
-One ordered dictionary of our own, because cachetools' keeps the sizes in a second one and does not
-tell what it evicts.
-"""
+"""An LRU cache of vectors in memory, limited by bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +7,13 @@ from collections import OrderedDict
 from services.embedding_cache import metrics
 from services.embedding_cache.domain import Vector
 
-# What CPython 3.11 needs for an entry beside the vector's own bytes (key, `Vector`, dictionary):
-# 285 to 315, by how full the dictionary is. A test holds it against tracemalloc.
+# Memory of one entry in CPython 3.11 without the encoded vector (key, `Vector`, dictionary slot):
+# 285 to 315 bytes, depending on how full the dictionary is. A test compares it with tracemalloc.
 ENTRY_OVERHEAD_BYTES = 320
 
 
 class VectorCache:
-    """Vectors by key. Not for threads."""
+    """Vectors by key; evicts the least recently used. Not thread-safe."""
 
     def __init__(self, *, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -34,14 +30,14 @@ class VectorCache:
         return self._size_bytes
 
     def get(self, key: bytes) -> Vector | None:
-        """Returns a vector, which is the most recently used from now on, or None."""
+        """Returns a vector and marks it as the most recently used, or returns None."""
         vector = self._vectors.get(key)
         if vector is not None:
             self._vectors.move_to_end(key)
         return vector
 
     def put(self, key: bytes, vector: Vector) -> None:
-        """Keeps a vector and evicts what it leaves no room for."""
+        """Stores a vector, then evicts vectors until the limit holds."""
         known = self._vectors.pop(key, None)
         if known is not None:
             self._size_bytes -= _entry_bytes(known)

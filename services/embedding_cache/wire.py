@@ -1,4 +1,4 @@
-"""Vectors and answers as protos."""
+"""Converts vectors and answers from and to protos."""
 
 from __future__ import annotations
 
@@ -9,26 +9,21 @@ from collections.abc import Iterable
 from headrace.common.v1 import embedding_pb2 as common_embedding_pb2
 from headrace.embedding.v1 import embedding_pb2
 
-from libs.errors import Unavailable
-from services.embedding_cache.domain import Vector
+from services.embedding_cache.domain import Vector, backend_failed
 from services.embedding_cache.query import Answer
-
-RETRY_SECONDS = 1.0
 
 
 def from_embedding(embedding: common_embedding_pb2.Embedding, *, dimensions: int) -> Vector:
-    """Returns a vector as it is kept.
+    """Returns a vector in the form in which it is cached.
 
     Raises:
-        Unavailable: it has another length than the model's, or a value that is no number. It would
-            be kept for as long as the model lives.
+        Unavailable: the vector has the wrong length, or a value that is not finite. It is refused
+            because it would stay in the cache.
     """
     values = embedding.values
     if len(values) != dimensions or not math.isfinite(sum(values)):
-        raise Unavailable(
-            f"a backend gave no vector of {dimensions} numbers",
-            reason="BACKEND_FAILED",
-            retry_after_seconds=RETRY_SECONDS,
+        raise backend_failed(
+            f"a backend returned an invalid vector: expected {dimensions} finite numbers"
         )
     return Vector(embedding.SerializeToString(), embedding.token_count)
 
@@ -45,7 +40,7 @@ def float32_bytes(values: Iterable[float]) -> bytes:
 
 
 def to_response(answer: Answer) -> embedding_pb2.EmbedResponse:
-    """Returns the answer of `EmbeddingService.Embed`."""
+    """Returns the response of `EmbeddingService.Embed`."""
     target = answer.choice.target
     response = embedding_pb2.EmbedResponse(
         hit_count=answer.lookup.hit_count,

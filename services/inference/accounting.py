@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 import structlog
-from headrace.common.v1 import usage_pb2
+from headrace.common.v1 import model_pb2, usage_pb2
 from opentelemetry import trace
 
 from libs.clock import Clock
@@ -20,6 +20,12 @@ from services.inference import metrics
 from services.inference.domain import TokenUsage
 
 _log = structlog.get_logger()
+
+# The operation in metrics and spans is what the model does, whichever API asked for it.
+_OPERATIONS = {
+    model_pb2.MODEL_KIND_CHAT: genai.OPERATION_CHAT,
+    model_pb2.MODEL_KIND_EMBEDDING: genai.OPERATION_EMBEDDINGS,
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ class Recorder:
 
     def record_later(self, outcome: Outcome) -> None:
         """Records a request whose caller does not wait for it."""
-        if outcome.identity.usage_id:  # a job: it is tried again, and recorded when it succeeds
+        # A job is tried again: its usage is recorded when it succeeds, or by its worker when it is
+        # cancelled.
+        if outcome.identity.usage_id:
             return
         task = asyncio.create_task(self.record(outcome))
         self._pending.add(task)
@@ -96,6 +104,7 @@ class Recorder:
         now = self._clock.monotonic_seconds()
         usage, target = outcome.usage, outcome.choice.target
         error = _error_type(outcome.error)
+        operation = _OPERATIONS.get(target.schema.kind, genai.OPERATION_CHAT)
         seconds = now - outcome.started_seconds
         first = (
             None
@@ -105,7 +114,7 @@ class Recorder:
         genai.observe(
             model=outcome.choice.model,
             model_version=target.model_version,
-            operation=genai.OPERATION_CHAT,
+            operation=operation,
             error_type=error,
             duration_seconds=seconds,
             first_token_seconds=first,
@@ -116,7 +125,7 @@ class Recorder:
         if span.is_recording():
             span.set_attributes(
                 {
-                    genai.OPERATION_NAME: genai.OPERATION_CHAT,
+                    genai.OPERATION_NAME: operation,
                     genai.REQUEST_MODEL: outcome.choice.model,
                     genai.RESPONSE_MODEL: target.model_version,
                     genai.USAGE_INPUT_TOKENS: usage.prompt_tokens,

@@ -12,11 +12,11 @@ _SERVER_MARGIN_SECONDS = 0.020
 
 
 def seconds_left(deadline_seconds: float | None, clock: Clock, *, waiting_for: str) -> float | None:
-    """Returns how long a part of the request may take; None: there is no deadline.
+    """Returns how long a part of the request may take; None: no deadline.
 
     Args:
         deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
-        clock: tells the time.
+        clock: the clock.
         waiting_for: what the error names, such as `backend`.
 
     Raises:

@@ -18,7 +18,7 @@ class ChatCall:
 
     Attributes:
         request_id: the one of the request, or a generated one.
-        streamed: False: the caller takes the answer in one piece; backends need not stream it.
+        streamed: False: the caller receives the answer at once, so backends need not stream it.
         deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
     """
 

@@ -49,10 +49,10 @@ def manifest_of_artifact(artifacts: ArtifactStore, digest: str) -> Manifest:
 
 
 def read_manifest(artifact: BinaryIO) -> Manifest:
-    """Reads the manifest of an artifact: an uncompressed tar, in a file that can be sought.
+    """Reads the manifest of an artifact: an uncompressed tar, in a seekable file.
 
     Raises:
-        InvalidArgument: it is no such tar, or has no valid `headrace.json`.
+        InvalidArgument: it is not such a tar, or has no valid `headrace.json`.
     """
     try:
         with tarfile.open(fileobj=artifact, mode="r:") as tar:

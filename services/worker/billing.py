@@ -35,7 +35,7 @@ class CancelledUsage:
     """Records the usage of cancelled jobs."""
 
     def __init__(
-        self, recorder: UsageRecorder, *, wait_for_prices: Callable[[], Awaitable[None]]
+        self, recorder: UsageRecorder, *, wait_for_prices: Callable[[], Awaitable[object]]
     ) -> None:
         self._recorder = recorder
         self._wait_for_prices = wait_for_prices

@@ -21,6 +21,7 @@ from libs.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from libs.rpc.names import tenant_id
 from libs.rpc.status import to_status
 from services.worker.billing import CancelledUsage
 from services.worker.cancellations import Cancellation, Cancellations, JobCancelledError
@@ -136,7 +137,7 @@ class JobRunner:
         _log.warning(
             "job failed",
             job_id=delivery.message.job_id,
-            tenant=delivery.message.identity.tenant,
+            tenant=tenant_id(delivery.message.identity.tenant),
             code=error.code,
             reason=error.reason,
         )

@@ -1,4 +1,4 @@
-"""Runs the areas that are named, or all: `python -m tests.bench [area …]`.
+"""Runs the named areas, or all of them: `python -m tests.bench [area …]`.
 
 An area is a module `bench_<area>.py` with `run(report)`.
 """
@@ -16,18 +16,18 @@ from tests.bench.report import BENCH_FILE, Report
 def main() -> int:
     """Measures, prints and saves; returns the exit status."""
     known = sorted(path.stem.removeprefix("bench_") for path in _folder().glob("bench_*.py"))
-    wanted = sys.argv[1:] or known
-    unknown = set(wanted) - set(known)
+    areas = sys.argv[1:] or known
+    unknown = set(areas) - set(known)
     if unknown:
         print(f"no area {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         return 2
-    # What others do on the machine is part of the conditions.
+    # Other load on the machine is one of the conditions.
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.2f} before the run")
-    for area in wanted:
+    for area in areas:
         report = Report()
         try:
             importlib.import_module(f"tests.bench.bench_{area}").run(report)
-        finally:  # what was measured before a failure is worth having
+        finally:  # also after a failure: figures that were measured before it are valid
             report.print()
             report.save()
     print(f"saved in {BENCH_FILE}")

@@ -1,6 +1,6 @@
-"""One Python hop with nothing on: gRPC in, aiohttp out. What it takes tells how fast a machine is.
+"""One Python hop without features: gRPC in, aiohttp out. Measures the speed of a machine.
 
-Run as a module it serves; `bare_hop` runs it for the time of a measurement.
+`bare_hop` runs this module as a server during a measurement.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _CALLERS = 16
 
 @dataclass(frozen=True)
 class BareHop:
-    """A hop that runs."""
+    """A running hop."""
 
     port: int
     pid: int
 
     def cpu_ms_per_request(self, requests: int) -> float:
-        """Sends so many requests, 16 at a time, and returns the hop's own CPU time for each."""
+        """Sends requests, 16 at a time, and returns the CPU time of the hop for each."""
         uvloop.run(self._load(_CALLERS))
         before = cpu_seconds([self.pid])
         uvloop.run(self._load(requests))
@@ -56,7 +56,7 @@ class BareHop:
 
 @contextmanager
 def bare_hop(url: str) -> Iterator[BareHop]:
-    """Runs a hop in front of a provider's chat completions."""
+    """Runs a hop in front of the chat completions of a provider."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.bench.bare_hop", url], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""Cancel storms: many streams that are opened and given up; nothing may stay behind."""
+"""Opens and cancels many streams; afterwards nothing may be left of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.mesh import RunningMesh, running_mesh
 STORMS = 10
 STREAMS = 500
 STORM_SECONDS = 2.0
-# The edge keeps a connection to the service for a minute after its last request.
+# The edge keeps idle connections to a service for a minute.
 POOLED_SECONDS = 75
 SETTLE_SECONDS = 20.0
 LIVE = "headrace_inference_live_streams"
@@ -28,7 +28,7 @@ WAITING = "headrace_inference_waiting_requests"
 
 
 def run(report: Report) -> None:
-    """Storms a mesh of one Triton and one inference replica."""
+    """Measures a mesh with one Triton and one inference replica."""
     with tempfile.TemporaryDirectory() as home, running_mesh(Path(home), models=True) as mesh:
         asyncio.run(_measure(mesh, report))
 
@@ -38,7 +38,7 @@ async def _measure(mesh: RunningMesh, report: Report) -> None:
     triton_pid = mesh.pid("triton-0")
     async with mesh.channel() as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        await _storm(mesh, stub)  # warms what grows once
+        await _storm(mesh, stub)  # warms caches and pools
         await _settled(mesh)
         before = psutil.Process(pid).memory_info().rss
         files_before = psutil.Process(pid).num_fds()
@@ -51,11 +51,11 @@ async def _measure(mesh: RunningMesh, report: Report) -> None:
                 break
         first_ms = 1000 * (time.perf_counter() - started)
     conditions = f"{STORMS} storms of {STREAMS} streams opened and cancelled in {STORM_SECONDS:g} s"
-    grown = psutil.Process(pid).memory_info().rss - before
-    report.add("cancel.memory_grown_mb", grown / 2**20, "MB", conditions)
+    growth = psutil.Process(pid).memory_info().rss - before
+    report.add("cancel.memory_growth_mb", growth / 2**20, "MB", conditions)
     files_left = await _files_left(pid, files_before) - files_before
-    report.add("cancel.files_grown", files_left, "files", conditions)
-    report.add("cancel.settle_s", settle_seconds, "s", f"{conditions}; until no stream lives")
+    report.add("cancel.files_growth", files_left, "files", conditions)
+    report.add("cancel.settle_s", settle_seconds, "s", f"{conditions}; until no stream is left")
     report.add("cancel.next_first_token_ms", first_ms, "ms", "the first request after the storms")
     alive = float(mesh.pid("triton-0") == triton_pid)
     report.add("cancel.triton_alive", alive, "1 or 0", conditions)
@@ -87,7 +87,7 @@ async def _settled(mesh: RunningMesh) -> float:
 
 
 async def _files_left(pid: int, before: int) -> int:
-    """Returns how many files are open once the edge has closed the connections that it pools."""
+    """Returns the number of open files after the edge has closed its idle connections."""
     process = psutil.Process(pid)
     for _ in range(POOLED_SECONDS):
         if process.num_fds() <= before:
@@ -98,7 +98,7 @@ async def _files_left(pid: int, before: int) -> int:
 
 def _metric(mesh: RunningMesh, name: str) -> float:
     url = f"http://127.0.0.1:{read_ports(mesh.layout)['inference.metrics']}/metrics"
-    with urllib.request.urlopen(url, timeout=5) as answer:  # ours
+    with urllib.request.urlopen(url, timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 

@@ -1,4 +1,4 @@
-"""Greedy streams while Tritons and inference replicas are killed with -9: what clients get."""
+"""What clients receive while Tritons and inference replicas are killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from headrace.inference.v1 import inference_pb2_grpc
 
 from deploy.local.supervisor import process_states
-from tests.bench.chaos_streams import QUESTIONS, Seen, answer
+from tests.bench.chaos_streams import QUESTIONS, StreamResult, answer
 from tests.bench.report import Report
 from tests.support.mesh import RunningMesh, running_mesh
 
@@ -25,7 +25,7 @@ VICTIMS = ("triton-0", "inference", "triton-1", "inference-1")
 
 
 def run(report: Report) -> None:
-    """Measures with two Tritons and two inference replicas."""
+    """Measures a mesh with two Tritons and two inference replicas."""
     with (
         tempfile.TemporaryDirectory() as home,
         pytest.MonkeyPatch.context() as environment,
@@ -38,17 +38,19 @@ def run(report: Report) -> None:
 async def _measure(mesh: RunningMesh, report: Report) -> None:
     async with mesh.channel() as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        undisturbed = {seen.question: seen for seen in await _ask(mesh, stub, QUESTIONS)}
+        undisturbed = {result.question: result for result in await _ask(mesh, stub, QUESTIONS)}
         kills: Counter[str] = Counter()
         killing = asyncio.create_task(_kill(mesh, kills))
         started = time.perf_counter()
-        wanted = [QUESTIONS[index % len(QUESTIONS)] for index in range(STREAMS)]
-        answers = await _ask(mesh, stub, wanted)
+        questions = [QUESTIONS[index % len(QUESTIONS)] for index in range(STREAMS)]
+        answers = await _ask(mesh, stub, questions)
         seconds = time.perf_counter() - started
         killing.cancel()
-    ended = [seen for seen in answers if seen.final is not None]
-    same = [seen for seen in ended if seen.text == undisturbed[seen.question].text]
-    miscounted = [seen for seen in ended if seen.token_count != MAX_TOKENS and seen not in same]
+    ended = [result for result in answers if result.final is not None]
+    same = [result for result in ended if result.text == undisturbed[result.question].text]
+    miscounted = [
+        result for result in ended if result.token_count != MAX_TOKENS and result not in same
+    ]
     conditions = (
         f"{STREAMS} greedy streams of {MAX_TOKENS} tokens, a kill -9 every {KILL_SECONDS:.0f} s "
         f"({sum(kills.values())} in {seconds:.0f} s), 2 Tritons, 2 inference replicas, clients "
@@ -57,13 +59,15 @@ async def _measure(mesh: RunningMesh, report: Report) -> None:
     report.add("chaos.streams.ended", len(ended), "streams", conditions)
     report.add("chaos.streams.same_text_share", len(same) / STREAMS, "ratio", conditions)
     report.add("chaos.streams.tokens_off", len(miscounted), "streams", conditions)
-    report.add("chaos.resumed", sum(seen.resumed for seen in answers), "resumes", conditions)
-    report.add("chaos.client_retries", sum(seen.breaks for seen in answers), "tries", conditions)
+    report.add("chaos.resumed", sum(result.resumed for result in answers), "resumes", conditions)
+    report.add(
+        "chaos.client_retries", sum(result.breaks for result in answers), "tries", conditions
+    )
 
 
 async def _ask(
     mesh: RunningMesh, stub: inference_pb2_grpc.InferenceServiceAsyncStub, questions: list[str]
-) -> list[Seen]:
+) -> list[StreamResult]:
     metadata = mesh.metadata()
     return await asyncio.gather(
         *(answer(stub, text, metadata=metadata, max_tokens=MAX_TOKENS) for text in questions)

@@ -1,6 +1,6 @@
-"""The `openai` backend against a provider that costs nothing: what the gateway itself costs.
+"""The overhead of the gateway: the `openai` backend in front of a mock provider.
 
-Each figure of the mesh stands beside that of the same load on the mock directly, in the same round.
+Each load runs in the same round through the mesh and directly on the mock.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HOP_REQUESTS = 1500
 
 @dataclass(frozen=True)
 class Side:
-    """One way to the mock: through the mesh, or straight."""
+    """A way to reach the mock: through the mesh, or directly."""
 
     port: int
     token: str
@@ -110,7 +110,7 @@ def _direct_side(port: int, paths: dict[str, str]) -> Side:
 
 def _unary(report: Report, mesh: Side, direct: Side, hop: BareHop) -> None:
     hops: list[float] = []
-    ours, theirs = _rounds(
+    mesh_runs, baseline_runs = _rounds(
         mesh,
         direct,
         "mock-0",
@@ -119,61 +119,75 @@ def _unary(report: Report, mesh: Side, direct: Side, hop: BareHop) -> None:
         requests=4000,
         after_each=lambda: hops.append(hop.cpu_ms_per_request(HOP_REQUESTS)),
     )
-    how = f"closed loop, 16 connections, {CONDITIONS}"
-    cpu_ms = _median(ours, lambda m: m.cpu_ms_per_request)
-    report.add("gateway.unary.cpu_ms", cpu_ms, "ms", how)
+    conditions = f"closed loop, 16 connections, {CONDITIONS}"
+    cpu_ms = _median(mesh_runs, lambda m: m.cpu_ms_per_request)
+    report.add("gateway.unary.cpu_ms", cpu_ms, "ms", conditions)
     bare = statistics.median(hops[1:])
     report.add("gateway.unary.cpu_ms.bare_hop", bare, "ms", "one bare gRPC hop, in the same rounds")
     report.add("gateway.unary.cpu_ratio", cpu_ms / bare, "", "edge and inference to the bare hop")
-    for name, runs in (("", ours), (".direct", theirs)):
+    for name, runs in (("", mesh_runs), (".direct", baseline_runs)):
         rps = _median(runs, lambda m: m.result.requests / m.result.seconds)
-        report.add(f"gateway.unary.rps.c16{name}", rps, "requests/s", how if not name else "mock")
+        report.add(
+            f"gateway.unary.rps.c16{name}", rps, "requests/s", conditions if not name else "mock"
+        )
 
 
 def _unary_single(report: Report, mesh: Side, direct: Side) -> None:
-    ours, theirs = _rounds(mesh, direct, "mock-0", stream=False, connections=1, requests=600)
-    _latencies(report, "c1", ours, theirs, f"closed loop, 1 connection, {CONDITIONS}")
+    mesh_runs, baseline_runs = _rounds(
+        mesh, direct, "mock-0", stream=False, connections=1, requests=600
+    )
+    _latencies(report, "c1", mesh_runs, baseline_runs, f"closed loop, 1 connection, {CONDITIONS}")
 
 
 def _unary_open(report: Report, mesh: Side, direct: Side) -> None:
     interval = 1 / OPEN_LOOP_RPS
-    ours, theirs = _rounds(
+    mesh_runs, baseline_runs = _rounds(
         mesh, direct, "mock-0", stream=False, connections=32, requests=800, interval=interval
     )
-    _latencies(report, "open", ours, theirs, f"open loop, {OPEN_LOOP_RPS} requests/s, {CONDITIONS}")
+    _latencies(
+        report,
+        "open",
+        mesh_runs,
+        baseline_runs,
+        f"open loop, {OPEN_LOOP_RPS} requests/s, {CONDITIONS}",
+    )
 
 
 def _latencies(
-    report: Report, name: str, ours: list[Measured], theirs: list[Measured], how: str
+    report: Report,
+    name: str,
+    mesh_runs: list[Measured],
+    baseline_runs: list[Measured],
+    conditions: str,
 ) -> None:
-    for side, runs in (("", ours), (".direct", theirs)):
+    for side, runs in (("", mesh_runs), (".direct", baseline_runs)):
         for share in (50, 99):
             value = _median(runs, lambda m: m.result.percentile_ms(share / 100))  # noqa: B023  # used at once
-            report.add(f"gateway.unary.p{share}_ms.{name}{side}", value, "ms", how)
+            report.add(f"gateway.unary.p{share}_ms.{name}{side}", value, "ms", conditions)
 
 
 def _paced(report: Report, mesh: Side, direct: Side) -> None:
-    ours, theirs = _rounds(
+    mesh_runs, baseline_runs = _rounds(
         mesh, direct, f"mock-{PACE_MS}", stream=True, connections=STREAMS, requests=4 * STREAMS
     )
-    how = f"{STREAMS} streams, {PACE_MS} ms between {CHUNKS} chunks, {CONDITIONS}"
-    value = _median(ours, lambda m: m.cpu_s_per_1k)
-    report.add("gateway.stream.cpu_s_per_1k.paced", value, "CPU s/1,000 tokens", how)
-    for side, runs in (("", ours), (".direct", theirs)):
+    conditions = f"{STREAMS} streams, {PACE_MS} ms between {CHUNKS} chunks, {CONDITIONS}"
+    value = _median(mesh_runs, lambda m: m.cpu_s_per_1k)
+    report.add("gateway.stream.cpu_s_per_1k.paced", value, "CPU s/1,000 tokens", conditions)
+    for side, runs in (("", mesh_runs), (".direct", baseline_runs)):
         first = _median(runs, lambda m: m.result.percentile_ms(0.5, first=True))
-        report.add(f"gateway.stream.first_token_p50_ms.paced{side}", first, "ms", how)
+        report.add(f"gateway.stream.first_token_p50_ms.paced{side}", first, "ms", conditions)
 
 
 def _unpaced(report: Report, mesh: Side, direct: Side) -> None:
-    ours, theirs = _rounds(
+    mesh_runs, baseline_runs = _rounds(
         mesh, direct, "mock-0", stream=True, connections=STREAMS, requests=40 * STREAMS
     )
-    how = f"{STREAMS} streams, no delay between {CHUNKS} chunks, {CONDITIONS}"
-    value = _median(ours, lambda m: m.cpu_s_per_1k)
-    report.add("gateway.stream.cpu_s_per_1k.unpaced", value, "CPU s/1,000 tokens", how)
-    for side, runs in (("", ours), (".direct", theirs)):
+    conditions = f"{STREAMS} streams, no delay between {CHUNKS} chunks, {CONDITIONS}"
+    value = _median(mesh_runs, lambda m: m.cpu_s_per_1k)
+    report.add("gateway.stream.cpu_s_per_1k.unpaced", value, "CPU s/1,000 tokens", conditions)
+    for side, runs in (("", mesh_runs), (".direct", baseline_runs)):
         rate = _median(runs, lambda m: m.tokens / m.result.seconds)
-        report.add(f"gateway.stream.tokens_per_s{side}", rate, "tokens/s", how)
+        report.add(f"gateway.stream.tokens_per_s{side}", rate, "tokens/s", conditions)
 
 
 def _rounds(
@@ -187,10 +201,10 @@ def _rounds(
     interval: float = 0.0,
     after_each: Callable[[], None] = lambda: None,
 ) -> tuple[list[Measured], list[Measured]]:
-    """Runs both sides in turn, so that what else the machine does falls on both."""
+    """Runs both sides in turn, so that other load on the machine affects both."""
     runs: tuple[list[Measured], list[Measured]] = ([], [])
     for number in range(ROUNDS + 1):
-        for side, found in zip((mesh, direct), runs, strict=True):
+        for side, measured in zip((mesh, direct), runs, strict=True):
             before = side.cpu_seconds()
             result = _loop(
                 closed_loop(
@@ -203,8 +217,8 @@ def _rounds(
                 )
             )
             _check(result, stream=stream)
-            if number:  # the first warms up
-                found.append(Measured(result, side.cpu_seconds() - before))
+            if number:  # the first run warms up
+                measured.append(Measured(result, side.cpu_seconds() - before))
         after_each()
     return runs
 
@@ -218,7 +232,7 @@ def _words(data: bytes) -> int:
 
 
 def _check(result: Result, *, stream: bool) -> None:
-    """Fails where answers were refused or lack tokens; a cut through a word may hide a few."""
+    """Fails if requests failed or tokens are missing; reads that split a word may hide a few."""
     assert result.errors == 0, f"{result.errors} requests failed"
     if stream:
         assert result.units >= 0.98 * result.requests * CHUNKS, "tokens are missing"

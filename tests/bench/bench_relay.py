@@ -1,9 +1,9 @@
-"""What edge and inference add to a model on Triton, and how much of an engine's speed arrives.
+"""The overhead of edge and inference in front of Triton, and the share of an engine's speed left.
 
-* The null model computes nothing: through the mesh against the same Triton called directly.
-* SmolLM2 through the mesh against its engine in a process of its own, with the same settings.
+* The null model computes nothing: calls through the mesh, and directly to the same Triton.
+* SmolLM2: calls through the mesh, and to its engine in its own process, with the same settings.
 
-Both sides of a figure run in turn, so that what else the machine does falls on both.
+Both sides of a figure run in turn, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from deploy.triton.artifact import BUNDLED_VERSION, model_files
 from libs.chat.wire import text_message
 from tests.bench.mesh import CONDITIONS, bench_mesh, deploy, hot_path_cpu_seconds, port_of
 from tests.bench.report import Report
-from tests.bench.streams import Metadata, Streamed, stream
+from tests.bench.streams import Metadata, StreamsResult, stream
 from tests.support.mesh import RunningMesh
 
 ROUNDS = 5
-FIRST_ROUNDS = 25  # one stream is one sample of a time that jitters by more than what is measured
+FIRST_ROUNDS = 25  # with one stream each round is one sample, and noise exceeds the difference
 TOKENS = 64
 FIRST_TOKENS = 4
 PACE_MS = 20
@@ -61,17 +61,17 @@ def run(report: Report) -> None:
 
 
 class _Null:
-    """The null model, by both ways."""
+    """Calls the null model through the mesh and directly."""
 
     def __init__(self, mesh: RunningMesh, backend_model: str) -> None:
         self.mesh = mesh
         self._backend_model = backend_model
 
-    def through_mesh(self, streams: int, pace_ms: int, *, tokens: int = TOKENS) -> Streamed:
+    def through_mesh(self, streams: int, pace_ms: int, *, tokens: int = TOKENS) -> StreamsResult:
         request = _generate_request("null", str(pace_ms), tokens)
         return _stream_edge(self.mesh, [request] * streams)
 
-    def direct(self, streams: int, pace_ms: int, *, tokens: int = TOKENS) -> Streamed:
+    def direct(self, streams: int, pace_ms: int, *, tokens: int = TOKENS) -> StreamsResult:
         body = {"messages": [{"role": "user", "content": str(pace_ms)}], "max_tokens": tokens}
         text = json.dumps(body).encode()
         request = service_pb2.ModelInferRequest(
@@ -89,37 +89,39 @@ class _Null:
 
 def _first_token(report: Report, null: _Null, streams: int, rounds: int) -> None:
     tokens = TOKENS if streams > 1 else FIRST_TOKENS
-    ours, theirs = _rounds(
+    mesh_runs, baseline_runs = _rounds(
         lambda: null.through_mesh(streams, PACE_MS, tokens=tokens),
         lambda: null.direct(streams, PACE_MS, tokens=tokens),
         rounds=rounds,
     )
-    added = [one.first_ms - other.first_ms for one, other in zip(ours, theirs, strict=True)]
-    how = f"{streams} streams at once, {PACE_MS} ms a token, {CONDITIONS}"
+    added = [
+        one.first_ms - other.first_ms for one, other in zip(mesh_runs, baseline_runs, strict=True)
+    ]
+    conditions = f"{streams} streams at once, {PACE_MS} ms for each token, {CONDITIONS}"
     name = f"c{streams}"
-    report.add(f"relay.ttft_added_ms.{name}", statistics.median(added), "ms", how)
-    for side, runs in (("mesh", ours), ("direct", theirs)):
+    report.add(f"relay.ttft_added_ms.{name}", statistics.median(added), "ms", conditions)
+    for side, runs in (("mesh", mesh_runs), ("direct", baseline_runs)):
         value = statistics.median(one.first_ms for one in runs)
-        report.add(f"relay.ttft_ms.{name}.{side}", value, "ms", how)
+        report.add(f"relay.ttft_ms.{name}.{side}", value, "ms", conditions)
 
 
 def _rate(report: Report, null: _Null, streams: int) -> None:
     cpu: list[float] = []
 
-    def through_mesh() -> Streamed:
+    def through_mesh() -> StreamsResult:
         before = hot_path_cpu_seconds(null.mesh)
-        found = null.through_mesh(streams, 0)
-        cpu.append(1000 * (hot_path_cpu_seconds(null.mesh) - before) / found.tokens)
-        return found
+        result = null.through_mesh(streams, 0)
+        cpu.append(1000 * (hot_path_cpu_seconds(null.mesh) - before) / result.tokens)
+        return result
 
-    ours, theirs = _rounds(through_mesh, lambda: null.direct(streams, 0))
-    how = f"{streams} streams of {TOKENS} tokens at once, no delay, {CONDITIONS}"
-    for side, runs in (("mesh", ours), ("direct", theirs)):
+    mesh_runs, baseline_runs = _rounds(through_mesh, lambda: null.direct(streams, 0))
+    conditions = f"{streams} streams of {TOKENS} tokens at once, no delay, {CONDITIONS}"
+    for side, runs in (("mesh", mesh_runs), ("direct", baseline_runs)):
         value = statistics.median(one.tokens_per_second for one in runs)
-        report.add(f"relay.tokens_per_s.c{streams}.{side}", value, "tokens/s", how)
-    if streams > 1:  # one stream is too short for the clock of /proc
+        report.add(f"relay.tokens_per_s.c{streams}.{side}", value, "tokens/s", conditions)
+    if streams > 1:  # one stream is too short for the resolution of /proc
         value = statistics.median(cpu)
-        report.add(f"relay.cpu_s_per_1k.c{streams}", value, "CPU s/1,000 tokens", how)
+        report.add(f"relay.cpu_s_per_1k.c{streams}", value, "CPU s/1,000 tokens", conditions)
 
 
 def _efficiency(
@@ -127,24 +129,28 @@ def _efficiency(
 ) -> None:
     prompts = [f"Tell a story about the mill number {number}." for number in range(streams)]
     requests = [_generate_request("smollm2", prompt, LLM_TOKENS) for prompt in prompts]
-    ours, theirs = _rounds(
+    mesh_runs, baseline_runs = _rounds(
         lambda: _stream_edge(mesh, requests).tokens_per_second,
         lambda: engine(prompts),
         rounds=LLM_ROUNDS,
     )
-    how = f"{streams} greedy streams of {LLM_TOKENS} tokens, same engine settings, {CONDITIONS}"
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    report.add(f"relay.llm_efficiency.c{streams}", statistics.median(ratios), "of engine", how)
-    for side, rates in (("mesh", ours), ("engine", theirs)):
+    conditions = (
+        f"{streams} greedy streams of {LLM_TOKENS} tokens, same engine settings, {CONDITIONS}"
+    )
+    ratios = [one / other for one, other in zip(mesh_runs, baseline_runs, strict=True)]
+    report.add(
+        f"relay.llm_efficiency.c{streams}", statistics.median(ratios), "of engine", conditions
+    )
+    for side, rates in (("mesh", mesh_runs), ("engine", baseline_runs)):
         value = statistics.median(rates)
-        report.add(f"relay.llm_tokens_per_s.c{streams}.{side}", value, "tokens/s", how)
+        report.add(f"relay.llm_tokens_per_s.c{streams}.{side}", value, "tokens/s", conditions)
 
 
 def _rounds(
-    ours: Callable[[], T], theirs: Callable[[], T], *, rounds: int = ROUNDS
+    run_mesh: Callable[[], T], run_baseline: Callable[[], T], *, rounds: int = ROUNDS
 ) -> tuple[list[T], list[T]]:
-    ours(), theirs()  # warm up: connections, prefix caches
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    run_mesh(), run_baseline()  # warm up: connections, prefix caches
+    pairs = [(run_mesh(), run_baseline()) for _ in range(rounds)]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
@@ -156,7 +162,7 @@ def _generate_request(model: str, content: str, max_tokens: int) -> bytes:
     ).SerializeToString()
 
 
-def _stream_edge(mesh: RunningMesh, requests: list[bytes]) -> Streamed:
+def _stream_edge(mesh: RunningMesh, requests: list[bytes]) -> StreamsResult:
     address = f"127.0.0.1:{port_of(mesh, EDGE)}"
     return _stream(address, GENERATE, requests, mesh.metadata(scopes="infer"), _delta_tokens)
 
@@ -167,7 +173,7 @@ def _stream(
     requests: list[bytes],
     metadata: Metadata,
     count: Callable[[bytes], int] = lambda message: message.count(b"word "),
-) -> Streamed:
+) -> StreamsResult:
     work = stream(address=address, method=method, requests=requests, count=count, metadata=metadata)
     return uvloop.run(work)
 
@@ -178,7 +184,7 @@ def _delta_tokens(message: bytes) -> int:
 
 @contextmanager
 def _engine_alone() -> Iterator[Callable[[Sequence[str]], float]]:
-    """Runs the engine; what is yielded returns its tokens per second for some prompts."""
+    """Runs the engine; yields a function from prompts to tokens per second."""
     folder = REPOSITORY / "deploy" / "triton" / "models" / "smollm2"
     weights = model_files("smollm2")["1/weights.gguf"]
     command = [
@@ -193,24 +199,24 @@ def _engine_alone() -> Iterator[Callable[[Sequence[str]], float]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # as the mesh: Linux shares the cores out by session
+        start_new_session=True,  # as in the mesh: Linux divides the cores between sessions
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def told() -> Any:
+        def read_line() -> Any:
             line = process.stdout.readline()  # type: ignore[union-attr]  # asserted above
             assert line, "the engine ended"
             return line
 
-        assert told().strip() == "ready"
+        assert read_line().strip() == "ready"
 
         def rate(prompts: Sequence[str]) -> float:
-            asked = {"prompts": list(prompts), "max_tokens": LLM_TOKENS}
-            process.stdin.write(json.dumps(asked) + "\n")  # type: ignore[union-attr]  # asserted
+            request = {"prompts": list(prompts), "max_tokens": LLM_TOKENS}
+            process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]  # asserted
             process.stdin.flush()  # type: ignore[union-attr]  # asserted above
-            found = json.loads(told())
-            return float(found["tokens"] / found["seconds"])
+            result = json.loads(read_line())
+            return float(result["tokens"] / result["seconds"])
 
         try:
             yield rate

@@ -1,6 +1,7 @@
-"""Hours in minutes: steady load with cancels and kills; nothing may grow.
+"""Steady load with cancellations and kills: memory, files and tasks must not grow.
 
-Runs `HEADRACE_SOAK_MINUTES` (30). Memory is fitted by a line after the first fifth, which warms up.
+Runs for `HEADRACE_SOAK_MINUTES` (30). A line is fitted to the memory after the first fifth, which
+is the warm-up.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from tests.support.mesh import RunningMesh, running_mesh
 DEFAULT_MINUTES = 30.0
 SAMPLE_SECONDS = 5.0
 KILL_SECONDS = 60.0
-# About seven tenths of what SmolLM2 on one core of this kind gives, in streams that run at once.
+# Concurrent streams that use about 70 % of the throughput of SmolLM2 on one core.
 STREAMS = 3
 MAX_TOKENS = 48
 CANCEL_EACH = 4
 
-# One of the streams speaks HTTP, so that both ways into inference are soaked.
+# One of the streams uses HTTP, so that both APIs of inference have load.
 HTTP_STREAM = 0
 TASKS = "headrace_process_tasks"
 
-# When, resident bytes, open files, tasks of asyncio.
+# Time, resident bytes, open files, asyncio tasks.
 Samples = dict[str, list[tuple[float, float, int, int]]]
 
 
 def run(report: Report) -> None:
-    """Soaks a mesh of one Triton and one inference replica."""
+    """Measures a mesh with one Triton and one inference replica."""
     minutes = float(os.environ.get("HEADRACE_SOAK_MINUTES") or DEFAULT_MINUTES)
     with tempfile.TemporaryDirectory() as home, running_mesh(Path(home), models=True) as mesh:
         asyncio.run(_soak(mesh, report, 60 * minutes))
@@ -75,11 +76,11 @@ async def _soak(mesh: RunningMesh, report: Report, seconds: float) -> None:
         times, sizes, files, tasks = (np.array(each) for each in zip(*settled, strict=True))
         slope = np.polyfit(times, sizes, 1)[0] * 600 / 2**20
         report.add(f"soak.{name}.rss_mb_per_10min", float(slope), "MB", conditions)
-        # Medians of the first and the last tenth: a single look may meet a busy moment.
+        # Medians of the first and the last tenth, because single samples vary with the load.
         tenth = max(1, len(settled) // 10)
         for what, column in (("files", files), ("tasks", tasks)):
-            grown = float(np.median(column[-tenth:]) - np.median(column[:tenth]))
-            report.add(f"soak.{name}.{what}_grown", grown, what, conditions)
+            growth = float(np.median(column[-tenth:]) - np.median(column[:tenth]))
+            report.add(f"soak.{name}.{what}_growth", growth, what, conditions)
 
 
 async def _sample(mesh: RunningMesh, samples: Samples) -> None:

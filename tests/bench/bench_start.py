@@ -1,4 +1,4 @@
-"""How fast a mesh starts, what it needs when idle, and when the first token comes."""
+"""Time to start a mesh, its idle memory, and time to the first token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST_TOKENS = 11
 
 
 def run(report: Report) -> None:
-    """Starts a mesh twice; the second time it has its models already, as a user's has."""
+    """Starts a mesh twice; the second start finds the models in place, as for a user."""
     with tempfile.TemporaryDirectory() as home:
         layout = Layout(home=Path(home), edge_port=free_port())
         try:

@@ -1,4 +1,4 @@
-"""Greedy streams under kills, as seen by a client that retries as it should."""
+"""Streams of a client that retries correctly while processes are killed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ QUESTIONS = [
 
 
 @dataclass
-class Seen:
-    """What one client saw of one answer.
+class StreamResult:
+    """One answer, as its client received it.
 
     Attributes:
-        breaks: how often its stream broke, and it continued with `resume_from`.
+        breaks: how often the stream broke and the client continued with `resume_from`.
         resumed: how often the mesh replaced a backend without the client noticing.
     """
 
@@ -46,9 +46,9 @@ async def answer(
     *,
     metadata: Sequence[tuple[str, str]],
     max_tokens: int,
-) -> Seen:
-    """Asks once, and continues with the same request id wherever the stream breaks."""
-    seen = Seen(question)
+) -> StreamResult:
+    """Sends a request, and continues it with the same request ID when the stream breaks."""
+    result = StreamResult(question)
     request = inference_pb2.GenerateRequest(
         request_id=str(uuid.uuid4()),
         model="smollm2",
@@ -59,27 +59,27 @@ async def answer(
         try:
             async for response in stub.Generate(request, metadata=tuple(metadata)):
                 if response.HasField("final"):
-                    seen.final = response.final
-                    seen.resumed += response.final.resumed_count
+                    result.final = response.final
+                    result.resumed += response.final.resumed_count
                 elif response.HasField("delta"):
-                    seen.text += response.delta.text
-                    seen.token_count += response.delta.token_count
+                    result.text += response.delta.text
+                    result.token_count += response.delta.token_count
                     request.resume_from = response.delta.resume_token
         except grpc.aio.AioRpcError as error:
-            seen.errors.append(f"{error.code().name}: {error.details()}")
-            if not broke_off(error):
-                return seen
-            seen.breaks += 1
+            result.errors.append(f"{error.code().name}: {error.details()}")
+            if not is_broken_stream(error):
+                return result
+            result.breaks += 1
             await asyncio.sleep(RETRY_SECONDS)
         else:
-            return seen
-    return seen
+            return result
+    return result
 
 
-def broke_off(error: grpc.aio.AioRpcError) -> bool:
+def is_broken_stream(error: grpc.aio.AioRpcError) -> bool:
     """Returns whether a replica died: `UNAVAILABLE`, or a reset in the middle of the stream.
 
-    Envoy cannot send trailers once headers are out; gRPC clients read its reset as `INTERNAL`.
+    Envoy cannot send trailers after headers; gRPC clients report its reset as `INTERNAL`.
     """
     reset = error.code() is grpc.StatusCode.INTERNAL and "RST_STREAM" in (error.details() or "")
     return reset or error.code() is grpc.StatusCode.UNAVAILABLE

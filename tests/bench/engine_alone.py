@@ -1,9 +1,9 @@
-"""The bundled LLM's engine without anything around it. Runs in the models' environment.
+"""Runs the engine of the bundled LLM alone, in the environment of the models.
 
     python engine_alone.py MODEL_FOLDER WEIGHTS CONFIG_PBTXT
 
-Reads lines of JSON {"prompts": [str], "max_tokens": int}, generates all at once, one thread a
-prompt, as the model on Triton does, and answers each line with {"tokens": int, "seconds": float}.
+Reads lines of JSON, {"prompts": [str], "max_tokens": int}; generates all prompts at once, each in a
+thread, as the model on Triton does; answers each line with {"tokens": int, "seconds": float}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Serves until its input ends."""
+    """Answers requests until the input ends."""
     folder, weights, config = sys.argv[1:]
     sys.path.insert(0, folder)
     engine_module = importlib.import_module("engine")
@@ -41,18 +41,18 @@ def main() -> None:
 
     print("ready", flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         counts: list[int] = []
-        began = time.perf_counter()
+        started = time.perf_counter()
         threads = [
-            threading.Thread(target=generate, args=(prompt, asked["max_tokens"], counts))
-            for prompt in asked["prompts"]
+            threading.Thread(target=generate, args=(prompt, request["max_tokens"], counts))
+            for prompt in request["prompts"]
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         print(json.dumps({"tokens": sum(counts), "seconds": seconds}), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Load on HTTP/1.1 from one small client: raw bytes, so that the client is not what is measured."""
+"""A load generator for HTTP/1.1 that sends raw bytes, so that its own cost is small."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Result:
-    """What a run saw.
+    """What a run measured.
 
     Attributes:
-        latencies_seconds: of each request, from its first byte sent to its last byte received.
-        first_seconds: of each request, to the first byte of its body that counts.
-        units: what `count` found in all bodies: chunks, tokens.
-        errors: requests that were not answered with 200, or broke off.
+        latencies_seconds: of each request, from the first byte sent to the last byte received.
+        first_seconds: of each request, to the first part of the body with a unit.
+        units: sum of `count` over all bodies: chunks or tokens.
+        errors: requests without status 200 or with an incomplete response.
     """
 
     seconds: float = 0.0
@@ -27,17 +27,17 @@ class Result:
 
     @property
     def requests(self) -> int:
-        """How many requests were answered."""
+        """Number of answered requests."""
         return len(self.latencies_seconds)
 
     def percentile_ms(self, share: float, *, first: bool = False) -> float:
-        """Returns a percentile of the latencies, or of the times to the first byte."""
+        """Returns a percentile of the latencies, or of the times to the first unit."""
         values = sorted(self.first_seconds if first else self.latencies_seconds)
         return 1000 * values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
 def http_request(*, path: str, body: bytes, port: int, token: str = "") -> bytes:
-    """Returns the bytes of one POST."""
+    """Returns a POST request as bytes."""
     authorization = f"authorization: Bearer {token}\r\n" if token else ""
     head = (
         f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
@@ -55,16 +55,16 @@ async def closed_loop(
     count: Callable[[bytes], int] = lambda _body: 0,
     interval_seconds: float = 0.0,
 ) -> Result:
-    """Sends so many requests in all, each connection its next one when the one before is answered.
+    """Sends requests; each connection sends the next one when the last one is answered.
 
     Args:
-        port: on the loopback.
-        request: its bytes; the same for all.
-        connections: how many at once, each kept alive.
-        requests: how many in all.
-        count: counts the units of a piece of a body; pieces may be cut anywhere.
-        interval_seconds: an open loop instead: one request is due each interval, a connection that
-            is free sends it, and its latency counts from when it was due.
+        port: port on the loopback interface.
+        request: the bytes of each request.
+        connections: number of concurrent connections, kept alive.
+        requests: total number of requests.
+        count: counts the units in a part of a body; parts may end anywhere.
+        interval_seconds: makes it an open loop: one request is due each interval, a free connection
+            sends it, and its latency is measured from the due time.
     """
     result = Result()
     started = time.perf_counter()
@@ -76,9 +76,9 @@ async def closed_loop(
             for due_at in due:
                 if interval_seconds:
                     await asyncio.sleep(max(0.0, due_at - time.perf_counter()))
-                begin = due_at if interval_seconds else time.perf_counter()
+                start = due_at if interval_seconds else time.perf_counter()
                 writer.write(request)
-                await _answer(reader, result, begin, count)
+                await _answer(reader, result, start, count)
         finally:
             writer.close()
 
@@ -88,7 +88,7 @@ async def closed_loop(
 
 
 async def _answer(
-    reader: asyncio.StreamReader, result: Result, begin: float, count: Callable[[bytes], int]
+    reader: asyncio.StreamReader, result: Result, start: float, count: Callable[[bytes], int]
 ) -> None:
     head = await reader.readuntil(b"\r\n\r\n")
     lower = head.lower()
@@ -98,14 +98,14 @@ async def _answer(
         body = await reader.readexactly(size)
         first = time.perf_counter()
         result.units += count(body)
-    else:  # chunked: read as it comes, which costs the client least
+    else:  # chunked: read without parsing chunks, which costs the client least
         tail = b""
         while not tail.endswith(b"0\r\n\r\n"):
             data = await reader.read(1 << 16)
             if not data:
                 result.errors += 1
                 return
-            tail = (tail + data)[-5:] if len(data) < 5 else data  # the end's size
+            tail = (tail + data)[-5:] if len(data) < 5 else data  # the size of the last chunk
             units = count(data)
             if units and not first:
                 first = time.perf_counter()
@@ -114,5 +114,5 @@ async def _answer(
         result.errors += 1
         return
     end = time.perf_counter()
-    result.first_seconds.append((first or end) - begin)
-    result.latencies_seconds.append(end - begin)
+    result.first_seconds.append((first or end) - start)
+    result.latencies_seconds.append(end - start)

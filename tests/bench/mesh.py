@@ -1,4 +1,4 @@
-"""A mesh of its own to measure: real processes, with everything on that a user's mesh has on."""
+"""Starts a mesh to measure: real processes with the default features of a user's mesh."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONDITIONS = "JWT, route, usage event, metrics, 10 % traces on"
 
 @contextmanager
 def bench_mesh() -> Iterator[RunningMesh]:
-    """Starts a mesh with a collector of traces, and without models."""
+    """Starts a mesh with a trace collector and without models."""
     before = dict(os.environ)
     with CollectorThread() as collector, tempfile.TemporaryDirectory(prefix="hrb") as home:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
@@ -39,19 +39,19 @@ def bench_mesh() -> Iterator[RunningMesh]:
 
 
 def port_of(mesh: RunningMesh, name: str) -> int:
-    """Returns a port of the mesh, such as `triton-0.grpc`."""
+    """Returns a port of the mesh by its name, such as `triton-0.grpc`."""
     return read_ports(mesh.layout)[name]
 
 
 def hot_path_cpu_seconds(mesh: RunningMesh) -> float:
-    """Returns the CPU seconds so far of what tokens pass: edge and inference, with children."""
+    """Returns the CPU seconds so far of edge and inference, with their children."""
     return cpu_seconds([mesh.pid("envoy"), mesh.pid("inference")])
 
 
 def deploy(
     mesh: RunningMesh, model: str, files: Mapping[str, Path], *, version: str = BUNDLED_VERSION
 ) -> str:
-    """Registers, prices and deploys a model of these files; returns its digest when it answers."""
+    """Registers, prices and deploys a model; returns its digest when the model answers."""
     artifact = mesh.layout.home / "cache" / f"{model}-{version}.tar"
     digest = write_artifact(files, artifact)
     bundled = BundledModel(
@@ -73,7 +73,7 @@ def deploy(
 
 
 def deploy_provider(mesh: RunningMesh, model: str, base_url: str) -> None:
-    """Deploys a chat model that an external provider runs."""
+    """Deploys a chat model of an external provider."""
     manifest = mesh.layout.home / "cache" / f"{model}.json"
     manifest.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_text(

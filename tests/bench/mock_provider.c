@@ -1,4 +1,4 @@
-/* A chat provider that answers at once, or one chunk every PACE ms; no bottleneck for a gateway.
+/* A mock chat provider that answers at once, or with one chunk every PACE ms; faster than a gateway.
  *
  *   mock_provider PORT     port 0 picks one; the line "listening PORT" says which
  *

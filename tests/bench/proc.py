@@ -1,4 +1,4 @@
-"""What processes use, from /proc."""
+"""CPU time and memory of processes, from /proc."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Returns the CPU seconds of processes and their children so far, user and system."""
+    """Returns the user and system CPU seconds of processes and their children."""
     return sum(_own_cpu_seconds(pid) for pid in _with_children(pids))
 
 
@@ -29,6 +29,6 @@ def _with_children(pids: Iterable[int]) -> set[int]:
 
 
 def _own_cpu_seconds(pid: int) -> float:
-    # The name in parentheses may hold spaces: fields are counted from behind it.
+    # The name in parentheses may have spaces, so fields are counted after it.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND

@@ -1,4 +1,4 @@
-"""The mock provider in C: compiled and run for the time of a measurement."""
+"""Compiles and runs the mock provider, which is written in C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNKS = 64
 
 
 class CompilerMissing(Exception):  # noqa: N818  # says what is the matter
-    """Without a C compiler there is no mock that is no bottleneck, and nothing to measure."""
+    """There is no C compiler; a mock in Python would be the bottleneck."""
 
 
 @contextmanager
@@ -21,10 +21,10 @@ def mock_provider(folder: Path) -> Iterator[int]:
     """Runs the mock and yields its port.
 
     Raises:
-        CompilerMissing: there is no `gcc`.
+        CompilerMissing: `gcc` is not installed.
     """
     if shutil.which("gcc") is None:
-        raise CompilerMissing("gcc is not installed: the mock provider cannot be compiled")
+        raise CompilerMissing("gcc is not installed: install it to compile the mock provider")
     binary = folder / "mock_provider"
     subprocess.run(["gcc", "-O2", "-o", str(binary), str(SOURCE)], check=True)
     with subprocess.Popen(

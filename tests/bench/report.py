@@ -1,4 +1,4 @@
-"""What a run measured: a table to read, and `build/bench.json` to compare with."""
+"""The figures of a run: printed as a table, and saved in `build/bench.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# Names are long, and a table that folds them cannot be read.
+# Names are long; wrapped names are hard to read.
 MIN_COLUMNS = 140
 BENCH_FILE = Path(__file__).parents[2] / "build" / "bench.json"
 
@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         name: `area.what.how`; the same in every run.
-        conditions: what one must know to believe it.
+        conditions: what is needed to interpret or repeat it.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Report:
         self.rows.append(Row(name, float(f"{value:.4g}"), unit, conditions))
 
     def note(self, text: str) -> None:
-        """Adds what the reader of the table must know, such as what could not be measured."""
+        """Adds a remark, such as what could not be measured."""
         self.notes.append(text)
 
     def print(self) -> None:
@@ -58,7 +58,7 @@ class Report:
             console.print(text, markup=False)
 
     def save(self, path: Path = BENCH_FILE) -> None:
-        """Writes the figures beside those of other areas; a name that is there is replaced."""
+        """Merges the figures into the file; replaces figures of the same name."""
         rows: dict[str, dict[str, Any]] = {row["name"]: row for row in _read(path)}
         rows |= {row.name: asdict(row) for row in self.rows}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Many gRPC streams from one client; messages stay bytes, so that the client costs little."""
+"""Reads many gRPC streams at once; messages stay bytes, so that the client costs little."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass
-class Streamed:
-    """What a run saw."""
+class StreamsResult:
+    """What a run measured."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -24,12 +24,12 @@ class Streamed:
 
     @property
     def first_ms(self) -> float:
-        """The median time to the first token."""
+        """Median time to the first token."""
         return 1000 * statistics.median(self.first_seconds)
 
     @property
     def tokens_per_second(self) -> float:
-        """The rate of all streams together, first tokens included."""
+        """Rate of all streams together, including first tokens."""
         return self.tokens / self.seconds
 
 
@@ -40,37 +40,37 @@ async def stream(
     requests: list[bytes],
     count: Callable[[bytes], int],
     metadata: Metadata = (),
-) -> Streamed:
-    """Sends all requests at once and reads their answers to the end.
+) -> StreamsResult:
+    """Sends all requests at once and reads the streams to their ends.
 
     Args:
         address: `host:port`.
-        method: `/package.Service/Method`, unary in, a stream out.
-        requests: serialised.
-        count: how many tokens a message has.
-        metadata: of each call.
+        method: `/package.Service/Method`, with one request and a stream of responses.
+        requests: serialised requests.
+        count: returns the number of tokens in a message.
+        metadata: metadata of each call.
     """
-    found = Streamed()
+    result = StreamsResult()
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.unary_stream(method, None, None)  # bytes as they are
+        call: Any = channel.unary_stream(method, None, None)  # no deserialisation
         await channel.channel_ready()
 
         async def one(request: bytes) -> None:
-            began = time.perf_counter()
+            started = time.perf_counter()
             first = 0.0
             messages = call(request, metadata=metadata)
             while message := await messages.read():
                 tokens = count(message)
                 if tokens and not first:
-                    first = time.perf_counter() - began
-                found.tokens += tokens
+                    first = time.perf_counter() - started
+                result.tokens += tokens
             assert await messages.code() == grpc.StatusCode.OK
-            found.first_seconds.append(first)
+            result.first_seconds.append(first)
 
-        await one(requests[0])  # what is made for the first call is not what is measured
-        found.first_seconds.clear()
-        found.tokens = 0
-        began = time.perf_counter()
+        await one(requests[0])  # excludes the connection set-up
+        result.first_seconds.clear()
+        result.tokens = 0
+        started = time.perf_counter()
         await asyncio.gather(*(one(request) for request in requests))
-        found.seconds = time.perf_counter() - began
-    return found
+        result.seconds = time.perf_counter() - started
+    return result

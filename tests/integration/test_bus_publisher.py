@@ -87,7 +87,7 @@ async def test_a_message_is_stored_when_publish_returns(
 
 
 async def test_the_same_message_id_is_stored_once(js: JetStreamContext) -> None:
-    """A publisher that does not know whether it was heard may say it again."""
+    """A publisher may repeat a message if it got no acknowledgement."""
     await ensure_streams(js)
     publisher = Publisher(js)
     for _ in range(3):
@@ -152,7 +152,7 @@ async def test_a_restart_is_waited_out(js: JetStreamContext, server: NatsServer)
 
 
 async def test_a_stream_that_is_missing_is_unavailable(js: JetStreamContext) -> None:
-    """Nobody stores it: that is an outage, not a success."""
+    """Without a stream for it, publishing is an outage, not a success."""
     with pytest.raises(Unavailable):
         await Publisher(js).publish(USAGE_RECORDED, event("a"), message_id="a", timeout_seconds=0.3)
 
@@ -193,7 +193,7 @@ async def test_connect_waits_for_a_server_that_is_not_there_yet(server: NatsServ
 
 
 async def test_drain_ends_while_the_server_is_away(server: NatsServer) -> None:
-    """A process that is told to end does not wait for NATS."""
+    """A process that shuts down does not wait for NATS."""
     client = await connect(server.url, name="test")
     await server.kill()
     await asyncio.sleep(0.3)

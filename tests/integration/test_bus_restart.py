@@ -91,7 +91,7 @@ async def _until_empty(js: JetStreamContext) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_work_goes_on_soon_after_a_restart(tmp_path: Path) -> None:
+async def test_work_continues_soon_after_a_restart(tmp_path: Path) -> None:
     """A worker that was idle when the server died is there again within seconds."""
     async with running_nats(tmp_path) as server:
         client = await connect(server.url, name="test")
@@ -119,7 +119,7 @@ async def test_work_goes_on_soon_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_a_store_that_was_wiped_is_made_again(tmp_path: Path) -> None:
-    """A server that comes back empty gets its streams and consumers from whoever needs them."""
+    """After a restart with an empty store, streams and consumers are created again."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -149,7 +149,7 @@ async def test_a_store_that_was_wiped_is_made_again(tmp_path: Path) -> None:
 
 
 async def test_a_worker_ends_while_the_server_is_away(tmp_path: Path) -> None:
-    """A process that is told to end does not wait for NATS."""
+    """A process that shuts down does not wait for NATS."""
     async with running_nats(tmp_path) as server:
         client = await connect(server.url, name="test")
         await ensure_streams(client.jetstream())
@@ -179,7 +179,7 @@ from libs.bus.worker import PullWorker
 
 async def main(url):
     async def hang(delivery):
-        print("begun", flush=True)
+        print("started", flush=True)
         await asyncio.sleep(60)
 
     client = await connect(url, name="dying")
@@ -191,7 +191,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 async def test_the_work_of_a_killed_worker_goes_to_another(tmp_path: Path) -> None:
-    """A process that is gone says nothing: the message comes back when `ack_wait` is over."""
+    """The message of a killed process is delivered again after `ack_wait`."""
     async with running_nats(tmp_path) as server:
         client = await connect(server.url, name="test")
         js = client.jetstream()
@@ -202,7 +202,7 @@ async def test_the_work_of_a_killed_worker_goes_to_another(tmp_path: Path) -> No
             sys.executable, "-c", DYING_WORKER, server.url, stdout=asyncio.subprocess.PIPE
         )
         assert dying.stdout is not None
-        while b"begun" not in await dying.stdout.readline():
+        while b"started" not in await dying.stdout.readline():
             pass
         dying.kill()
         await dying.wait()

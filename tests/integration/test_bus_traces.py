@@ -80,7 +80,7 @@ async def run(script: str, *arguments: str) -> list[str]:
     return [line.removeprefix("trace: ") for line in lines if line.startswith("trace: ")]
 
 
-async def test_the_worker_goes_on_with_the_publishers_trace(tmp_path: Path) -> None:
+async def test_the_worker_continues_the_publishers_trace(tmp_path: Path) -> None:
     """Request, publish, process and what the handler does are one tree; retries are siblings."""
     async with running_nats(tmp_path) as server, running_collector() as collector:
         published_in, *_ = await run(PUBLISHER, server.url, collector.endpoint)

@@ -106,7 +106,7 @@ async def submit(js: JetStreamContext, *job_ids: str) -> None:
 
 
 async def left(js: JetStreamContext) -> int:
-    """Counts the messages that nobody has finished, once the server has heard what was said."""
+    """Returns the number of unfinished messages, after the server has processed the acks."""
     await js._nc.flush()
     await asyncio.sleep(0.05)
     return (await js.stream_info(STREAM.name)).state.messages
@@ -174,7 +174,7 @@ async def test_a_handler_may_say_when_to_try_again(js: JetStreamContext) -> None
 async def test_a_message_that_always_fails_is_given_up_and_handed_over(
     js: JetStreamContext,
 ) -> None:
-    """After the last attempt somebody is told why, and the others are not held up."""
+    """After the last attempt the error is reported, and other messages are not delayed."""
     bench = Bench(js, concurrency=1)
     bench.act = lambda delivery: fail(delivery) if delivery.message.job_id == "bad" else None
     await submit(js, "bad", "good-1", "good-2")
@@ -276,7 +276,7 @@ async def test_no_more_handlers_run_than_allowed(js: JetStreamContext) -> None:
 
 
 async def test_long_work_is_not_given_to_somebody_else(js: JetStreamContext) -> None:
-    """While a handler runs, the server hears of it: `ack_wait` may be shorter than the work."""
+    """Heartbeats allow handlers that run longer than `ack_wait`."""
     bench, other = Bench(js), Bench(js)
     bench.act = other.act = lambda _delivery: asyncio.sleep(3.5 * CONSUMER.ack_wait_seconds)
     await submit(js, "long")
@@ -287,7 +287,7 @@ async def test_long_work_is_not_given_to_somebody_else(js: JetStreamContext) -> 
 
 
 async def test_replicas_share_the_work(js: JetStreamContext) -> None:
-    """Each message goes to one of them."""
+    """Each message is delivered to one of them."""
     first, second = Bench(js, concurrency=2), Bench(js, concurrency=2)
     first.act = second.act = lambda _delivery: asyncio.sleep(0.01)
     await submit(js, *(f"job-{number}" for number in range(40)))

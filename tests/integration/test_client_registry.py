@@ -20,7 +20,7 @@ from deploy.client import registry as client_module
 from deploy.client.edge import EdgeClient
 from deploy.client.registry import Registry
 from deploy.errors import CliError
-from tests.support.registry import ADMIN, RegistryClient, backend, serving_registry
+from tests.support.registry import OPERATOR, RegistryClient, backend, serving_registry
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +32,7 @@ class DirectClient:
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
-        self.metadata = ADMIN
+        self.metadata = OPERATOR
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Each usage is booked once, on both databases, whoever books and whatever comes twice."""
+"""Each usage is booked once on both databases, also by several processes and after duplicates."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def rows(engine: AsyncEngine, table: sa.Table) -> Sequence[Any]:
         return (await connection.execute(sa.select(table))).all()
 
 
-async def test_the_tables_are_those_that_the_code_knows(engine: AsyncEngine) -> None:
+async def test_the_tables_are_those_in_the_code(engine: AsyncEngine) -> None:
     """The migrations give the tables, columns and indices of `tables.py`."""
 
     def differences(connection: sa.Connection) -> list[str]:

@@ -65,14 +65,14 @@ async def test_each_connection_writes_to_disk_before_it_answers(sqlite: AsyncEng
 
 
 async def test_a_reference_to_nothing_is_refused(sqlite: AsyncEngine) -> None:
-    """SQLite leaves foreign keys alone unless told otherwise."""
+    """SQLite enforces foreign keys only if configured to."""
     with pytest.raises(IntegrityError):
         async with transaction(sqlite) as connection:
             await connection.execute(text("INSERT INTO postings VALUES (5)"))
 
 
 async def test_processes_that_read_then_write_lose_no_update(sqlite: AsyncEngine) -> None:
-    """Three processes with forty writers each: nobody is told that the database is locked."""
+    """Three processes with forty writers each get no error that the database is locked."""
     url = str(sqlite.url)
     processes = [
         await asyncio.create_subprocess_exec(sys.executable, "-c", ADDER, url) for _ in range(3)
@@ -103,7 +103,7 @@ async def test_a_writer_that_was_cancelled_lets_the_next_one_in(sqlite: AsyncEng
 async def test_a_database_that_stays_busy_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else writes for too long: the caller may try again."""
+    """If another process writes for too long, the caller gets a retryable error."""
     monkeypatch.setattr(engine, "SQLITE_BUSY_TIMEOUT_MILLIS", 100)
     made = create_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db")
     async with snapshot(made) as connection:

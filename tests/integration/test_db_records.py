@@ -135,7 +135,7 @@ async def test_a_reader_does_not_wait_for_a_writer(engine: AsyncEngine) -> None:
 
 
 async def test_a_moment_comes_back_as_it_was(engine: AsyncEngine) -> None:
-    """Whatever zone it was given in, it is the same moment, told in UTC."""
+    """A time in any zone is returned as the same time in UTC."""
     noon = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=5)))
     async with transaction(engine) as connection:
         await connection.execute(update(ACCOUNTS).values(opened=noon))
@@ -213,7 +213,7 @@ async def test_a_folder_without_revisions_is_an_error(url: str, tmp_path: Path) 
 
 
 def test_the_newest_revision_is_the_highest_number(revisions: Path) -> None:
-    """Told from the names alone, without alembic."""
+    """Found from the file names, without importing alembic."""
     (revisions / "0010_late.py").write_text("")
     (revisions / "0002_text.py").write_text("")
     (revisions / "__init__.py").write_text("")

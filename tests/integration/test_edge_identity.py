@@ -114,24 +114,30 @@ async def test_forged_tokens_are_refused(mesh: ScriptedMesh) -> None:
 
 async def test_spoofed_headers_are_overwritten(mesh: ScriptedMesh) -> None:
     """A caller cannot take another identity by sending its headers."""
-    await _generate(mesh, (*mesh.edge.metadata(), *_SPOOFED))
+    await _generate(mesh, (*mesh.edge.metadata(scopes="infer read"), *_SPOOFED))
     assert mesh.inference.metadata["x-headrace-tenant"] == "acme"
     assert mesh.inference.metadata["x-headrace-user"] == "ann"
     assert mesh.inference.metadata["x-headrace-scopes"] == "infer read"
 
 
 async def test_spoofed_headers_do_not_stand_in_for_missing_claims(mesh: ScriptedMesh) -> None:
-    """A token without scopes has no scopes, whatever the headers say."""
-    metadata = _signed(mesh, scopes=None, tenant=None)
-    await _generate(mesh, (*metadata, *_SPOOFED))
-    assert "x-headrace-tenant" not in mesh.inference.metadata
-    assert "x-headrace-scopes" not in mesh.inference.metadata
-    assert mesh.inference.metadata["x-headrace-user"] == "ann"
+    """A token without a tenant has none, and one without scopes none, whatever headers say."""
+    for claims, code in (
+        ({"tenant": None}, grpc.StatusCode.UNAUTHENTICATED),
+        ({"scopes": None}, grpc.StatusCode.PERMISSION_DENIED),
+    ):
+        metadata = _signed(mesh, **claims)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _generate(mesh, (*metadata, *_SPOOFED))
+        assert caught.value.code() is code
 
 
 async def test_spoofed_headers_are_overwritten_for_http_too(mesh: ScriptedMesh) -> None:
     """JSON callers cannot spoof either, in whatever case they write the header."""
-    headers = mesh.edge.bearer() | {"X-Headrace-Tenant": "victim", "X-HEADRACE-SCOPES": "root"}
+    headers = mesh.edge.bearer(scopes="infer read") | {
+        "X-Headrace-Tenant": "victim",
+        "X-HEADRACE-SCOPES": "root",
+    }
     async with mesh.http.post(GENERATE_PATH, json={}, headers=headers) as response:
         assert response.status == 200
         await response.read()

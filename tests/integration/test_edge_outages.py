@@ -131,10 +131,10 @@ async def test_a_service_that_is_down_is_unavailable_with_a_time_to_retry(
     assert "127.0.0.1" not in (caught.value.details() or "")
 
 
-async def test_a_service_that_dies_in_mid_stream_never_looks_like_a_good_end(tmp_path) -> None:
+async def test_a_service_that_is_killed_in_mid_stream_never_looks_complete(tmp_path) -> None:
     """The caller keeps what it has and gets an error, with gRPC and with server-sent events.
 
-    Once a stream has begun, Envoy can only reset it, and gRPC's clients call that INTERNAL.
+    Envoy can only reset a stream that has started, which gRPC clients report as INTERNAL.
     """
     mesh = ScriptedMesh()
     async with (

@@ -47,7 +47,7 @@ def _edge_spans(spans: list[CollectedSpan], trace_id: str) -> list[CollectedSpan
     return [s for s in spans if s.service == "headrace-edge" and s.trace_id == trace_id]
 
 
-async def test_a_trace_begins_at_the_edge(mesh: ScriptedMesh, collector: Collector) -> None:
+async def test_a_trace_starts_at_the_edge(mesh: ScriptedMesh, collector: Collector) -> None:
     """The service gets the edge's span as its parent, and the collector gets that span."""
     _, trace_id, span_id, flags = (await _generate(mesh))["traceparent"].split("-")
     assert flags == "01"
@@ -58,9 +58,7 @@ async def test_a_trace_begins_at_the_edge(mesh: ScriptedMesh, collector: Collect
     assert span.parent_span_id == ""
 
 
-async def test_a_trace_that_the_caller_began_goes_on(
-    mesh: ScriptedMesh, collector: Collector
-) -> None:
+async def test_the_trace_of_a_caller_is_continued(mesh: ScriptedMesh, collector: Collector) -> None:
     """The W3C context is read and passed on."""
     metadata = await _generate(mesh, ("traceparent", f"00-{_TRACE_ID}-{_PARENT_ID}-01"))
     assert metadata["traceparent"].split("-")[1] == _TRACE_ID

@@ -163,11 +163,11 @@ async def test_a_93_mb_upload_passes(mesh: ScriptedMesh) -> None:
             yield registry_pb2.UploadArtifactRequest(chunk=chunk)
 
     stub = registry_pb2_grpc.RegistryServiceStub(mesh.channel)
-    answer = await stub.UploadArtifact(parts(), metadata=mesh.edge.metadata())
+    answer = await stub.UploadArtifact(parts(), metadata=mesh.edge.metadata(scopes="admin"))
     assert (answer.digest, answer.size_bytes) == (digest, count * _MIB)
 
 
-async def test_a_message_that_is_too_long_is_told_so(mesh: ScriptedMesh) -> None:
+async def test_a_message_that_is_too_long_gets_a_clear_error(mesh: ScriptedMesh) -> None:
     """The edge does not buffer gRPC bodies; the service refuses them, with details."""
     text = "x" * (5 * _MIB)
     generate = inference_pb2_grpc.InferenceServiceStub(mesh.channel).Generate
@@ -176,7 +176,7 @@ async def test_a_message_that_is_too_long_is_told_so(mesh: ScriptedMesh) -> None
         generate(inference_pb2.GenerateRequest(model=text), metadata=mesh.edge.metadata()).read(),
         create_price(
             cost_pb2.CreatePriceRequest(price=cost_pb2.Price(model=text)),
-            metadata=mesh.edge.metadata(),
+            metadata=mesh.edge.metadata(scopes="admin"),
         ),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -233,7 +233,9 @@ async def test_writes_and_generations_are_not_tried_again(mesh: ScriptedMesh) ->
     mesh.cost.refusals_left = 2
     stub = cost_pb2_grpc.CostServiceStub(mesh.channel)
     with pytest.raises(grpc.aio.AioRpcError):
-        await stub.CreatePrice(cost_pb2.CreatePriceRequest(), metadata=mesh.edge.metadata())
+        await stub.CreatePrice(
+            cost_pb2.CreatePriceRequest(), metadata=mesh.edge.metadata(scopes="admin")
+        )
     assert mesh.cost.refusals_left == 1
     mesh.cost.refusals_left = 0
     mesh.inference.generate = refusing(Unavailable("gone", reason="BACKEND_FAILED"))

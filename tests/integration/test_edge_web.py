@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 _CREATE_PRICE = "/headrace.cost.v1.CostService/CreatePrice"
 _WATCH_JOB = "/headrace.jobs.v1.JobService/WatchJob"
 _EMBED = "/headrace.inference.v1.InferenceInternalService/Embed"
-_GET_JOB = "/headrace.jobs.v1.JobService/GetJob"
+_ROUTE = "/headrace.router.v1.RouterService/Route"
 _ORIGIN = "http://localhost:3000"
 _PREFLIGHT = {
     "origin": _ORIGIN,
@@ -117,7 +117,12 @@ async def test_grpc_web_errors_carry_details(mesh: ScriptedMesh) -> None:
     no_token = _web(mesh) | {"authorization": ""}
     for path, headers, code, reason in (
         (GENERATE_PATH, _web(mesh), "5", "MODEL_NOT_FOUND"),
-        (_CREATE_PRICE, _web(mesh), "14", "DEPENDENCY_UNAVAILABLE"),
+        (
+            _CREATE_PRICE,
+            _web(mesh) | mesh.edge.bearer(scopes="admin"),
+            "14",
+            "DEPENDENCY_UNAVAILABLE",
+        ),
         (GENERATE_PATH, no_token, "16", "TOKEN_INVALID"),
     ):
         body = _framed(empty_pb2.Empty())
@@ -187,7 +192,7 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
             }
         ],
     }
-    headers = mesh.edge.bearer()
+    headers = mesh.edge.bearer(scopes="admin")
     async with mesh.http.post(_CREATE_PRICE, json={"price": price}, headers=headers) as response:
         assert response.status == 200
         assert response.content_type == "application/json"
@@ -233,7 +238,8 @@ async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
     assert (info["reason"], info["domain"]) == ("INVALID_FIELD", "headrace")
     assert bad_request["field_violations"][0]["field"] == "messages"
     mesh.cost.refusals_left = 1
-    async with mesh.http.post(_CREATE_PRICE, json={}, headers=mesh.edge.bearer()) as response:
+    headers = mesh.edge.bearer(scopes="admin")
+    async with mesh.http.post(_CREATE_PRICE, json={}, headers=headers) as response:
         assert response.status == 503
         body = await response.json()
     assert body["details"][0]["reason"] == "DEPENDENCY_UNAVAILABLE"
@@ -248,7 +254,7 @@ async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
         ({"path": GENERATE_PATH, "json": {}, "headers": {}}, (401, 16, "TOKEN_INVALID")),
         ({"path": _EMBED, "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
         ({"path": "/nothing", "json": {}}, (404, 12, "METHOD_NOT_FOUND")),
-        ({"path": _GET_JOB, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),
+        ({"path": _ROUTE, "json": {}}, (503, 14, "EDGE_UNAVAILABLE")),
     ],
 )  # fmt: skip
 async def test_what_the_edge_answers_itself_is_a_status_in_json(

@@ -68,13 +68,13 @@ async def running(tmp_path_factory) -> AsyncIterator[_Mesh]:
 
 @pytest.fixture
 def mesh(running: _Mesh) -> _Mesh:
-    """The same mesh for all tests, mended after each."""
+    """The mesh that all tests share, reset before each."""
     inference = running.peers.inference
     inference.batches.clear()
     inference.cancelled = 0
     inference.error = None
     inference.digest = DIGEST
-    inference.open.set()
+    inference.unblocked.set()
     return running
 
 
@@ -97,19 +97,19 @@ async def _embed(
 
 
 async def _last_event(js: JetStreamContext) -> events_pb2.UsageRecorded:
-    """Returns the newest usage event that is stored now; waits for nothing."""
+    """Returns the newest usage event that is stored now; does not wait."""
     sequence = (await js.stream_info(USAGE.name)).state.last_seq
     stored = await js.get_msg(USAGE.name, sequence)
     return events_pb2.UsageRecorded.FromString(stored.data or b"")
 
 
 def _new(*texts: str) -> list[str]:
-    """Returns texts that no test has asked for."""
+    """Returns texts that no other test uses."""
     return [f"{text} {uuid.uuid4()}" for text in texts]
 
 
 async def test_misses_are_computed_and_hits_come_from_memory(mesh: _Mesh):
-    """Vectors come in the order of the texts, and only what is new reaches the engine."""
+    """Vectors are in the order of the texts, and only new texts are sent to inference."""
     a, b, c = _new("a", "b b", "c c c")
     first = await _embed(mesh.cache, [a, b])
     assert (first.hit_count, first.usage.cached_tokens) == (0, 0)
@@ -129,15 +129,15 @@ async def test_misses_are_computed_and_hits_come_from_memory(mesh: _Mesh):
     assert uuid.UUID(second.request_id).version == 7
 
 
-async def test_one_version_shares_its_vectors_with_the_name(mesh: _Mesh):
-    """Vectors are kept by artifact: by which name it was asked for makes no difference."""
+async def test_a_version_shares_its_vectors_with_the_model_name(mesh: _Mesh):
+    """Vectors are cached by artifact, whichever name the request uses."""
     texts = _new("a")
     await _embed(mesh.cache, texts, model="minilm")
     assert (await _embed(mesh.cache, texts, model="minilm@1.0.0")).hit_count == 1
 
 
 async def test_usage_is_stored_before_the_answer(mesh: _Mesh):
-    """Who has the answer finds its event in the stream, with the cost that the answer told."""
+    """When the answer arrives, its event is in the stream, with the same cost."""
     a, b = _new("a", "b b")
     await _embed(mesh.cache, [a])
     request_id = str(uuid.uuid4())
@@ -156,32 +156,34 @@ async def test_usage_is_stored_before_the_answer(mesh: _Mesh):
     assert answer.cost_nano_usd > 0
 
 
-async def test_identity_goes_on_to_inference(mesh: _Mesh):
-    """The engine's side knows for whom it works."""
+async def test_identity_is_passed_to_inference(mesh: _Mesh):
+    """Inference gets the tenant and the user of the request."""
     await _embed(mesh.cache, _new("a"))
     assert mesh.peers.inference.metadata["x-headrace-tenant"] == "acme"
     assert mesh.peers.inference.metadata["x-headrace-user"] == "ann"
 
 
-async def test_a_cancelled_leader_strands_nobody(mesh: _Mesh):
-    """The client that began a computation goes away; the others get it, computed once."""
+async def test_cancelling_the_first_request_does_not_affect_the_others(mesh: _Mesh):
+    """The others get the vectors of the same computation."""
     inference = mesh.peers.inference
-    inference.open.clear()
+    inference.unblocked.clear()
     texts = _new("a", "b")
-    joined = 'headrace_embedding_cache_answered_texts_total{source="joined"}'
-    joined_before = (await _metrics(mesh.cache))[joined]
+    joined_metric = 'headrace_embedding_cache_answered_texts_total{source="joined"}'
+    joined_before = (await _metrics(mesh.cache))[joined_metric]
 
-    async def all_have_joined() -> bool:
-        return (await _metrics(mesh.cache))[joined] - joined_before == 2 * len(followers)
+    async def all_joined() -> bool:
+        return (await _metrics(mesh.cache))[joined_metric] - joined_before == 2 * len(
+            joined_requests
+        )
 
     request = embedding_pb2.EmbedRequest(model="minilm", texts=texts)
-    leader = mesh.cache.stub.Embed(request, metadata=ANN.metadata())
+    first_request = mesh.cache.stub.Embed(request, metadata=ANN.metadata())
     await eventually(lambda: len(inference.batches) == 1)
-    followers = [asyncio.create_task(_embed(mesh.cache, texts)) for _ in range(20)]
-    await eventually(all_have_joined)
-    leader.cancel()
-    inference.open.set()
-    answers = await asyncio.gather(*followers)
+    joined_requests = [asyncio.create_task(_embed(mesh.cache, texts)) for _ in range(20)]
+    await eventually(all_joined)
+    first_request.cancel()
+    inference.unblocked.set()
+    answers = await asyncio.gather(*joined_requests)
     assert all(
         [list(item.values) for item in answer.embeddings] == list(map(vector_of, texts))
         for answer in answers
@@ -198,10 +200,10 @@ async def _metrics(cache: EmbeddingCache) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-async def test_clients_that_all_go_away_free_the_engine(mesh: _Mesh):
-    """When nobody waits any more, the call to inference is cancelled."""
+async def test_a_computation_is_cancelled_when_all_clients_cancel(mesh: _Mesh):
+    """The call to inference ends when no request waits for it."""
     inference = mesh.peers.inference
-    inference.open.clear()
+    inference.unblocked.clear()
     texts = _new("a")
     request = embedding_pb2.EmbedRequest(model="minilm", texts=texts)
     calls = [mesh.cache.stub.Embed(request, metadata=ANN.metadata()) for _ in range(3)]
@@ -209,12 +211,12 @@ async def test_clients_that_all_go_away_free_the_engine(mesh: _Mesh):
     for call in calls:
         call.cancel()
     await eventually(lambda: inference.cancelled == 1)
-    inference.open.set()
+    inference.unblocked.set()
     assert (await _embed(mesh.cache, texts)).hit_count == 0
 
 
-async def test_a_failed_computation_is_told_as_it_is_and_not_kept(mesh: _Mesh):
-    """The engine's own error comes through, for all who wait; the next request is answered."""
+async def test_a_failure_is_passed_on_unchanged_and_not_cached(mesh: _Mesh):
+    """All waiting requests get the error of inference; the next request is answered."""
     inference = mesh.peers.inference
     inference.error = Unavailable(
         "triton-0 died", reason="BACKEND_FAILED", metadata={"backend": "triton-0"}
@@ -229,8 +231,8 @@ async def test_a_failed_computation_is_told_as_it_is_and_not_kept(mesh: _Mesh):
     assert (await _embed(mesh.cache, texts)).hit_count == 0
 
 
-async def test_vectors_of_another_artifact_are_not_taken(mesh: _Mesh):
-    """What another artifact computed is neither answered nor kept under this one's digest."""
+async def test_vectors_of_another_artifact_are_refused(mesh: _Mesh):
+    """They are neither returned nor cached under the routed digest."""
     mesh.peers.inference.digest = "sha256:" + "00" * 32
     texts = _new("a")
     with pytest.raises(Unavailable) as caught:
@@ -242,7 +244,7 @@ async def test_vectors_of_another_artifact_are_not_taken(mesh: _Mesh):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "code", "reason", "field"),
+    ("invalid", "code", "reason", "field"),
     [
         ({"model": "gpt-9"}, "NOT_FOUND", "MODEL_NOT_FOUND", None),
         ({"model": ""}, "NOT_FOUND", "MODEL_NOT_FOUND", None),
@@ -255,13 +257,13 @@ async def test_vectors_of_another_artifact_are_not_taken(mesh: _Mesh):
         ({"request_id": "7"}, "INVALID_ARGUMENT", "INVALID_FIELD", "request_id"),
     ],
 )
-async def test_a_wrong_request_is_told_what_is_wrong(
-    mesh: _Mesh, wrong: dict[str, object], code: str, reason: str, field: str | None
+async def test_an_invalid_request_gets_a_specific_error(
+    mesh: _Mesh, invalid: dict[str, object], code: str, reason: str, field: str | None
 ):
-    """Each mistake has its status, its reason and, where there is one, its field."""
+    """Each error has its status, its reason and, if there is one, its field."""
     events_before = (await mesh.js.stream_info(USAGE.name)).state.last_seq
     with pytest.raises(HeadraceError) as caught:
-        await _embed(mesh.cache, **{"texts": ["a"], **wrong})  # type: ignore[arg-type]  # mixed on purpose
+        await _embed(mesh.cache, **{"texts": ["a"], **invalid})  # type: ignore[arg-type]  # values of several types
     error = caught.value
     assert (error.code, error.reason) == (code, reason)
     assert [name for name, _ in error.field_violations] == ([field] if field else [])
@@ -272,51 +274,51 @@ async def test_a_wrong_request_is_told_what_is_wrong(
 
 
 async def test_a_call_without_identity_is_refused(mesh: _Mesh):
-    """Nobody is served for whom nobody would pay."""
+    """Without a tenant, no one could be billed."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await mesh.cache.stub.Embed(embedding_pb2.EmbedRequest(model="minilm", texts=["a"]))
     assert from_rpc_error(caught.value).reason == "TOKEN_INVALID"
 
 
-async def test_the_log_knows_inputs_by_their_hash_only(mesh: _Mesh):
-    """Equal inputs are seen to be equal; the inputs themselves are nowhere."""
+async def test_the_log_has_hashes_instead_of_inputs(mesh: _Mesh):
+    """Equal inputs have equal hashes; the inputs are not in the log."""
     (secret,) = _new("secret")
     for _ in range(2):
         await _embed(mesh.cache, [secret])
     await _embed(mesh.cache, _new("other"))
 
-    def told() -> list[dict[str, Any]]:
+    def last_entries() -> list[dict[str, Any]]:
         return [e for e in mesh.cache.lines if e["event"] == "embedded"][-3:]
 
-    def hashes_tell() -> bool:
-        hashes = [entry["input_hash"] for entry in told()]
+    def hashes_match() -> bool:
+        hashes = [entry["input_hash"] for entry in last_entries()]
         return len(hashes) == 3 and hashes[0] == hashes[1] != hashes[2]
 
-    await eventually(hashes_tell)
-    one, *_ = told()
+    await eventually(hashes_match)
+    one, *_ = last_entries()
     assert (one["tenant"], one["model_version"]) == ("acme", "models/minilm/versions/1.0.0")
     assert len(one["trace_id"]) == 32
     assert secret not in str(mesh.cache.lines)
 
 
-async def test_metrics_tell_hits_misses_and_size(mesh: _Mesh):
-    """What an operator asks of a cache is in the process's metrics."""
+async def test_metrics_have_hits_misses_and_size(mesh: _Mesh):
+    """The metrics count texts by source, vectors, bytes and requests."""
     name = "headrace_embedding_cache_"
     before = await _metrics(mesh.cache)
     a, b = _new("a", "b")
     await _embed(mesh.cache, [a, b, a])
     await _embed(mesh.cache, [a])
     after = await _metrics(mesh.cache)
-    grown = {key: after[key] - before.get(key, 0.0) for key in after}
+    increase = {key: after[key] - before.get(key, 0.0) for key in after}
     answered = {
-        source: grown[f'{name}answered_texts_total{{source="{source}"}}']
+        source: increase[f'{name}answered_texts_total{{source="{source}"}}']
         for source in ("cache", "joined", "repeated", "computed")
     }
     assert answered == {"cache": 1, "joined": 0, "repeated": 1, "computed": 2}
-    assert grown[f"{name}size_vectors"] == 2
+    assert increase[f"{name}size_vectors"] == 2
     assert 0 < after[f"{name}size_bytes"] < after[f"{name}limit_bytes"]
     assert after[f"{name}in_flight_texts"] == 0
     durations = [
-        key for key in grown if key.startswith("gen_ai_server_request_duration_seconds_count")
+        key for key in increase if key.startswith("gen_ai_server_request_duration_seconds_count")
     ]
-    assert sum(grown[key] for key in durations) == 2
+    assert sum(increase[key] for key in durations) == 2

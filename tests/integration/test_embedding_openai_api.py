@@ -38,7 +38,7 @@ class _Mesh:
     http: aiohttp.ClientSession
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Posts a body unchanged; returns status and body of the response."""
+        """Posts a body unchanged; returns the status and the body of the response."""
         headers = {**self.edge.bearer(), "content-type": "application/json"}
         async with self.http.post("/v1/embeddings", data=body, headers=headers) as answer:
             return answer.status, await answer.read()
@@ -71,7 +71,7 @@ def _float32(values: list[float]) -> list[float]:
     return list(floats.unpack(floats.pack(*values)))
 
 
-async def test_the_openai_client_gets_its_vectors(mesh: _Mesh):
+async def test_the_openai_client_gets_vectors(mesh: _Mesh):
     """One text or many, in the client's default encoding (base64) or as floats."""
     texts = [f"{word} {uuid.uuid4()}" for word in ("a", "b b")]
     one = await mesh.client.embeddings.create(model="minilm", input=texts[0])
@@ -88,13 +88,13 @@ async def test_the_openai_client_gets_its_vectors(mesh: _Mesh):
     assert many.model == "minilm@1.0.0"
     assert many.usage.prompt_tokens == many.usage.total_tokens == sum(map(tokens_of, texts))
     assert many.model_extra is not None
-    told = many.model_extra["headrace"]
-    assert (told["artifact_digest"], told["hit_count"]) == (DIGEST, 1)
-    assert told["cost_nano_usd"] > 0
-    assert len(told["trace_id"]) == 32
+    origin = many.model_extra["headrace"]
+    assert (origin["artifact_digest"], origin["hit_count"]) == (DIGEST, 1)
+    assert origin["cost_nano_usd"] > 0
+    assert len(origin["trace_id"]) == 32
 
 
-async def test_the_largest_request_is_answered_in_both_formats(mesh: _Mesh):
+async def test_the_largest_request_works_in_both_formats(mesh: _Mesh):
     """Request and response pass the edge."""
     texts = [f"{number} {uuid.uuid4()}" for number in range(MAX_TEXTS)]
     for encoding in ("base64", "float"):
@@ -105,7 +105,7 @@ async def test_the_largest_request_is_answered_in_both_formats(mesh: _Mesh):
 
 
 async def test_base64_is_little_endian_float32(mesh: _Mesh):
-    """As clients decode it."""
+    """This is how clients decode it."""
     body = {"model": "minilm", "input": "a", "encoding_format": "base64"}
     status, answer = await mesh.post(json.dumps(body).encode())
     assert status == 200
@@ -115,7 +115,7 @@ async def test_base64_is_little_endian_float32(mesh: _Mesh):
 
 
 async def test_an_unknown_model_is_a_not_found_error(mesh: _Mesh):
-    """The client raises its own class, with our code."""
+    """The client raises `NotFoundError` with the code of Headrace."""
     with pytest.raises(openai.NotFoundError) as caught:
         await mesh.client.embeddings.create(model="gpt-9", input="a")
     assert (caught.value.code, caught.value.type) == ("model_not_found", "not_found_error")
@@ -135,7 +135,7 @@ async def test_an_unknown_model_is_a_not_found_error(mesh: _Mesh):
         ({"model": "minilm", "input": "a", "encoding_format": "int8"}, "encoding_format"),
     ],
 )
-async def test_a_wrong_field_is_named_in_openais_shape(
+async def test_an_invalid_field_is_named_in_openais_format(
     mesh: _Mesh, body: dict[str, object], param: str
 ):
     """Status 400, with the member in `param`."""
@@ -145,7 +145,7 @@ async def test_a_wrong_field_is_named_in_openais_shape(
     assert error["message"]
 
 
-async def test_a_body_that_is_not_json_is_the_callers_error(mesh: _Mesh):
+async def test_invalid_json_is_an_error_of_the_caller(mesh: _Mesh):
     """Status 400, not 500."""
     status, answer = await mesh.post(b'{"model": "minilm", "input": "a')
     assert status == 400
@@ -153,6 +153,6 @@ async def test_a_body_that_is_not_json_is_the_callers_error(mesh: _Mesh):
 
 
 async def test_a_wrong_token_is_refused(mesh: _Mesh):
-    """The client raises its own class."""
+    """The client raises `AuthenticationError`."""
     with pytest.raises(openai.AuthenticationError):
         await mesh.client.with_options(api_key="wrong").embeddings.create(model="minilm", input="a")

@@ -1,4 +1,4 @@
-"""The embedding cache while what it depends on is away."""
+"""The embedding cache while its dependencies are down."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def _serves(cache: EmbeddingCache) -> bool:
 async def test_it_waits_for_routes_and_prices_and_then_serves(
     tmp_path: Path, nats_server: NatsServer
 ):
-    """Started first of all, it says what it waits for, and serves as soon as it comes."""
+    """Started before its dependencies, it is not ready, and serves once they push snapshots."""
     address = f"127.0.0.1:{free_port()}"
     async with running_embedding_cache(
         tmp_path, peers_address=address, nats_url=nats_server.url
@@ -71,8 +71,8 @@ async def test_it_waits_for_routes_and_prices_and_then_serves(
             assert (await _embed(cache, "a")).hit_count == 0
 
 
-async def test_without_its_peers_hits_are_answered(tmp_path: Path, nats_server: NatsServer):
-    """Router, cost and inference go away: what is in memory is still served, and priced."""
+async def test_hits_are_answered_while_all_peers_are_down(tmp_path: Path, nats_server: NatsServer):
+    """Without router, cost and inference, cached vectors are still served and priced."""
     address = f"127.0.0.1:{free_port()}"
     async with running_embedding_cache(
         tmp_path, peers_address=address, nats_url=nats_server.url
@@ -98,8 +98,8 @@ async def _answers(cache: EmbeddingCache, text: str) -> bool:
     return True
 
 
-async def test_a_restart_of_nats_is_waited_out(tmp_path: Path, nats_server: NatsServer):
-    """No answer leaves before its usage is stored, and a short outage is not an error."""
+async def test_requests_wait_for_a_restart_of_nats(tmp_path: Path, nats_server: NatsServer):
+    """No answer is sent before its usage is stored, and a short outage is not an error."""
     async with (
         serving_peers(Peers()) as address,
         running_embedding_cache(tmp_path, peers_address=address, nats_url=nats_server.url) as cache,
@@ -119,10 +119,10 @@ async def test_a_restart_of_nats_is_waited_out(tmp_path: Path, nats_server: Nats
         assert state.messages == 2
 
 
-async def test_a_full_cache_forgets_what_was_used_longest_ago(
+async def test_a_full_cache_evicts_the_least_recently_used_vectors(
     tmp_path: Path, nats_server: NatsServer
 ):
-    """The memory that a setting allows is not exceeded, and everything is still answered."""
+    """The configured limit of memory holds, and all texts are still answered."""
     peers = Peers()
     async with (
         serving_peers(peers) as address,
@@ -140,8 +140,8 @@ async def test_a_full_cache_forgets_what_was_used_longest_ago(
         assert (await _embed(cache, "0")).hit_count == 0
 
 
-async def test_what_is_under_way_is_limited(tmp_path: Path, nats_server: NatsServer):
-    """Beyond the limit a request is refused at once, with when to come again."""
+async def test_concurrent_computations_are_limited(tmp_path: Path, nats_server: NatsServer):
+    """Beyond the limit a request is refused at once, with a time to retry."""
     peers = Peers()
     async with (
         serving_peers(peers) as address,
@@ -153,20 +153,20 @@ async def test_what_is_under_way_is_limited(tmp_path: Path, nats_server: NatsSer
         ) as cache,
     ):
         await eventually(lambda: _serves(cache))
-        peers.inference.open.clear()
-        running = asyncio.create_task(_embed(cache, "a", "b"))
+        peers.inference.unblocked.clear()
+        computing = asyncio.create_task(_embed(cache, "a", "b"))
         await eventually(lambda: len(peers.inference.batches) == 1)
         with pytest.raises(HeadraceError) as caught:
             await _embed(cache, "c")
         assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
         assert caught.value.retry_after_seconds is not None
-        peers.inference.open.set()
-        assert (await running).hit_count == 0
+        peers.inference.unblocked.set()
+        assert (await computing).hit_count == 0
 
 
 @pytest.mark.parametrize("ready", [True, False])
-async def test_sigterm_ends_it_in_good_order(tmp_path: Path, nats_server: NatsServer, ready: bool):
-    """Told to end, it ends with status 0, also while it still waits for its first snapshot."""
+async def test_sigterm_stops_it_cleanly(tmp_path: Path, nats_server: NatsServer, ready: bool):
+    """It exits with status 0, also while it waits for its first snapshot."""
     peers_address = f"127.0.0.1:{free_port()}"
     async with running_embedding_cache(
         tmp_path, peers_address=peers_address, nats_url=nats_server.url

@@ -92,12 +92,12 @@ async def _handle(call: HttpCall) -> None:
         call.respond(call.body, content_type=TEXT)
 
 
-async def _send(service: HttpService, pieces: list[bytes]) -> bytes:
+async def _send(service: HttpService, parts: list[bytes]) -> bytes:
     """Sends bytes on a connection of their own; returns all that comes back."""
     received = b""
     async with service.caller() as caller:
-        for piece in pieces:
-            caller.writer.write(piece)
+        for part in parts:
+            caller.writer.write(part)
             await asyncio.sleep(0)
         for _ in range(3):  # it may take a turn of the loop until a request is started
             await asyncio.sleep(0.001)
@@ -119,14 +119,14 @@ async def test_any_bytes_are_answered_or_refused(data: bytes, cuts: list[float])
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     ends = sorted({int(cut * len(data)) for cut in cuts} | {len(data)})
-    pieces = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    parts = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     service = HttpService()
     service.handle = _handle
     service.server._drain_seconds = 0
     await service.server.start()
     try:
         async with asyncio.timeout(10):
-            received = await _send(service, pieces)
+            received = await _send(service, parts)
             async with service.caller() as caller:
                 caller.writer.write(post(b"good"))
                 assert await answer(caller) == (200, b"good")

@@ -186,7 +186,7 @@ async def test_the_identity_comes_from_the_token(mesh: ScriptedMesh) -> None:
         yield _delta(f"{identity.tenant} {identity.user} {sorted(identity.scopes)}")
 
     mesh.inference.generate = generate
-    assert await _texts(_generate(mesh)) == ["acme ann ['infer', 'read']"]
+    assert await _texts(_generate(mesh)) == ["acme ann ['admin', 'infer', 'read']"]
 
 
 @pytest.mark.parametrize("started", [False, True])

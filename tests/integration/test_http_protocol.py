@@ -47,9 +47,9 @@ def _message(body: bytes) -> str:
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_a_request_for_an_upgrade_is_answered_as_http_1_1(caller, request_bytes, at_once):
     """A server may ignore `Upgrade`. The body belongs to the request, not to the next one."""
-    pieces = [request_bytes, post(b"next")] if at_once else []
-    for piece in pieces or [bytes([byte]) for byte in request_bytes + post(b"next")]:
-        caller.writer.write(piece)
+    parts = [request_bytes, post(b"next")] if at_once else []
+    for part in parts or [bytes([byte]) for byte in request_bytes + post(b"next")]:
+        caller.writer.write(part)
     assert await answer(caller) == (200, b"abc")
     assert await answer(caller) == (200, b"next")
 
@@ -69,7 +69,7 @@ async def test_connect_opens_no_tunnel(caller):
 
 
 async def test_the_framing_behind_an_upgrade_is_checked_as_strictly(caller):
-    """Two lengths contradict each other, whoever reads them."""
+    """Two lengths contradict each other."""
     caller.writer.write(POST + _UPGRADE + b"content-length: 3\r\n" + CHUNKED + b"0\r\n\r\n")
     assert (await caller.head())[0] == 400
 
@@ -95,7 +95,7 @@ async def test_a_request_needs_a_host(caller, path):
 )
 @pytest.mark.parametrize("second", [b"same", b"other"])
 async def test_a_header_with_one_value_must_not_be_repeated(service, caller, name, second):
-    """Joined, the two would be a tenant, a deadline or a trace that nobody named."""
+    """Joined, the two would be a tenant, a deadline or a trace that no one sent."""
     handled = []
 
     async def handle(call: HttpCall) -> None:

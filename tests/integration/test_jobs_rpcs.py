@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -22,10 +21,8 @@ from libs.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     Unauthenticated,
 )
-from libs.rpc.identity import Identity
 from libs.rpc.status import headrace_errors, to_status
 from tests.support.jobs import (
     ANN,
@@ -44,6 +41,7 @@ from tests.support.jobs import (
     job_bus,
     reason_of,
     result,
+    user,
 )
 from tests.support.nats import running_nats
 from tests.support.service import running_service
@@ -146,7 +144,7 @@ async def test_tenants_see_their_own_jobs(client: JobClient) -> None:
     assert caught.value.metadata == {"resource": job.name}
     with pytest.raises(NotFound), headrace_errors():
         await anext(client.watch(job.name, who=EVE))
-    assert await client.get(job.name, who=Identity("acme", "ben")) == job
+    assert await client.get(job.name, who=user("acme", "ben")) == job
 
 
 @pytest.mark.parametrize("name", ["", "jobs/", "jobs/7", "models/smollm2"])
@@ -237,7 +235,7 @@ async def test_a_client_that_cancels_stops_watching(client: JobClient) -> None:
     calls = []
     for _ in range(5):
         call = client.stub.WatchJob(
-            jobs_pb2.WatchJobRequest(name=job.name), metadata=Identity("acme", "ann").metadata()
+            jobs_pb2.WatchJobRequest(name=job.name), metadata=ANN.metadata()
         )
         await anext(aiter(call))
         calls.append(call)
@@ -327,7 +325,7 @@ async def test_views_say_how_much_of_a_job_is_returned(client: JobClient, bus: B
 
 async def test_a_tenant_lists_its_jobs_page_by_page(client: JobClient) -> None:
     """The newest first, each once, also where jobs are submitted meanwhile."""
-    zoe = Identity("zebra", "zoe", frozenset({"infer"}))
+    zoe = user("zebra", "zoe")
     submitted = [await client.submit(generation(), who=zoe) for _ in range(5)]
     names: list[str] = []
     token = ""
@@ -338,12 +336,12 @@ async def test_a_tenant_lists_its_jobs_page_by_page(client: JobClient) -> None:
         token = page.next_page_token
         await client.submit(generation(), who=zoe)
     assert names == [job.name for job in reversed(submitted)]
-    assert list((await client.list(who=Identity("nobody", "n"))).jobs) == []
+    assert list((await client.list(who=user("nobody", "n"))).jobs) == []
 
 
 async def test_a_list_is_filtered_by_state(client: JobClient) -> None:
     """By the name of the enum's value."""
-    who = Identity("filters", "fay", frozenset({"infer"}))
+    who = user("filters", "fay")
     waiting, cancelled = [await client.submit(generation(), who=who) for _ in range(2)]
     await client.cancel(cancelled.name, who=who)
     for state, job in (("QUEUED", waiting), ("CANCELLED", cancelled)):
@@ -380,72 +378,3 @@ async def test_batches_are_refused(client: JobClient) -> None:
     with pytest.raises(InvalidArgument) as caught, headrace_errors():
         await client.stub.SubmitJob(request, metadata=ANN.metadata())
     assert [field for field, _ in caught.value.field_violations] == ["parent"]
-
-
-async def test_jobs_expire_and_are_deleted(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """They do not exist any more, from `expire_time` on; the id can be used again."""
-    home = tmp_path_factory.mktemp("expiry")
-    async with (
-        running_nats(tmp_path_factory.mktemp("nats")) as nats,
-        running_service(
-            "jobs",
-            home,
-            HEADRACE_NATS_URL=nats.url,
-            HEADRACE_JOB_RETENTION_SECONDS="1",
-            HEADRACE_JOB_EXPIRY_SECONDS="2",
-        ) as service,
-        service.channel() as channel,
-        job_bus(nats.url) as bus,
-    ):
-        client = JobClient(channel)
-        waiting = await client.submit(generation())
-        job = await client.submit(generation())
-        assert not job.HasField("expire_time")
-        await bus.finished(job, result=result())
-        ended = await client.ended(job.name)
-        kept = ended.expire_time.ToDatetime() - ended.update_time.ToDatetime()
-        assert kept == timedelta(seconds=1)
-        await asyncio.sleep(1)
-        for call in (client.get, client.cancel):
-            with pytest.raises(NotFound), headrace_errors():
-                await call(job.name)
-        with pytest.raises(NotFound), headrace_errors():
-            await anext(client.watch(job.name))
-        assert [listed.name for listed in (await client.list()).jobs] == [waiting.name]
-        async with asyncio.timeout(20):
-            while "expired jobs deleted" not in service.log.read_text():  # noqa: ASYNC110  # no event
-                await asyncio.sleep(0.1)
-        again = await client.submit(generation("another"), job_id=id_of(job))
-        assert again.state == QUEUED
-        assert (await client.get(waiting.name)) == waiting
-
-
-async def test_more_jobs_than_may_wait_are_refused_until_one_starts(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    """With the limit and when to retry; accepted jobs are still returned."""
-    async with (
-        running_nats(tmp_path_factory.mktemp("nats")) as nats,
-        running_service(
-            "jobs",
-            tmp_path_factory.mktemp("full"),
-            HEADRACE_NATS_URL=nats.url,
-            HEADRACE_MAX_WAITING_JOBS="2",
-        ) as service,
-        service.channel() as channel,
-        job_bus(nats.url) as bus,
-    ):
-        client = JobClient(channel)
-        first = await client.submit(generation())
-        second = await client.submit(generation())
-        with pytest.raises(ResourceExhausted) as caught, headrace_errors():
-            await client.submit(generation())
-        assert caught.value.reason == "QUEUE_FULL"
-        assert caught.value.metadata == {"queue": "jobs", "limit": "2"}
-        assert caught.value.retry_after_seconds == 5.0
-        assert await client.submit(generation(), job_id=id_of(second)) == second
-        watch = client.watch(first.name)
-        await anext(watch)
-        await bus.started(first, 1)
-        assert (await anext(watch)).state == RUNNING
-        await client.submit(generation())

@@ -77,7 +77,7 @@ def step(outcome: Outcome) -> Step:
     return lambda job: advance(job, outcome, now=LATER, retention=RETENTION)
 
 
-async def test_the_tables_are_those_that_the_code_knows(
+async def test_the_tables_are_those_in_the_code(
     engines: tuple[AsyncEngine, AsyncEngine],
 ) -> None:
     """The migrations lead to `tables.py`: same tables, columns and indices."""

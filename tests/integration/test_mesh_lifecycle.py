@@ -71,7 +71,7 @@ def test_status_shows_all_processes_and_deployments(mesh: RunningMesh):
     assert all(p["version"] != "?" and p["name"] in table.stdout for p in status["processes"])
     deployed = {d["model_version"]: d["backends"] for d in status["deployments"]}
     assert {"smollm2@1.0.0", "minilm@1.0.0"} <= set(deployed)
-    assert deployed["minilm@1.0.0"] == [{"id": "triton-0", "state": "ready"}]
+    assert deployed["minilm@1.0.0"] == [{"id": "triton-0", "state": "ready", "message": ""}]
     assert "minilm@1.0.0" in table.stdout
 
 

@@ -93,7 +93,7 @@ async def generate(
 
 
 async def test_an_answer_streams_token_by_token(mesh: RunningMesh, channel: grpc.aio.Channel):
-    """Tokens come as the model makes them, then one final message that tells everything."""
+    """Tokens come as the model makes them, then one final message with usage, cost and version."""
     request = ask("Why is the sky blue?", request_id=str(uuid.uuid4()))
 
     streamed = await generate(channel, request, mesh.metadata())
@@ -313,10 +313,10 @@ async def test_the_router_explains(mesh: RunningMesh, channel: grpc.aio.Channel)
     assert [backend.id for backend in answer.backends] == ["triton-0"]
 
 
-async def test_one_trace_goes_from_the_edge_to_the_ledger(
+async def test_one_trace_spans_edge_to_ledger(
     mesh: RunningMesh, channel: grpc.aio.Channel, collector: CollectorThread
 ):
-    """Every hop of a job is in the trace that the edge began, over NATS too."""
+    """Every hop of a job is in the trace that the edge started, also over NATS."""
     trace_id = uuid.uuid4().hex
     metadata = (*mesh.metadata(), ("traceparent", f"00-{trace_id}-{'1' * 16}-01"))
     request = jobs_pb2.SubmitJobRequest(
@@ -325,20 +325,18 @@ async def test_one_trace_goes_from_the_edge_to_the_ledger(
     await jobs_pb2_grpc.JobServiceStub(channel).SubmitJob(request, metadata=metadata)
     hops = {"headrace-edge", "jobs", "worker", "inference", "cost"}
 
-    def is_whole(spans: list[CollectedSpan]) -> bool:
-        ours = [span for span in spans if span.trace_id == trace_id]
-        ids = {span.span_id for span in ours} | {"1" * 16}
+    def is_complete(spans: list[CollectedSpan]) -> bool:
+        own_spans = [span for span in spans if span.trace_id == trace_id]
+        ids = {span.span_id for span in own_spans} | {"1" * 16}
         # Parents end, and are exported, after their children.
-        return hops <= {span.service for span in ours} and ids >= {
-            span.parent_span_id for span in ours
+        return hops <= {span.service for span in own_spans} and ids >= {
+            span.parent_span_id for span in own_spans
         }
 
-    await collector.wait_for(is_whole)
+    await collector.wait_for(is_complete)
 
 
-async def test_logs_tell_of_requests_but_not_what_they_say(
-    mesh: RunningMesh, channel: grpc.aio.Channel
-):
+async def test_logs_have_requests_but_not_their_texts(mesh: RunningMesh, channel: grpc.aio.Channel):
     """The line of a request has its trace, tenant and version; no log has its text."""
     secret = f"xyzzy{uuid.uuid4().hex}"
     streamed = await generate(channel, ask(f"Repeat: {secret}"), mesh.metadata())

@@ -210,7 +210,7 @@ async def test_a_file_that_changed_on_the_disk_is_not_served(pool, tmp_path):
     assert await ask(pool.triton, backend.triton.model) == 6
 
 
-async def test_what_nobody_deployed_is_unloaded(pool, tmp_path):
+async def test_versions_without_a_deployment_are_unloaded(pool, tmp_path):
     """Also what something else loaded, or before the agent was started."""
     await pool.agent.kill()
     pool.triton.link_model("minilm", name="stranger")

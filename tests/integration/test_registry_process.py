@@ -121,7 +121,7 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path):
             assert await registry.download(digest) == artifact()
 
 
-async def test_a_watch_goes_on_over_restarts_with_growing_revisions(tmp_path):
+async def test_a_watch_continues_over_restarts_with_growing_revisions(tmp_path):
     """A watch ends up with the newest state, whether the registry was killed or stopped."""
     sent: list[internal_pb.WatchDeploymentsResponse] = []
     async with running_service("registry", tmp_path) as service, service.channel() as channel:

@@ -20,7 +20,8 @@ from tests.support.registry import (
     ADMIN,
     CHAT,
     EMBEDDING,
-    INTERNAL,
+    OPERATOR,
+    SERVICE,
     USER,
     artifact,
     backend,
@@ -226,9 +227,9 @@ async def test_only_admins_see_the_provider_of_a_version(registry):
         (listed,) = (await registry.stub.ListModelVersions(listing, metadata=USER)).model_versions
         assert listed == found
     get.view = listing.view = pb.MODEL_VERSION_VIEW_FULL
-    full = (await registry.stub.GetModelVersion(get, metadata=ADMIN)).model_version
+    full = (await registry.stub.GetModelVersion(get, metadata=OPERATOR)).model_version
     assert full.provider == backend_pb2.ProviderTarget(**provider)
-    (listed,) = (await registry.stub.ListModelVersions(listing, metadata=ADMIN)).model_versions
+    (listed,) = (await registry.stub.ListModelVersions(listing, metadata=OPERATOR)).model_versions
     assert listed == full
     for call in (
         registry.stub.GetModelVersion(get, metadata=USER),
@@ -316,11 +317,11 @@ async def test_changes_need_the_scope_admin(registry, method, request_type):
     assert raised.value.reason == "SCOPE_MISSING"
     assert raised.value.metadata == {"scope": "admin"}
     with pytest.raises(Unauthenticated), headrace_errors():
-        await call(request_type())
+        await call(request_type(), metadata=())
 
 
 async def test_users_cannot_call_what_only_the_mesh_may(registry):
-    """Not even operators: the edge has no route to these RPCs, and services need no token."""
+    """Not even operators: no token has the scope, and the edge has no route to these RPCs."""
     digest = await registry.register("smollm2", "1.0.0")
     await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
     for metadata in (USER, ADMIN):
@@ -334,5 +335,4 @@ async def test_users_cannot_call_what_only_the_mesh_may(registry):
             with pytest.raises(PermissionDenied) as raised, headrace_errors():
                 await call
             assert raised.value.metadata == {"scope": "internal"}
-    for service in (None, INTERNAL):
-        assert await registry.download(digest, metadata=service) == artifact(CHAT)
+    assert await registry.download(digest, metadata=SERVICE) == artifact(CHAT)

@@ -71,7 +71,7 @@ async def test_an_update_that_changes_nothing_keeps_everything(deployed):
 
 
 async def test_a_stale_etag_changes_nothing(deployed):
-    """Whoever read an older spec reads it again before it is replaced."""
+    """A client with an older spec must read it again before replacing it."""
     stale = (await deployed.get(NAME)).etag
     after = await deployed.update(NAME, version=NEW, etag=stale)
     with pytest.raises(Aborted) as raised, headrace_errors():

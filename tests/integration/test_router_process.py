@@ -17,7 +17,7 @@ from libs.clock import SystemClock
 from libs.errors import NotFound, Unavailable
 from libs.rpc.status import headrace_errors
 from libs.rpc.watch import SnapshotWatch
-from tests.support.registry import RegistryClient, backend, ready_backend
+from tests.support.registry import SERVICE, USER, RegistryClient, backend, ready_backend
 from tests.support.service import RunningService, running_service
 
 pytestmark = pytest.mark.integration
@@ -59,7 +59,7 @@ class Mesh:
         async with self.router.channel() as channel:
             with headrace_errors():
                 answer = await router_pb2_grpc.RouterServiceStub(channel).Route(
-                    router_pb2.RouteRequest(model=model), timeout=5
+                    router_pb2.RouteRequest(model=model), metadata=USER, timeout=5
                 )
         assert isinstance(answer, router_pb2.RouteResponse)
         return answer
@@ -74,7 +74,9 @@ class Reader:
         stub = router_internal_pb2_grpc.RouterInternalServiceStub(self._channel)
         self._watch = SnapshotWatch(
             "router",
-            open_stream=lambda: stub.WatchRoutes(router_internal_pb2.WatchRoutesRequest()),
+            open_stream=lambda: stub.WatchRoutes(
+                router_internal_pb2.WatchRoutesRequest(), metadata=SERVICE
+            ),
             on_snapshot=self._take,
             clock=SystemClock(),
         )

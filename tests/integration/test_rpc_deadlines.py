@@ -103,7 +103,7 @@ async def test_the_callee_says_that_the_deadline_passed(kind, traced, monkeypatc
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_cancelled_call_ends_the_work(kind, traced):
-    """Nobody would read its result."""
+    """Its result would not be read."""
     work = Work()
     async with handled_by(traced, **work.handlers()) as calls:
         call = start(calls, kind)

@@ -43,7 +43,7 @@ async def test_a_call_without_identity_is_refused():
 
 @pytest.mark.parametrize("key", [key for key, _ in _CALLER])
 async def test_an_identity_that_is_repeated_is_refused(key):
-    """Otherwise the last value would win, whoever added it."""
+    """Otherwise the last value would be used, even one added by a client."""
     async with handled_by(unary_unary=_who) as calls:
         with pytest.raises(InvalidArgument) as raised, headrace_errors():
             await calls.unary_unary(value(""), metadata=(*_CALLER, (key, "victim")))

@@ -72,7 +72,7 @@ async def test_concurrent_streams_share_batches(channel):
     assert all(answer.chunks[0].at_seconds < first_end for answer in answers)
 
 
-async def test_a_cached_prompt_is_told(channel):
+async def test_cached_prompt_tokens_are_reported(channel):
     """The second time the engine has the prompt already."""
     await chat(channel, f"{LONG} Twice.", max_tokens=1)
     again = await chat(channel, f"{LONG} Twice.", max_tokens=1)
@@ -80,8 +80,8 @@ async def test_a_cached_prompt_is_told(channel):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
-async def test_a_greedy_answer_goes_on_as_if_never_cut(channel, cut):
-    """What was delivered and what a resumed run adds are the whole, by ids and by text."""
+async def test_a_resumed_greedy_answer_equals_the_uninterrupted_one(channel, cut):
+    """Delivered and resumed parts together are the complete answer, by IDs and by text."""
     whole = await chat(channel, LONG, max_tokens=40)
     before = whole.token_ids[:cut]
     rest = await chat(channel, LONG, max_tokens=40, resume={"pieces": before})
@@ -91,7 +91,7 @@ async def test_a_greedy_answer_goes_on_as_if_never_cut(channel, cut):
     assert rest.final["prompt_tokens"] == whole.final["prompt_tokens"]
 
 
-async def test_a_resumed_answer_may_begin_with_text(channel):
+async def test_an_answer_can_be_resumed_from_text(channel):
     """Where ids were lost, the text stands in for them."""
     whole = await chat(channel, EMOJI, max_tokens=20)
     first, second = whole.chunks[:2]
@@ -100,7 +100,7 @@ async def test_a_resumed_answer_may_begin_with_text(channel):
     assert first.text + second.text + rest.text == whole.text
 
 
-async def test_a_character_of_several_tokens_comes_whole(channel):
+async def test_a_character_of_several_tokens_is_not_divided(channel):
     """No response has half a character; all its tokens are counted."""
     answer = await chat(channel, EMOJI, max_tokens=20)
     assert "🌊" in answer.text
@@ -118,7 +118,7 @@ async def test_half_a_character_at_the_end_is_counted_and_not_sent(channel):
 async def test_a_stop_sequence_is_never_sent(channel):
     """Also one that spans tokens; the answer ends before it."""
     whole = await chat(channel, LONG, max_tokens=30)
-    stop = whole.text[20:32]  # begins and ends inside tokens
+    stop = whole.text[20:32]  # starts and ends inside tokens
     answer = await chat(channel, LONG, max_tokens=30, stop=[stop])
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert answer.final["finish_reason"] == "stop"
@@ -195,8 +195,8 @@ async def test_sampling_with_a_seed_repeats(channel):
 
 
 @pytest.mark.parametrize("cut", [3, 16, 25, 40])
-async def test_a_seeded_answer_goes_on_as_if_never_cut(channel, cut):
-    """Sampling is repeated from where its segment began; what was delivered does not come again."""
+async def test_a_resumed_seeded_answer_equals_the_uninterrupted_one(channel, cut):
+    """Sampling is repeated from the start of the segment; delivered tokens are not sent again."""
     settings = {"max_tokens": 48, "temperature": 0.8, "top_p": 0.9, "seed": 11}
     whole = await chat(channel, LONG, **settings)
     before = whole.token_ids[:cut]
@@ -206,7 +206,7 @@ async def test_a_seeded_answer_goes_on_as_if_never_cut(channel, cut):
     assert rest.final["completion_tokens"] == whole.final["completion_tokens"]
 
 
-async def test_a_seeded_answer_goes_on_behind_what_another_engine_made(channel):
+async def test_a_seeded_answer_continues_after_output_of_another_engine(channel):
     """What was delivered stands, also where this engine would have said something else."""
     whole = await chat(channel, LONG, max_tokens=20)
     before = whole.token_ids[:10]
@@ -243,7 +243,7 @@ async def test_a_cancelled_prompt_is_not_read_to_its_end(channel):
 
 
 async def test_a_full_queue_refuses(channel):
-    """Two run, two wait, the fifth is told that the queue is full."""
+    """Two run, two wait, the fifth gets QUEUE_FULL."""
     running = [stream_chat(channel, LONG, model=NARROW, max_tokens=200) for _ in range(2)]
     await asyncio.gather(*(anext(stream) for stream in running))
     waiting = [

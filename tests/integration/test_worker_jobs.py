@@ -21,7 +21,6 @@ from libs.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from libs.rpc.identity import Identity
 from libs.rpc.status import to_status
 from tests.support.job_mesh import JobMesh, job_mesh
 from tests.support.jobs import (
@@ -37,6 +36,7 @@ from tests.support.jobs import (
     generation,
     id_of,
     reason_of,
+    user,
 )
 
 # One worker for all of them.
@@ -72,7 +72,7 @@ async def client(mesh: JobMesh, models: Models) -> JobClient:
 
 async def test_a_generation_returns_the_complete_answer(client: JobClient, models: Models) -> None:
     """Text and final message, requested in the submitter's name with the job's id."""
-    job = await client.submit(generation("hi", max_tokens=5), who=Identity("acme", "zoe"))
+    job = await client.submit(generation("hi", max_tokens=5), who=user("acme", "zoe"))
     seen = [(change.state, change.attempt_count) async for change in client.watch(job.name)]
     assert seen[-2:] == [(RUNNING, 1), (SUCCEEDED, 1)]
     answer = (await client.get(job.name)).result.generate

@@ -1,4 +1,4 @@
-"""Backends, as routes have them."""
+"""Makes backends as in routes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def triton_backend(identifier: str, address: str, *, model: str = "m") -> backen
 
 
 def provider_backend(identifier: str, base_url: str, *, model: str = "m") -> backend_pb2.Backend:
-    """Makes a ready backend at a provider that needs no key."""
+    """Makes a ready backend at a provider without an API key."""
     return backend_pb2.Backend(
         status=_ready(identifier),
         provider=backend_pb2.ProviderTarget(base_url=base_url, model=model),

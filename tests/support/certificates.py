@@ -1,4 +1,4 @@
-"""An authority of the tests' own, and the certificates that it signs."""
+"""A certificate authority for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """Signs certificates; a client trusts it where a test says so."""
+    """Signs certificates; only clients with its TLS settings trust it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,11 +28,11 @@ class Authority:
         return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def trusted(self) -> ssl.SSLContext:
-        """Returns the TLS settings of a client that trusts no other authority."""
+        """Returns the TLS settings of a client that trusts only this authority."""
         return ssl.create_default_context(cadata=self.pem())
 
     def server(self, *, names: tuple[str, ...] = (), address: str = "") -> ssl.SSLContext:
-        """Returns what a server needs that has these names, or this address."""
+        """Returns the TLS settings of a server with these names, or this address."""
         key = ec.generate_private_key(ec.SECP256R1())
         named: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         if address:

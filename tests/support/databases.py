@@ -1,4 +1,4 @@
-"""Empty databases, one for each test, on a server that all tests of a module share."""
+"""Creates an empty database for each test, on a server that the tests of a module share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATABASES = ("sqlite", "postgresql")
 
 @asynccontextmanager
 async def shared_postgres() -> AsyncIterator[str]:
-    """Yields the URL of a server, or an empty one where PostgreSQL is not installed."""
+    """Yields the URL of a server, or an empty string if PostgreSQL is not installed."""
     if binaries() is None:
         yield ""
         return
@@ -26,7 +26,7 @@ async def shared_postgres() -> AsyncIterator[str]:
 
 
 async def empty_database(kind: str, *, folder: object, postgres_url: str) -> str:
-    """Returns the URL of a database of that kind; skips the test where there is none."""
+    """Returns the URL of an empty database; skips the test if its server is not installed."""
     if kind == "sqlite":
         return f"sqlite+aiosqlite:///{folder}/test.db"
     if not postgres_url:

@@ -1,4 +1,4 @@
-"""A real Envoy with the configuration of a mesh, in front of the servers of a test."""
+"""Runs a real Envoy with the configuration of a mesh, in front of test servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 
-# Nothing listens on the discard port of the loopback: connections are refused at once.
+# Nothing listens on the discard port of the loopback interface: connections are refused at once.
 NOWHERE = "127.0.0.1:9"
 
 
@@ -37,10 +37,10 @@ class RunningEdge:
     """An edge that accepts calls.
 
     Attributes:
-        home: the folder of its keys and files.
-        address: its `host:port` for callers.
-        admin: the URL of Envoy's admin interface.
-        log: its standard output, one line of JSON for each request.
+        home: folder of its keys and files.
+        address: `host:port` for callers.
+        admin: URL of Envoy's admin interface.
+        log: standard output, one line of JSON for each request.
     """
 
     home: Path
@@ -53,11 +53,12 @@ class RunningEdge:
         return f"http://{self.address}"
 
     def token(self, **claims: Any) -> str:
-        """Signs a token; tenant `acme` and user `ann` by default."""
-        return keys.mint_token(self.home, **{"tenant": "acme", "user": "ann", **claims})
+        """Signs a token; by default of tenant `acme` and user `ann`, with all scopes."""
+        defaults = {"tenant": "acme", "user": "ann", "scopes": "infer read admin"}
+        return keys.mint_token(self.home, **{**defaults, **claims})
 
     def bearer(self, **claims: Any) -> dict[str, str]:
-        """Returns the header of such a token, for HTTP and for gRPC."""
+        """Returns the authorization header with a token, for HTTP and gRPC."""
         return {"authorization": f"Bearer {self.token(**claims)}"}
 
     def metadata(self, **claims: Any) -> tuple[tuple[str, str], ...]:
@@ -93,7 +94,7 @@ class RunningEdge:
 async def running_edge(
     home: Path, services: Mapping[str, Sequence[str]], **settings: Any
 ) -> AsyncIterator[RunningEdge]:
-    """Runs an edge on free ports. Clusters without an address here refuse connections."""
+    """Runs an edge on free ports. Clusters without an address refuse connections."""
     edge = Edge(
         folder=home / "run",
         jwt_issuer=keys.ISSUER,
@@ -131,7 +132,7 @@ async def serving(
     address: str = "127.0.0.1:0",
     scope_of: Callable[[str], str] = required_scope,
 ) -> AsyncIterator[str]:
-    """Runs a gRPC server as in the mesh and yields its `host:port`."""
+    """Runs a gRPC server with the interceptors of the mesh; yields its `host:port`."""
     server = RpcServer(address, clock=SystemClock(), scope_of=scope_of)
     for each in register:
         each(server.grpc)
@@ -168,7 +169,7 @@ async def serving_http(
 
 
 async def _ready(process: asyncio.subprocess.Process, admin_file: Path) -> tuple[str, str]:
-    """Returns the URL of the admin interface and the address of the listener, once it is live."""
+    """Returns the URL of the admin interface and the address of the listener, once live."""
     async with aiohttp.ClientSession() as http:
         while process.returncode is None:
             with suppress(OSError, aiohttp.ClientError):

@@ -1,4 +1,4 @@
-"""The embedding cache as a process of its own, and small real services for it to talk to."""
+"""Runs the embedding cache as a process, with fake services as its dependencies."""
 
 from __future__ import annotations
 
@@ -47,39 +47,40 @@ PRICE = cost_pb2.Price(
         ),
     ],
 )
-ANN = Identity("acme", "ann")
+ANN = Identity("acme", "ann", frozenset({"infer"}))
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 _ROOT = Path(__file__).parents[2]
 
 
 def vector_of(text: str) -> list[float]:
-    """Returns the vector that the engine here gives a text: exact float32, from its digest."""
+    """Returns the vector that `Inference` computes for a text: exact float32, from its digest."""
     digest = hashlib.shake_256(text.encode()).digest(DIMENSIONS)
     floats = struct.Struct(f"<{DIMENSIONS}f")
     return list(floats.unpack(floats.pack(*((byte - 127.7) / 2999 for byte in digest))))
 
 
 def tokens_of(text: str) -> int:
-    """Returns how many tokens it counts."""
+    """Returns the number of tokens that `Inference` counts."""
     return len(text.split())
 
 
 class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
-    """Computes vectors; a test can hold it, break it and see what it was asked.
+    """A fake that computes vectors; tests can block it, make it fail and read its requests.
 
     Attributes:
         batches: the model and texts of each call.
-        open: computing goes on only while set.
-        cancelled: calls that were cancelled while they were held.
-        error: raised in place of an answer.
+        unblocked: calls wait until it is set.
+        cancelled: number of calls that were cancelled while they waited.
+        error: raised instead of an answer.
+        digest: artifact digest in responses.
     """
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, list[str]]] = []
         self.metadata: dict[str, Any] = {}
-        self.open = asyncio.Event()
-        self.open.set()
+        self.unblocked = asyncio.Event()
+        self.unblocked.set()
         self.cancelled = 0
         self.error: Exception | None = None
         self.digest = DIGEST
@@ -89,7 +90,7 @@ class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
         self.batches.append((request.model, list(request.texts)))
         self.metadata = dict(context.invocation_metadata())
         try:
-            await self.open.wait()
+            await self.unblocked.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -145,14 +146,14 @@ def _route(model: str, digest: str, kind: Any, *, ready: bool) -> router_pb2.Mod
 
 
 class Peers:
-    """What the embedding cache talks to, in one server."""
+    """The dependencies of the embedding cache, in one server."""
 
     def __init__(self) -> None:
         self.inference = Inference()
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Adds all of them."""
-        # What a service does not define answers UNIMPLEMENTED.
+        """Registers all servicers."""
+        # RPCs that a fake does not implement return UNIMPLEMENTED.
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
             self.inference, server
         )
@@ -165,9 +166,9 @@ class EmbeddingCache:
     """A running process.
 
     Attributes:
-        http_address: where its HTTP server listens.
-        address: where its gRPC server listens.
-        lines: what it has logged so far.
+        http_address: address of its HTTP server.
+        address: address of its gRPC server.
+        lines: its log so far.
     """
 
     process: asyncio.subprocess.Process
@@ -182,7 +183,7 @@ class EmbeddingCache:
         return embedding_pb2_grpc.EmbeddingServiceStub(self.channel)
 
     async def read_log(self, serving_now: asyncio.Event) -> None:
-        """Keeps the log until the process ends; sets the event when it says that it serves."""
+        """Reads the log until the process ends; sets the event when the process serves."""
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             entry = json.loads(line)
@@ -192,7 +193,7 @@ class EmbeddingCache:
                 serving_now.set()
 
     async def stop(self) -> None:
-        """Ends it as the supervisor does, and by force if that takes too long."""
+        """Stops the process as the supervisor does; kills it if that takes too long."""
         if self.process.returncode is None:
             self.process.terminate()
         try:
@@ -207,7 +208,7 @@ class EmbeddingCache:
 async def running_embedding_cache(
     home: Path, *, peers_address: str, nats_url: str, **environment: str
 ) -> AsyncIterator[EmbeddingCache]:
-    """Runs `python -m services.embedding_cache` on free ports, with its state in a folder."""
+    """Runs `python -m services.embedding_cache` on free ports, with its files in `home`."""
     key_file = home / "input-hash.key"
     key_file.write_bytes(secrets.token_bytes(32))
     metrics_address, http_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
@@ -245,7 +246,7 @@ async def running_embedding_cache(
 
 
 def free_port() -> int:
-    """Returns a port that nobody has at this moment."""
+    """Returns a port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

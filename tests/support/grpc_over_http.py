@@ -1,4 +1,4 @@
-"""A gRPC method over HTTP/1.1 that a test defines, and a client that speaks as the edge does."""
+"""A gRPC method over HTTP/1.1 that a test defines, and a client like the edge."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from libs.clock import SystemClock
 from libs.http1 import Exchange
+from libs.rpc.access import OPEN
 from libs.rpc.grpc_http1 import Behavior, GrpcCall, GrpcHttp1Handler
 from tests.support.edge import serving_http
 
@@ -32,7 +33,7 @@ def framed(message: bytes, *, compressed: bool = False) -> bytes:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response; names of headers and trailers in lower case."""
+    """A response; names of headers and trailers are in lower case."""
 
     http_status: int
     headers: dict[str, str]
@@ -41,7 +42,7 @@ class Answer:
 
     @property
     def status(self) -> status_pb2.Status:
-        """The status, which is in the headers or in the trailers."""
+        """The gRPC status, from the headers or the trailers."""
         assert ("grpc-status" in self.headers) != ("grpc-status" in self.trailers)
         found = self.headers | self.trailers
         encoded = found.get("grpc-status-details-bin", "")
@@ -57,7 +58,7 @@ class Answer:
 
 
 class Caller:
-    """One connection."""
+    """A client with one connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -120,8 +121,8 @@ class Service:
     """A server with one method.
 
     Attributes:
-        handle: what it does; the test sets it.
-        answered: released after each call, when it is counted.
+        handle: handles the method; the test sets it.
+        answered: a semaphore, released after each call, when the call is counted.
     """
 
     def __init__(self) -> None:
@@ -148,7 +149,13 @@ class _Method(GrpcHttp1Handler):
 
     def __init__(self, service: Service) -> None:
         clock = SystemClock()
-        super().__init__(f"/{METHOD}", service.run, request_type=StringValue, clock=clock)
+        super().__init__(
+            f"/{METHOD}",
+            service.run,
+            request_type=StringValue,
+            clock=clock,
+            scope_of=lambda _: OPEN,
+        )
         self._service = service
 
     @override
@@ -161,19 +168,19 @@ class _Method(GrpcHttp1Handler):
 
 @asynccontextmanager
 async def serving_method() -> AsyncIterator[Service]:
-    """Runs a server on a port of the kernel's choice."""
+    """Runs a server on a free port."""
     service = Service()
     async with serving_http(grpc_methods=[_Method(service)]) as service.address:
         yield service
 
 
 async def echo(request: Message, context: GrpcCall) -> None:
-    """Writes the request."""
+    """Answers with the request."""
     await context.write(request)
 
 
 def calls_counted(status: str, method: str = METHOD) -> float:
-    """Returns how many calls ended with a status code."""
+    """Returns the number of calls that ended with a status code."""
     labels: dict[str, Any] = {"grpc_method": method, "grpc_status": status}
     return REGISTRY.get_sample_value("grpc_server_call_duration_seconds_count", labels) or 0.0
 

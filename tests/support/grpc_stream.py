@@ -1,4 +1,4 @@
-"""A client of token streams, the peers that it calls, and what tests ask of both."""
+"""A client of token streams, with peers that tests control."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ METHOD = "/test.Raw/Stream"
 
 
 @dataclass
-class Talk:
+class StreamSetup:
     """A client and the peers that it calls."""
 
     client: ServerStreamClient
     peers: Peers
 
     async def start(self, settings: bytes = frames.settings({})) -> tuple[ServerStreamCall, Peer]:
-        """Makes the first call, on stream 1; returns it with the peer, which has read it."""
+        """Makes the first call, on stream 1; returns the call and the peer, which has read it."""
         call, peer = await self.call_new_peer(b"ask", settings)
         stream_id, headers, body = await peer.request()
         assert (stream_id, headers[":path"], body) == (1, METHOD, message(b"ask"))
@@ -57,14 +57,14 @@ async def client_of(address: str) -> AsyncIterator[ServerStreamClient]:
 
 
 @asynccontextmanager
-async def talking() -> AsyncIterator[Talk]:
+async def talking() -> AsyncIterator[StreamSetup]:
     """Opens a client of peers that the test controls."""
     async with http2_peers() as peers, client_of(peers.address) as client:
-        yield Talk(client, peers)
+        yield StreamSetup(client, peers)
 
 
-def fall_silent(client: ServerStreamClient) -> None:
-    """Pretends that the peer of a client has sent nothing for a minute."""
+def make_silent(client: ServerStreamClient) -> None:
+    """Makes a client believe that its peer has sent nothing for a minute."""
     (connection,) = client._connections
     connection._last_read_seconds -= 60
 

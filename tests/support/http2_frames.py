@@ -1,4 +1,4 @@
-"""HTTP/2 frames as bytes (RFC 9113), written without the library that the tests are about."""
+"""HTTP/2 frames as bytes (RFC 9113), written independently of the library under test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PADDED = 0x8
 
 
 class FrameType(IntEnum):
-    """What a frame is."""
+    """Types of frames."""
 
     DATA = 0x0
     HEADERS = 0x1
@@ -61,7 +61,7 @@ def settings(pairs: dict[SettingCodes, int]) -> bytes:
 
 
 def window_update(stream_id: int, size: int) -> bytes:
-    """Returns a frame that opens a window; stream 0: the connection's."""
+    """Returns a frame that opens the window of a stream; stream 0 is the connection."""
     return frame(FrameType.WINDOW_UPDATE, 0, stream_id, struct.pack(">I", size))
 
 
@@ -71,12 +71,12 @@ def rst_stream(stream_id: int, code: ErrorCodes) -> bytes:
 
 
 def goaway(last_stream_id: int, code: int = 0) -> bytes:
-    """Returns the frame by which a peer refuses further streams."""
+    """Returns a frame that refuses further streams."""
     return frame(FrameType.GOAWAY, 0, 0, struct.pack(">II", last_stream_id, code) + b"why")
 
 
 def data(stream_id: int, payload: bytes, *, padding: int | None = None, end: bool = False) -> bytes:
-    """Returns a frame of a body."""
+    """Returns a DATA frame."""
     flags = end * END_STREAM
     if padding is not None:
         flags |= PADDED
@@ -85,7 +85,7 @@ def data(stream_id: int, payload: bytes, *, padding: int | None = None, end: boo
 
 
 def literal(name: str, value: str) -> bytes:
-    """Returns a header field that enters no table (RFC 7541, 6.2.2)."""
+    """Returns a header field without indexing (RFC 7541, 6.2.2)."""
     return b"\x00" + _string(name) + _string(value)
 
 

@@ -1,4 +1,4 @@
-"""An HTTP/2 peer that a test controls frame by frame, so that it can also send invalid frames."""
+"""An HTTP/2 server that a test controls frame by frame; it can also send invalid frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAD_BYTES = 9
 
 
 class Peer:
-    """The server's end of one connection.
+    """The server side of one connection.
 
     Attributes:
         seen: all frames read so far.
@@ -34,7 +34,7 @@ class Peer:
         self._decoder = hpack.Decoder()
 
     async def greet(self, settings: bytes) -> None:
-        """Reads the client's preface and sends the SETTINGS."""
+        """Reads the client preface and sends SETTINGS."""
         assert await self._reader.readexactly(len(frames.PREFACE)) == frames.PREFACE
         self.send(settings)
 
@@ -70,7 +70,7 @@ class Peer:
         self._writer.write(b"".join(made))
 
     def block(self, fields: dict[str, str]) -> bytes:
-        """Encodes headers, which must be sent next: they enter the table of the connection."""
+        """Encodes headers and updates the HPACK table, so they must be sent next."""
         return self._encoder.encode(list(fields.items()), huffman=False)
 
     def headers(self, stream_id: int, fields: dict[str, str], *, end: bool = False) -> bytes:
@@ -97,7 +97,9 @@ class Peer:
         payload = await self._reader.readexactly(length)
         frame = Frame(head[3], head[4], stream_id, payload)
         self.seen.append(frame)
-        if frame.type == FrameType.HEADERS:  # all: later blocks refer to what earlier ones added
+        if (
+            frame.type == FrameType.HEADERS
+        ):  # all blocks, because later ones refer to the table that earlier ones change
             fields = self._decoder.decode(payload)
             self._headers[stream_id] = {str(name): str(value) for name, value in fields}
         return frame
@@ -117,11 +119,11 @@ class Peers:
 
     @property
     def count(self) -> int:
-        """How many connections there were."""
+        """Number of connections so far."""
         return len(self._writers)
 
     async def accept(self, settings: bytes = frames.settings({})) -> Peer:
-        """Returns the next connection, greeted."""
+        """Returns the next connection, after the exchange of SETTINGS."""
         peer = await self._waiting.get()
         await peer.greet(settings)
         return peer

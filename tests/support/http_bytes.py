@@ -1,4 +1,4 @@
-"""The mesh's HTTP server with one path, and callers that send it bytes."""
+"""The HTTP server of the mesh with one path, and clients that send raw bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.grpc_over_http import CALLER, Caller
 DRAIN_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
 TEXT = "text/plain"
-# The start of a request, to which headers may be added.
+# The first lines of a request; headers may follow.
 POST = (
     b"POST /path HTTP/1.1\r\nhost: test\r\n"
     + "".join(f"{name}: {text}\r\n" for name, text in CALLER.items()).encode()
@@ -33,7 +33,7 @@ CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 
 
 def post(body: bytes = b"", fields: bytes = b"") -> bytes:
-    """Returns a request; fields are header lines with line breaks."""
+    """Returns a request; `fields` are header lines with line breaks."""
     return b"%b%bcontent-length: %d\r\n\r\n%b" % (POST, fields, len(body), body)
 
 
@@ -43,7 +43,7 @@ async def echo(call: HttpCall) -> None:
 
 
 class EndingDialect(StatusDialect):
-    """Ends a response that broke off with some text, as APIs do that stream events."""
+    """Ends an incomplete response with a text, as event streams do."""
 
     @override
     def error_chunk(self, error: HeadraceError) -> bytes | None:
@@ -54,7 +54,7 @@ class HttpService:
     """A server with one path.
 
     Attributes:
-        handle: its handler; the test sets it.
+        handle: handles requests; the test sets it.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class HttpService:
 
 @asynccontextmanager
 async def serving_one_path() -> AsyncIterator[HttpService]:
-    """Runs a server on a port of the kernel's choice."""
+    """Runs a server on a free port."""
     service = HttpService()
     await service.server.start()
     try:
@@ -103,7 +103,7 @@ async def serving_one_path() -> AsyncIterator[HttpService]:
         await service.server.stop()
 
 
-# For modules that import them.
+# Fixtures for modules that import them.
 
 
 @pytest.fixture(name="event_loop_policy")

@@ -24,7 +24,7 @@ def both_loops(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(name="authority")
 def trusted_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """An authority that clients trust."""
+    """Makes an authority that clients trust."""
     made = Authority(tmp_path)
     trusted = made.trusted()
     monkeypatch.setattr(connector, "tls_context", lambda _ca_file: trusted)
@@ -33,5 +33,5 @@ def trusted_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Author
 
 @pytest.fixture(name="tls")
 def loopback_tls(authority: Authority) -> ssl.SSLContext:
-    """What a server on the loopback needs."""
+    """Returns the TLS settings of a server on the loopback interface."""
     return authority.server(address="127.0.0.1")

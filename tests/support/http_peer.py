@@ -1,4 +1,4 @@
-"""A peer that speaks HTTP/1.1 byte by byte, as a test tells it: also what no server would say."""
+"""An HTTP/1.1 server that a test controls byte by byte; it can also send invalid responses."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from contextlib import asynccontextmanager, suppress
 
 from libs.http_client import HttpClient, Network, Response
 
-# Longer than any test waits for what comes, on the slowest machine.
+# Longer than any test waits on a slow machine.
 PATIENCE_SECONDS = 20.0
-# More than the kernel and both loops hold.
+# More than the buffers of the kernel and both event loops.
 FOREVER_BYTES = 16 * 1024 * 1024
 
 Script = Callable[["Peer"], Awaitable[None]]
 
 
 class Peer:
-    """The other end of one connection of a client's.
+    """The server side of one connection.
 
     Attributes:
-        number: of the connection, from 0.
+        number: number of the connection, from 0.
         head: the head of the request that was read last.
     """
 
@@ -37,10 +37,10 @@ class Peer:
         self._reader = reader
 
     async def request(self) -> bytes:
-        """Returns the next request's body.
+        """Returns the body of the next request.
 
         Raises:
-            IncompleteReadError: the client has gone.
+            IncompleteReadError: the client closed the connection.
         """
         self.head = await self._reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", self.head)
@@ -48,21 +48,21 @@ class Peer:
         return await self._reader.readexactly(int(length[1]))
 
     async def head_of_request(self) -> None:
-        """Reads no more than a request's head."""
+        """Reads the head of a request, not its body."""
         self.head = await self._reader.readuntil(b"\r\n\r\n")
 
     def send(self, *parts: bytes) -> None:
-        """Sends bytes, in one go."""
+        """Sends bytes in one write."""
         self.writer.write(b"".join(parts))
 
     def hang_up(self) -> None:
-        """Says that nothing more will be sent, below TLS and without its farewell."""
+        """Closes the sending side of the socket, without a `close_notify` of TLS."""
         held = self.writer.get_extra_info("socket")
         with socket.socket(fileno=os.dup(held.fileno())) as same:
             same.shutdown(socket.SHUT_WR)
 
     async def rest(self) -> bytes:
-        """Returns all that comes until the client closes the connection."""
+        """Reads until the client closes the connection."""
         data = b""
         with suppress(ConnectionError):
             while more := await self._reader.read(65536):
@@ -71,12 +71,12 @@ class Peer:
 
 
 class Peers:
-    """What listens.
+    """A listening server.
 
     Attributes:
-        url: where.
+        url: its URL.
         port: its port.
-        connections: that came so far.
+        connections: number of connections so far.
     """
 
     def __init__(self, script: Script) -> None:
@@ -96,10 +96,10 @@ class Peers:
         try:
             await self._script(peer)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has gone
+            pass  # the client closed the connection
         except asyncio.CancelledError:
             pass  # the test is over
-        except BaseException as error:  # noqa: BLE001  # told where the test ends
+        except BaseException as error:  # noqa: BLE001  # raised at the end of the test
             self._errors.append(error)
         finally:
             writer.transport.abort()
@@ -117,7 +117,7 @@ class Peers:
 async def peers(
     script: Script, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[Peers]:
-    """Listens; each connection follows the script, and is closed at its end."""
+    """Runs a server; each connection runs the script and is closed after it."""
     running = Peers(script)
     server = await asyncio.start_server(running.accepted, host, 0, ssl=tls)
     running.port = server.sockets[0].getsockname()[1]
@@ -149,11 +149,11 @@ async def client_of(
         yield client
     finally:
         client.close()
-        await asyncio.sleep(0)  # transports close a turn later
+        await asyncio.sleep(0)  # transports close in the next iteration of the event loop
 
 
 def answering(*answers: bytes) -> Script:
-    """Answers one request after the other; then waits for the client to go."""
+    """Returns a script that answers all requests of a connection."""
 
     async def script(peer: Peer) -> None:
         for answer in answers:
@@ -165,7 +165,7 @@ def answering(*answers: bytes) -> Script:
 
 
 def forever(before: bytes, again: bytes) -> tuple[Script, Callable[[], int]]:
-    """Says something without end; and tells how many bytes the client let come."""
+    """Returns a script that sends without end, and a function that returns the sent bytes."""
     said = 0
 
     async def script(peer: Peer) -> None:
@@ -183,19 +183,19 @@ def forever(before: bytes, again: bytes) -> tuple[Script, Callable[[], int]]:
 
 
 def answer(body: bytes = b"", *lines: str, status: str = "200 OK") -> bytes:
-    """Returns an answer with a length."""
+    """Returns a response with `content-length`."""
     head = "\r\n".join([f"HTTP/1.1 {status}", *lines, f"content-length: {len(body)}", "", ""])
     return head.encode() + body
 
 
 async def ask(client: HttpClient, body: bytes = b"{}") -> bytes:
-    """Returns the body of the answer to a request."""
+    """Sends a request and returns the body of the response."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         return await body_of(await client.post(body, headers={}))
 
 
 async def body_of(response: Response) -> bytes:
-    """Returns the rest of a body."""
+    """Reads the rest of a body."""
     data = b""
     while more := await response.read():
         data += more
@@ -203,14 +203,14 @@ async def body_of(response: Response) -> bytes:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns as soon as it holds."""
+    """Waits until a condition holds."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110  # the client has no event for it
             await asyncio.sleep(0.001)
 
 
-async def tell_numbers(peer: Peer) -> None:
-    """Tells in each answer which connection it came by, until the client goes."""
+async def answer_numbers(peer: Peer) -> None:
+    """A script that answers each request with the number of its connection."""
     while True:
         await peer.request()
         peer.send(answer(b"%d" % peer.number))

@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-from headrace.common.v1 import usage_pb2
 from headrace.common.v1.embedding_pb2 import Embedding
 from headrace.common.v1.usage_pb2 import TokenUsage
 from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc
@@ -33,8 +32,14 @@ from libs.metering.usage import UsageRecorder
 from libs.rpc.identity import Identity, identity_of
 from tests.support.usage import PRICE
 
-ANN = Identity("acme", "ann", frozenset({"infer"}))
-EVE = Identity("evil", "eve", frozenset({"infer"}))
+
+def user(tenant: str, name: str) -> Identity:
+    """Returns a user who may submit jobs."""
+    return Identity(tenant, name, frozenset({"infer"}))
+
+
+ANN = user("acme", "ann")
+EVE = user("evil", "eve")
 
 QUEUED, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_RUNNING
 SUCCEEDED, FAILED = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED
@@ -72,7 +77,7 @@ def answer_of(job: jobs_pb2.Job) -> str:
 
 def reason_of(job: jobs_pb2.Job) -> str:
     """Returns the reason in a job's error."""
-    return error_info(job.error).reason
+    return str(error_info(job.error).reason)
 
 
 def error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
@@ -277,7 +282,7 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
                 model=request.model,
                 model_version=MODEL_VERSION,
                 usage=USAGE,
-                operation=usage_pb2.OPERATION_GENERATE,
+                operation="generate",
             )
         return inference_pb2.Final(
             finish_reason=inference_pb2.FINISH_REASON_STOP,

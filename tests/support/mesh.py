@@ -1,4 +1,4 @@
-"""A complete mesh, started as `headrace up` starts it, with the bundled models."""
+"""Starts a complete mesh like `headrace up`, with the bundled models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SilentProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningMesh:
-    """A mesh that answers."""
+    """A running mesh."""
 
     layout: Layout
     processes: list[ProcessSpec]
@@ -67,19 +67,19 @@ class RunningMesh:
         return mint_token(self.layout.home, **{"tenant": "acme", "user": "ann", **claims})
 
     def metadata(self, **claims: Any) -> tuple[tuple[str, str], ...]:
-        """Returns the metadata of such a token."""
+        """Returns the authorization metadata with a token."""
         return (("authorization", f"Bearer {self.token(**claims)}"),)
 
     def channel(self) -> grpc.aio.Channel:
-        """Opens a channel to the edge; close it, or use it in a `with`."""
+        """Opens a channel to the edge; use it in a `with` statement or close it."""
         return grpc.aio.insecure_channel(self.address)
 
     def pid(self, name: str) -> int:
-        """Returns the process id of a process now."""
+        """Returns the current process ID of a process."""
         return process_states(self.layout)[name].pid
 
     def kill(self, name: str) -> None:
-        """Kills a process as a crash would."""
+        """Kills a process with SIGKILL."""
         os.kill(self.pid(name), signal.SIGKILL)
 
     def await_ready(self, name: str, *, seconds: float) -> None:
@@ -93,7 +93,7 @@ class RunningMesh:
 
 
 class CollectorThread:
-    """A collector in its own thread, so that it outlives the event loops of single tests."""
+    """A collector in its own thread, independent of the event loops of single tests."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -118,7 +118,7 @@ class CollectorThread:
         return self._collector.endpoint
 
     async def wait_for(self, wanted: Callable[[list[CollectedSpan]], bool]) -> list[CollectedSpan]:
-        """Waits until the spans are as wanted, and returns them."""
+        """Waits until the spans meet the condition, and returns them."""
         assert self._collector is not None
         waiting = asyncio.run_coroutine_threadsafe(self._collector.wait_for(wanted), self._loop)
         return await asyncio.wrap_future(waiting)
@@ -129,7 +129,7 @@ class CollectorThread:
 
 @contextmanager
 def running_mesh(home: Path, *, models: bool, **shape: int) -> Iterator[RunningMesh]:
-    """Starts a mesh with its own ports and stops it at the end.
+    """Starts a mesh on free ports and stops it at the end.
 
     Args:
         home: an empty folder.
@@ -147,7 +147,7 @@ def running_mesh(home: Path, *, models: bool, **shape: int) -> Iterator[RunningM
 
 
 def free_port() -> int:
-    """Returns a port that nothing listens on now."""
+    """Returns a port that is free at this moment."""
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])
@@ -155,7 +155,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def collector() -> Iterator[CollectorThread]:
-    """The traces of the session's mesh."""
+    """Collects the traces of the session's mesh."""
     with CollectorThread() as collector:
         yield collector
 
@@ -164,7 +164,7 @@ def collector() -> Iterator[CollectorThread]:
 def mesh(
     tmp_path_factory: pytest.TempPathFactory, collector: CollectorThread
 ) -> Iterator[RunningMesh]:
-    """The session's mesh, for all tests that only use it."""
+    """The session's mesh, for tests that do not change it."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         environment.setenv("HEADRACE_LOG_LEVEL", "debug")

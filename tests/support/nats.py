@@ -1,4 +1,4 @@
-"""A real nats-server that keeps what it acknowledged, also when it is killed."""
+"""Runs a real nats-server; acknowledged messages survive a kill."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MONITOR = b"Starting http monitor on "
 
 
 class NatsServer:
-    """One nats-server; its port is free at first and stays the same from then on.
+    """A nats-server that keeps its port when it is restarted.
 
     Attributes:
-        url: where clients connect.
-        monitoring_url: where `/varz` is.
+        url: URL for clients.
+        monitoring_url: URL of the HTTP monitoring.
     """
 
     def __init__(self, folder: Path, *, sync_always: bool = True) -> None:
@@ -34,7 +34,7 @@ class NatsServer:
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts it, again if need be, and waits until it says that it is ready."""
+        """Starts or restarts the server and waits until it is ready."""
         config = self._folder / "nats.conf"
         config.write_text(self._config())
         self._process = await asyncio.create_subprocess_exec(
@@ -48,27 +48,27 @@ class NatsServer:
         self.monitoring_url = f"http://127.0.0.1:{self._monitoring_port}"
 
     def use_folder(self, folder: Path) -> None:
-        """Has another store from the next start on."""
+        """Sets the folder of the store, from the next start."""
         self._folder = folder
 
     async def kill(self) -> None:
-        """Ends it as a crash would: nothing is written, nobody is told."""
+        """Kills the server with SIGKILL."""
         assert self._process is not None
         self._process.kill()
-        await self._gone()
+        await self._ended()
 
     async def stop(self) -> None:
-        """Ends it in good order."""
+        """Stops the server cleanly."""
         if self._process is None or self._process.returncode is not None:
             return
         self._process.terminate()
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                await self._gone()
+                await self._ended()
         except TimeoutError:
             await self.kill()
 
-    async def _gone(self) -> None:
+    async def _ended(self) -> None:
         assert self._process is not None
         assert self._reading is not None
         await self._process.wait()
@@ -96,7 +96,7 @@ class NatsServer:
 
 @asynccontextmanager
 async def running_nats(folder: Path, *, sync_always: bool = True) -> AsyncIterator[NatsServer]:
-    """Runs a server with its store in a folder."""
+    """Runs a server with its store in `folder`."""
     server = NatsServer(folder, sync_always=sync_always)
     await server.start()
     try:

@@ -1,4 +1,4 @@
-"""A real OTLP collector that keeps the spans it is sent."""
+"""An OTLP collector that stores spans in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class CollectedSpan:
-    """A span as the collector got it; ids in hexadecimal."""
+    """A received span; IDs in hexadecimal."""
 
     service: str
     name: str
@@ -45,10 +45,10 @@ class CollectedSpan:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps spans in the order in which they come.
+    """Stores spans in the order of arrival.
 
     Attributes:
-        endpoint: for `OTEL_EXPORTER_OTLP_ENDPOINT`.
+        endpoint: value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     """
 
     def __init__(self) -> None:
@@ -74,13 +74,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     async def wait_for(self, wanted: Callable[[list[CollectedSpan]], bool]) -> list[CollectedSpan]:
-        """Waits until the spans are as wanted, and returns them."""
+        """Waits until the spans meet the condition, and returns them."""
         try:
             async with asyncio.timeout(WAIT_SECONDS), self._came:
                 await self._came.wait_for(lambda: wanted(self.spans))
         except TimeoutError as error:
             names = [f"{span.service}: {span.name}" for span in self.spans]
-            raise AssertionError(f"spans that came: {names}") from error
+            raise AssertionError(f"received spans: {names}") from error
         return self.spans
 
 

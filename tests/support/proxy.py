@@ -1,4 +1,4 @@
-"""An HTTP proxy: tunnels (`CONNECT`) and forwards requests with a full URL, as real ones do."""
+"""An HTTP proxy: opens tunnels (`CONNECT`) and forwards requests with an absolute URL."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
-# Names of servers that only the proxy can resolve; all are on the loopback.
+# Only the proxy resolves names in this domain; all are the loopback interface.
 DOMAIN = ".behind-proxy.test"
 
 
 class ForwardProxy:
-    """Connects clients to servers of the tests.
+    """Connects clients to test servers.
 
     Attributes:
-        url: where it listens.
-        heads: of the requests that it received.
-        reply: given a request's head, returns a response instead of a connection, or None.
+        url: its URL.
+        heads: heads of the received requests.
+        reply: takes the head of a request; returns a response, or None to connect it.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def running_proxy() -> AsyncIterator[ForwardProxy]:
-    """Runs a proxy on the loopback."""
+    """Runs a proxy on the loopback interface."""
     proxy = ForwardProxy()
     server = await asyncio.start_server(proxy.accepted, "127.0.0.1", 0)
     proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

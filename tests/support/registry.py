@@ -22,7 +22,7 @@ from headrace.registry.v1 import registry_pb2 as pb
 from libs.clock import SystemClock
 from libs.db import create_engine, migrate
 from libs.rpc.channel import open_channel
-from libs.rpc.identity import Identity
+from libs.rpc.identity import Identity, mesh_identity
 from services.registry.artifacts import open_store
 from services.registry.feed import DeploymentFeed
 from services.registry.internal_servicer import RegistryInternalServicer
@@ -33,7 +33,8 @@ from tests.support.edge import serving
 
 ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
 USER = Identity("acme", "ann", frozenset({"infer", "read"})).metadata()
-INTERNAL = (("x-headrace-scopes", "internal"),)
+OPERATOR = Identity("acme", "ann", frozenset({"read", "admin"})).metadata()
+SERVICE = mesh_identity("test").metadata()
 CHAT = {"kind": "chat", "context_tokens": 1024, "max_output_tokens": 256}
 EMBEDDING = {"kind": "embedding", "dimensions": 384, "max_input_tokens": 256}
 
@@ -103,37 +104,59 @@ def ready_backend(digest: str, **fields: Any) -> backend_pb2.Backend:
     return backend(state=model_pb2.BACKEND_STATE_READY, digest=digest, **fields)
 
 
+class _Stub:
+    """A stub whose calls have metadata by default; none at all with `metadata=()`."""
+
+    def __init__(self, stub: Any, metadata: Any) -> None:
+        self._stub = stub
+        self._metadata = metadata
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._stub, name)
+
+        def call(request: Any, *, metadata: Any = self._metadata, **more: Any) -> Any:
+            return method(request, metadata=metadata, **more)
+
+        return call
+
+
 class RegistryClient:
     """Calls a registry as an admin, or with other metadata.
 
     Attributes:
         address: of the server, if the test runs it.
+        stub: calls as a user unless it is given other metadata.
+        internal: calls as a service of the mesh unless it is given other metadata.
     """
 
     def __init__(self, channel: grpc.aio.Channel, address: str = "") -> None:
         self.address = address
-        self.stub = registry_pb2_grpc.RegistryServiceStub(channel)
-        self.internal = registry_internal_pb2_grpc.RegistryInternalServiceStub(channel)
+        self.stub = _Stub(registry_pb2_grpc.RegistryServiceStub(channel), USER)
+        self.internal = _Stub(
+            registry_internal_pb2_grpc.RegistryInternalServiceStub(channel), SERVICE
+        )
 
     async def upload(self, content: bytes, **metadata: Any) -> str:
-        answer = await self.stub.UploadArtifact(parts(content, **metadata), metadata=ADMIN)
+        answer: pb.UploadArtifactResponse = await self.stub.UploadArtifact(
+            parts(content, **metadata), metadata=ADMIN
+        )
         return answer.digest
 
-    async def download(self, digest: str, metadata: Any = None) -> bytes:
+    async def download(self, digest: str, metadata: Any = SERVICE) -> bytes:
         call = self.internal.DownloadArtifact(
             internal_pb.DownloadArtifactRequest(digest=digest), metadata=metadata
         )
         return b"".join([message.chunk async for message in call])
 
     async def create_model(self, model: str, description: str = "") -> pb.Model:
-        answer = await self.stub.CreateModel(
+        answer: pb.CreateModelResponse = await self.stub.CreateModel(
             pb.CreateModelRequest(model=pb.Model(name=f"models/{model}", description=description)),
             metadata=ADMIN,
         )
         return answer.model
 
     async def create_version(self, name: str, digest: str, **fields: Any) -> pb.ModelVersion:
-        answer = await self.stub.CreateModelVersion(
+        answer: pb.CreateModelVersionResponse = await self.stub.CreateModelVersion(
             pb.CreateModelVersionRequest(
                 model_version=pb.ModelVersion(name=name, artifact_digest=digest, **fields)
             ),
@@ -142,7 +165,7 @@ class RegistryClient:
         return answer.model_version
 
     async def deploy(self, name: str, version: str, pool: str = "") -> pb.Deployment:
-        answer = await self.stub.CreateDeployment(
+        answer: pb.CreateDeploymentResponse = await self.stub.CreateDeployment(
             pb.CreateDeploymentRequest(
                 deployment=pb.Deployment(
                     name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool)
@@ -153,7 +176,9 @@ class RegistryClient:
         return answer.deployment
 
     async def get(self, name: str) -> pb.Deployment:
-        answer = await self.stub.GetDeployment(pb.GetDeploymentRequest(name=name))
+        answer: pb.GetDeploymentResponse = await self.stub.GetDeployment(
+            pb.GetDeploymentRequest(name=name)
+        )
         return answer.deployment
 
     async def update(
@@ -162,7 +187,7 @@ class RegistryClient:
         deployment = pb.Deployment(
             name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool), etag=etag
         )
-        answer = await self.stub.UpdateDeployment(
+        answer: pb.UpdateDeploymentResponse = await self.stub.UpdateDeployment(
             pb.UpdateDeploymentRequest(
                 deployment=deployment, update_mask=field_mask_pb2.FieldMask(paths=paths)
             ),
@@ -179,13 +204,13 @@ class RegistryClient:
             internal_pb.ReportBackendRequest(deployment=deployment, backend=backend)
         )
 
-    def watch(self, pool: str = "", metadata: Any = None) -> Any:
+    def watch(self, pool: str = "", metadata: Any = SERVICE) -> Any:
         """Starts a call of `WatchDeployments`."""
         request = internal_pb.WatchDeploymentsRequest(pool=pool)
         return self.internal.WatchDeployments(request, metadata=metadata)
 
     async def register(self, model: str, *versions: str, manifest: Any = CHAT) -> str:
-        """Creates a model with versions, all of one artifact, and returns its digest."""
+        """Creates a model with versions of one artifact; returns the digest."""
         digest = await self.upload(artifact(manifest))
         await self.create_model(model)
         for version in versions:
@@ -197,7 +222,7 @@ class RegistryClient:
 async def serving_registry(
     url: str, folder: Path, *, limits: UploadLimits | None = None
 ) -> AsyncIterator[RegistryClient]:
-    """Runs a registry in this process, with a real server and database, and yields its client."""
+    """Runs a registry in this process, with a real server and database; yields a client."""
     await migrate(url, "registry")
     engine = create_engine(url)
     store = RegistryStore(engine)

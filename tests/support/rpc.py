@@ -1,4 +1,4 @@
-"""Test handlers behind the mesh's own server, called through its own channel."""
+"""Test handlers behind the server of `libs.rpc`, called through its channel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from grpc_status import rpc_status
 
 from libs.rpc.access import OPEN
 from libs.rpc.channel import open_channel
+from libs.rpc.identity import Identity
 from tests.support.edge import serving
 
 SERVICE = "headrace.test.v1.TestService"
 
 
 class Calls:
-    """The four kinds of call; each method is named after its kind."""
+    """A client; each method is named after its kind of call."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -63,10 +64,32 @@ def value(text: str) -> StringValue:
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
-    """Returns the reason in the details, which must have the call's own code and message."""
+    """Returns the reason in the details; their code and message must be those of the call."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an error is a call
     assert status is not None
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     assert info.domain == "headrace"
     return str(info.reason)
+
+
+class CallerChannel:
+    """A channel whose calls have a caller's metadata, unless they are given other metadata."""
+
+    def __init__(self, channel: grpc.aio.Channel, caller: Identity) -> None:
+        self._channel = channel
+        self._metadata = caller.metadata()
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        """Returns what stubs call: `unary_unary` and the other kinds."""
+        make = getattr(self._channel, kind)
+
+        def method(*arguments: Any, **options: Any) -> Callable[..., Any]:
+            call = make(*arguments, **options)
+
+            def start(request: Any, *, metadata: Any = None, **more: Any) -> Any:
+                return call(request, metadata=metadata or self._metadata, **more)
+
+            return start
+
+        return method

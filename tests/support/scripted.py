@@ -1,4 +1,4 @@
-"""Small real services behind a real edge. A test sets what they do."""
+"""Fake services behind a real edge; tests set their behaviour."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GENERATE_PATH = "/headrace.inference.v1.InferenceService/Generate"
 
 
 async def two_deltas(_request: Any, _context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
-    """Answers with "Hello" in two parts, as services do."""
+    """Answers with "Hello" in two deltas."""
     for text in ("Hel", "lo"):
         yield inference_pb2.GenerateResponse(delta=inference_pb2.Delta(text=text, token_count=1))
     yield inference_pb2.GenerateResponse(
@@ -39,7 +39,7 @@ async def two_deltas(_request: Any, _context: Any) -> AsyncIterator[inference_pb
 
 
 class BodyPart(NamedTuple):
-    """A part of the body that a chat completion responds with."""
+    """A part of the response body of a chat completion."""
 
     data: bytes
     content_type: str = "text/event-stream"
@@ -51,10 +51,10 @@ async def one_object(_body: bytes) -> AsyncIterator[BodyPart]:
 
 
 def refusing(error: Exception) -> Any:
-    """Returns what to generate where a call shall fail before its first message."""
+    """Returns a `generate` function that fails before the first message."""
 
     async def generate(_request: Any, _context: Any) -> AsyncIterator[Any]:
-        for message in list[inference_pb2.GenerateResponse]():  # a generator has a yield
+        for message in list[inference_pb2.GenerateResponse]():  # makes it a generator
             yield message
         raise error
 
@@ -62,7 +62,7 @@ def refusing(error: Exception) -> Any:
 
 
 class Inference:
-    """Generates what the test says and keeps the metadata of the last call."""
+    """Answers as the test sets it; stores the metadata of the last call."""
 
     def __init__(self) -> None:
         self.generate: Any = two_deltas
@@ -78,7 +78,7 @@ class Inference:
 
 
 class Chat:
-    """Answers what the test says and keeps the last body."""
+    """Answers as the test sets it; stores the last body."""
 
     def __init__(self) -> None:
         self.answer: Any = one_object
@@ -91,7 +91,7 @@ class Chat:
 
 
 class Models:
-    """Knows the model `smollm2`."""
+    """Has the model `smollm2`."""
 
     async def list_models(self, call: HttpCall) -> None:
         call.respond(b'{"object":"list"}')
@@ -112,7 +112,7 @@ async def no_work(_context: Any) -> None:
 
 
 class Cost(cost_pb2_grpc.CostServiceServicer):
-    """Refuses as often as the test says, then lists prices once the work that it says is done."""
+    """Refuses calls as often as the test sets, then does the work that the test sets."""
 
     def __init__(self) -> None:
         self.refusals_left = 0
@@ -136,12 +136,12 @@ class Cost(cost_pb2_grpc.CostServiceServicer):
 
 
 async def one_text() -> AsyncIterator[str]:
-    """Yields one name of a job."""
+    """Yields the name of one job."""
     yield "x"
 
 
 class Jobs(jobs_pb2_grpc.JobServiceServicer):
-    """Streams jobs whose names the test sets: a stream of a gRPC server."""
+    """Streams jobs with names that the test sets, over gRPC."""
 
     def __init__(self) -> None:
         self.watch: Any = one_text
@@ -153,7 +153,7 @@ class Jobs(jobs_pb2_grpc.JobServiceServicer):
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """Counts the bytes of what is uploaded."""
+    """Counts the bytes of uploads."""
 
     @override
     async def UploadArtifact(
@@ -167,12 +167,12 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
 
 
 class ScriptedMesh:
-    """An edge, the services behind it, and clients of it."""
+    """An edge, the services behind it, and clients of the edge."""
 
     def __init__(self) -> None:
         self.inference = Inference()
         self.chat = Chat()
-        # What a service does not define answers UNIMPLEMENTED.
+        # RPCs that a fake does not implement return UNIMPLEMENTED.
         self.cost = Cost()  # type: ignore[abstract]  # see above
         self.registry = Registry()  # type: ignore[abstract]  # see above
         self.jobs = Jobs()  # type: ignore[abstract]  # see above
@@ -181,7 +181,7 @@ class ScriptedMesh:
         self.http: aiohttp.ClientSession
 
     def serving_inference(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
-        """Serves what the inference process serves in HTTP/1.1, and yields its `host:port`."""
+        """Serves the HTTP/1.1 routes of inference; yields its `host:port`."""
         generate = GrpcHttp1Handler(
             GENERATE_PATH,
             self.inference.handle,
@@ -197,11 +197,11 @@ class ScriptedMesh:
         return serving_http(routes, [generate], address=address, dialect=OpenAIDialect())
 
     def serving_grpc(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
-        """Serves the gRPC port of the inference process, with health only; yields `host:port`."""
+        """Serves the gRPC port of inference, with health only; yields its `host:port`."""
         return serving(address=address)
 
     def serving_control(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
-        """Serves the control services that tests call, in one process; yields its `host:port`."""
+        """Serves cost, jobs and registry on one server; yields its `host:port`."""
 
         def register(server: grpc.aio.Server) -> None:
             cost_pb2_grpc.add_CostServiceServicer_to_server(self.cost, server)

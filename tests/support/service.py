@@ -1,4 +1,4 @@
-"""A service of the mesh as the supervisor would run it: a process of its own."""
+"""Runs a service as its own process, like the supervisor."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _POLL_SECONDS = 0.02
 
 
 class RunningService:
-    """A process that serves gRPC; it may be killed and started again, at the same address.
+    """A process that serves gRPC; restarts keep its address.
 
     Attributes:
-        address: of its gRPC server, once it has started.
+        address: address of its gRPC server, set by `start`.
         log: what it wrote.
     """
 
@@ -46,7 +46,7 @@ class RunningService:
         return self._process
 
     async def start(self) -> None:
-        """Starts it and waits until its server listens, ready or not."""
+        """Starts the process and waits until its server listens, ready or not."""
         key = self._home / "input-hash.key"
         key.write_bytes(b"k" * 32)
         begin = self.log.stat().st_size if self.log.exists() else 0
@@ -71,18 +71,18 @@ class RunningService:
         self.address = serving[0]["address"]
 
     async def kill(self) -> None:
-        """Kills it with -9: nothing is cleaned up."""
+        """Kills the process with SIGKILL."""
         self.process.kill()
         await self.process.wait()
 
     async def terminate(self) -> int:
-        """Ends it as the supervisor does, and returns its exit status."""
+        """Stops the process like the supervisor; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_SECONDS):
             return await self.process.wait()
 
     async def health(self) -> str:
-        """Returns what it tells health checkers."""
+        """Returns the status of its health check."""
         async with self.channel() as channel:
             checked = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=5
@@ -90,7 +90,7 @@ class RunningService:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(checked.status))
 
     async def healthy(self) -> None:
-        """Waits until it is ready."""
+        """Waits until the service is ready."""
         async with asyncio.timeout(START_SECONDS), self.channel() as channel:
             states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             async for state in states:
@@ -98,7 +98,7 @@ class RunningService:
                     return
 
     def channel(self) -> grpc.aio.Channel:
-        """Opens a channel that knows nothing of what other channels found at this address."""
+        """Opens a channel that shares no connections and no back-off with other channels."""
         return grpc.aio.insecure_channel(
             self.address,
             options=[
@@ -125,12 +125,12 @@ async def running_service(
     preexec: Callable[[], None] | None = None,
     **env: str,
 ) -> AsyncIterator[RunningService]:
-    """Runs `services.<name>` with a home of its own, and kills what is left of it.
+    """Runs `services.<name>` with its own home; kills the process at the end.
 
     Args:
         name: the service.
         home: an empty folder.
-        preexec: runs in the process before the service, to set limits.
+        preexec: called in the process before the service starts, to set limits.
         **env: settings, as environment variables.
     """
     service = RunningService(name, home, env, preexec)

@@ -17,7 +17,7 @@ _ADDRESSES = "addresses: "
 
 @asynccontextmanager
 async def stalling_service() -> AsyncIterator[tuple[asyncio.subprocess.Process, str, str]]:
-    """Runs this module; yields the process and its `host:port`, of inference and of control."""
+    """Runs this module; yields the process and the `host:port` of inference and of control."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.stalling_service", stdout=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""A gRPC server with Triton's unary calls and streams, for models of both kinds."""
+"""A mock Triton with unary and streaming inference."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FINAL = {"finish_reason": "stop", "prompt_tokens": 9, "completion_tokens": 3, "c
 
 @dataclass
 class TensorServer:
-    """Answers as a Triton, or fails as a test sets it up.
+    """Answers like Triton, or fails as the test sets it.
 
     Attributes:
-        fails: the status and text of every unary call, or None.
-        error_message: what a stream sends instead of an answer.
-        dies_after: it aborts a stream after so many messages.
-        final: what a stream ends with; empty: it ends without that.
-        stalls: whether it is silent: unary calls at once, streams before their end.
-        timeouts: of the calls so far, in seconds; None: the call has none.
+        fails: status and message of all unary calls, or None.
+        error_message: message that streams send instead of an answer.
+        dies_after: number of messages after which a stream is aborted.
+        final: last message of a stream; if empty, it is not sent.
+        stalls: whether unary calls get no answer, and streams stall before their end.
+        timeouts: timeouts of the calls so far, in seconds; None: no timeout.
         left: set when a client cancels its call.
     """
 
@@ -74,7 +74,7 @@ class TensorServer:
 
 @asynccontextmanager
 async def serving(triton: TensorServer) -> AsyncIterator[None]:
-    """Runs it, on a port of the loopback."""
+    """Runs the server on a free port."""
     server = grpc.aio.server()
     request_type = service_pb2.ModelInferRequest
     handlers: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A gRPC server with Triton's token streams that fails in ways a real one rarely does."""
+"""A mock Triton with token streams; it can fail in ways that a real one rarely does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 
 TOKENS = {7: "one ", 8: "two ", 9: "three ", 10: "four "}
 TEXT = "".join(TOKENS.values())
-# Stands for the id of a token that the engine does not report.
+# The ID of a token that the engine does not report.
 UNKNOWN = -1
 
 
@@ -25,12 +25,12 @@ class MockTriton:
 
     Attributes:
         address: `host:port`.
-        dies_after: it aborts the stream after so many tokens; None: never.
-        stalls_after: it falls silent after so many tokens; None: never.
-        hidden: how many further tokens each token takes, without a text or an id.
-        final: fields to add to, or replace in, the JSON at the end.
+        dies_after: number of tokens after which it aborts the stream, or None.
+        stalls_after: number of tokens after which it stalls, or None.
+        hidden: number of further tokens, without text and ID, after each token.
+        final: fields to add or replace in the JSON at the end.
         requests: the JSON of all requests so far.
-        timeouts: of the calls so far, in seconds; None: the call has none.
+        timeouts: timeouts of the calls so far, in seconds; None: no timeout.
         left: set when a client cancels its call.
     """
 
@@ -67,7 +67,7 @@ class MockTriton:
 
 @asynccontextmanager
 async def mock_triton(**behaviour: Any) -> AsyncIterator[MockTriton]:
-    """Runs one, on a port of the loopback."""
+    """Runs a server on a free port."""
     triton = MockTriton(**behaviour)
     server = grpc.aio.server()
     handler = grpc.unary_stream_rpc_method_handler(

@@ -1,4 +1,4 @@
-"""A real Triton with the bundled models and its own ports."""
+"""Runs a real Triton with the bundled models on free ports."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ input [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
 output [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 """
-_LOWEST_PORT, _HIGHEST_PORT = 20_000, 32_000  # outside the range of outgoing connections
+_LOWEST_PORT, _HIGHEST_PORT = 20_000, 32_000  # outside the range of ports for outgoing connections
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports that nothing listens on. Each process starts the search at another port."""
+    """Returns free ports. Each process starts the search at another port."""
     found: list[int] = []
     span = _HIGHEST_PORT - _LOWEST_PORT
     offset = (os.getpid() * 131 + time.monotonic_ns() // 1_000_000) % span
@@ -60,7 +60,7 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class RunningTriton:
-    """One Triton. `kill` and `start` it as often as a test needs."""
+    """One Triton, which a test may kill and start again."""
 
     home: Path
     ports: TritonPorts
@@ -79,7 +79,7 @@ class RunningTriton:
         return self.home / "triton" / BACKEND_ID / "models"
 
     def argv(self) -> list[str]:
-        """Returns the command that the supervisor runs."""
+        """Returns the command line of the supervisor."""
         argv = [sys.executable, "-m", "deploy.triton.run", "--backend-id", BACKEND_ID]
         argv += ["--home", str(self.home), "--grpc-port", str(self.ports.grpc)]
         return [
@@ -88,7 +88,7 @@ class RunningTriton:
         ]
 
     def start(self) -> None:
-        """Starts it and waits until it serves.
+        """Starts Triton and waits until it serves.
 
         Call it in the main thread: the process is killed when the thread that started it ends.
         """
@@ -148,7 +148,7 @@ class RunningTriton:
         (folder / "config.pbtxt").write_text(config)
 
     def write_model(self, model: str, code: str) -> None:
-        """Writes a model of the test into the repository."""
+        """Writes a model into the repository."""
         version = self.repository / model / "1"
         version.mkdir(parents=True, exist_ok=True)
         (version / "model.py").write_text(code)

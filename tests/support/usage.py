@@ -1,4 +1,4 @@
-"""Usage events as inference publishes them, and a client of the cost service."""
+"""Usage events like those of inference, and a client of the cost service."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def usage_event(
     who: Identity = ANN,
     **fields: Any,
 ) -> events_pb2.UsageRecorded:
-    """Makes an event with the cost that `PRICE` gives, unless `fields` has another."""
+    """Makes an event priced with `PRICE`, unless `fields` has another cost."""
     usage = usage_pb2.TokenUsage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -89,7 +89,7 @@ class CostClient:
     """Calls a cost service.
 
     Attributes:
-        who: the caller, unless a call names another.
+        who: the caller, unless a call has another.
     """
 
     def __init__(self, channel: grpc.aio.Channel, *, who: Identity = ANN) -> None:
@@ -140,13 +140,13 @@ class CostClient:
 
 
 class UsageSource:
-    """Publishes usage events as services do."""
+    """Publishes usage events like a service."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
     async def record(self, event: events_pb2.UsageRecorded, *, message_id: str = "") -> None:
-        """Returns when the bus has it; under another message id, the bus stores it again."""
+        """Publishes an event and waits for the ack; another message ID stores it again."""
         await self._publisher.publish(
             USAGE_RECORDED, event, message_id=message_id or event.usage_id, timeout_seconds=20
         )
@@ -154,7 +154,7 @@ class UsageSource:
 
 @asynccontextmanager
 async def usage_source(nats_url: str) -> AsyncIterator[UsageSource]:
-    """Connects a source to the bus."""
+    """Connects to the bus; yields a source."""
     client = await connect(nats_url, name="test")
     await ensure_streams(client.jetstream())
     try:

@@ -17,7 +17,7 @@ from libs.bus.subjects import (
 
 
 def test_each_subject_is_stored_or_broadcast_and_has_one_message_type() -> None:
-    """Nothing is published that is lost by mistake, or that nobody can read."""
+    """Each subject has a stream and a message type."""
     kept = [subject for stream in STREAMS for subject in stream.subjects]
     named = {
         value
@@ -39,7 +39,7 @@ def test_each_stream_has_one_consumer() -> None:
 
 @pytest.mark.parametrize("consumer", [COST, WORKER, JOB_RECORDS], ids=lambda c: c.name)
 def test_a_message_is_remembered_longer_than_it_is_tried(consumer: Consumer) -> None:
-    """A publisher that repeats itself within its retries is heard once."""
+    """A message that a publisher repeats within its retries is stored once."""
     assert consumer.stream.duplicate_window_seconds >= 60
     assert consumer.retry_delays_seconds == tuple(sorted(consumer.retry_delays_seconds))
 

@@ -16,7 +16,7 @@ from libs.chat.resume import ResumePoint, fingerprint, parse_token, token_prefix
     st.from_regex(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(-rc\.1)?", fullmatch=True),
     st.integers(0, 10**9 - 1),
 )
-def test_a_token_says_what_was_put_in(request: int, version: str, position: int) -> None:
+def test_a_token_has_the_values_of_its_parts(request: int, version: str, position: int) -> None:
     """And it is safe in URLs and headers."""
     token = f"{token_prefix(request, version)}{position}"
     assert parse_token(token) == ResumePoint(request, version, position)

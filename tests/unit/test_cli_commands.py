@@ -41,7 +41,7 @@ def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
 
 
 def test_a_token_allows_calls_and_reads_by_default(tmp_path: Path):
-    """Whoever changes models or prices asks for the scope `admin`."""
+    """Changing models or prices requires the scope `admin`."""
     done = headrace(tmp_path, "token", "--json")
 
     answer = json.loads(done.stdout)
@@ -71,6 +71,9 @@ def test_the_help_lists_all_scopes(tmp_path: Path):
         (["token", "--scopes", "internal"], {}, "headrace: unknown scope 'internal'"),
         (["demo"], {}, "headrace: no mesh was started in"),
         (["chat"], {}, "headrace: no mesh was started in"),
+        (["job", "ls"], {}, "headrace: no mesh was started in"),
+        (["job", "ls", "--state", "done"], {}, "headrace: unknown state 'done'; use one of"),
+        (["job", "submit"], {}, "headrace: give either a prompt or --payload"),
         (["deployment", "ls"], {}, "headrace: no mesh was started in"),
         (["deployment", "update", "d"], {}, "headrace: nothing to change"),
         (["model", "ls"], {}, "headrace: no mesh was started in"),

@@ -113,7 +113,7 @@ def test_an_amount_is_in_dollars(text: str, nano_usd: int):
     "text", ["", "-1", "$1", "1e3", "1,5", ".5", "1.", "0.0000000001", "nan", "12345678", "٣"]
 )
 def test_a_wrong_amount_is_refused(text: str):
-    """Above all one that is no whole number of nano-dollars."""
+    """Also one that is not a multiple of one nano-dollar."""
     with pytest.raises(CliError, match="must be an amount in US dollars"):
         parse_usd(text)
 

@@ -188,7 +188,7 @@ def test_a_tenant_without_its_prefix_is_refused() -> None:
 
 
 def test_an_effective_time_out_of_range_is_refused() -> None:
-    """Seconds beyond the year 9999 are no time."""
+    """Timestamps after the year 9999 are invalid."""
     price = price_to_proto(GOOD)
     price.effective_time.seconds = 2**60
     with pytest.raises(InvalidArgument) as caught:

@@ -78,7 +78,7 @@ def test_an_event_without_a_valid_time_is_rejected(time: Timestamp | None):
 
 @pytest.mark.parametrize("tenant", ["", "tenants/"])
 def test_an_event_without_a_tenant_is_rejected(tenant: str):
-    """Somebody must pay."""
+    """An event without a tenant cannot be billed."""
     with pytest.raises(InvalidUsageError) as caught:
         usage_from_event(event(identity=events_pb2.Identity(tenant=tenant))).check()
     assert caught.value.reason == "incomplete"

@@ -89,7 +89,7 @@ def test_all_tenants_are_selected_by_a_dash() -> None:
     ],
 )
 def test_a_wrong_query_is_refused_by_field(field: str, value: Any) -> None:
-    """Also what a later version may know: an answer to another question helps nobody."""
+    """Also values of later versions, because they would be answered wrongly."""
     with pytest.raises(InvalidArgument) as caught:
         parse(**{field: value})
     assert [name for name, _ in caught.value.field_violations] == [field]

@@ -1,4 +1,4 @@
-"""The promises of what may be asked of the embedding cache, and of what is counted."""
+"""The rules for requests to the embedding cache, and how hits are counted."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def _violation(texts: list[str]) -> tuple[str, str]:
 
 
 def test_the_limits_are_inclusive():
-    """What is exactly as large as a limit is taken."""
+    """Requests exactly at a limit are accepted."""
     check_texts(["a"], field="texts")
     check_texts(["a"] * MAX_TEXTS, field="texts")
     check_texts(["a" * (MAX_TEXTS_BYTES - 2), "é"], field="texts")
 
 
-def test_what_is_beyond_a_limit_is_refused_by_name():
-    """None, too many, an empty one and too large are each the caller's error."""
+def test_requests_beyond_a_limit_are_refused_with_the_field():
+    """No texts, too many, an empty text and too many bytes are errors of the caller."""
     assert _violation([]) == ("INVALID_FIELD", "texts")
     assert _violation(["a"] * (MAX_TEXTS + 1)) == ("INVALID_FIELD", "texts")
     assert _violation(["a", "", "b", ""]) == ("INVALID_FIELD", "texts[1]")
     assert _violation(["a" * (MAX_TEXTS_BYTES - 1), "é"]) == ("MESSAGE_TOO_LARGE", "texts")
 
 
-def test_dimensions_may_only_say_what_is():
-    """A vector is not cut to another length, and a request for that is not ignored."""
+def test_dimensions_must_be_those_of_the_model():
+    """Vectors are not shortened, and a request for that is not ignored."""
     check_dimensions(None, 384)
     check_dimensions(384, 384)
     with pytest.raises(InvalidArgument) as caught:
@@ -46,8 +46,8 @@ def test_dimensions_may_only_say_what_is():
     assert caught.value.field_violations[0][0] == "dimensions"
 
 
-def test_a_key_stands_for_artifact_and_text():
-    """Another artifact or another text has another key; the key has a fixed size."""
+def test_a_key_identifies_artifact_and_text():
+    """Another artifact or another text has another key; all keys have the same size."""
     keys = {
         text_key(_DIGEST, "a"),
         text_key(_DIGEST, "b"),
@@ -59,7 +59,7 @@ def test_a_key_stands_for_artifact_and_text():
     assert text_key(_DIGEST, "a") in keys
 
 
-def test_hits_are_what_was_not_computed():
+def test_texts_that_were_not_computed_are_hits():
     """Tokens of hits count as cached, those of computed texts do not."""
     lookup = Lookup([Vector(b"", 3), Vector(b"", 5), Vector(b"", 3)], computed=frozenset({0}))
     assert (lookup.hit_count, lookup.token_count, lookup.cached_token_count) == (2, 11, 8)

@@ -18,7 +18,7 @@ from libs.errors import InvalidArgument, Unavailable
 from libs.routes import Choice
 from services.embedding_cache.domain import Lookup, Vector
 from services.embedding_cache.openai import (
-    VECTORS_WRITTEN_AT_ONCE,
+    VECTORS_PER_BATCH,
     parse_embedding_request,
     write_embedding_response,
 )
@@ -56,8 +56,8 @@ def _answer(vectors: Sequence[Vector]) -> Answer:
     )
 
 
-def test_every_field_arrives():
-    """What a client sets is read; `user` is bookkeeping and `null` is not set."""
+def test_every_field_is_parsed():
+    """All fields are parsed; `user` is ignored and `null` means not set."""
     request = parse_embedding_request(
         _body(input=["a", "b"], encoding_format="base64", dimensions=384, user="ann")
     )
@@ -82,41 +82,41 @@ def test_every_field_arrives():
         ("stream", True, "stream"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(member: str, value: object, path: str):
+def test_unsupported_values_are_refused_with_the_field(member: str, value: object, path: str):
     """The error names the field as OpenAI's `param` does."""
     with pytest.raises(InvalidArgument) as caught:
         parse_embedding_request(_body(**{member: value}))
     assert caught.value.field_violations[0][0] == path
 
 
-async def test_both_formats_are_what_the_openai_package_expects():
+async def test_the_openai_package_parses_both_formats():
     """Floats and base64 carry the same numbers, in the order of the texts."""
-    vectors = [_vector([index / 3, -1.0, 1e-30]) for index in range(VECTORS_WRITTEN_AT_ONCE + 2)]
+    vectors = [_vector([index / 3, -1.0, 1e-30]) for index in range(VECTORS_PER_BATCH + 2)]
     answer = _answer(vectors)
     plain = await write_embedding_response(answer, model="minilm", as_base64=False)
     encoded = await write_embedding_response(answer, model="minilm", as_base64=True)
     read = CreateEmbeddingResponse.model_validate_json(plain)
     assert [item.index for item in read.data] == list(range(len(vectors)))
     for item, raw, vector in zip(read.data, json.loads(encoded)["data"], vectors, strict=True):
-        kept = struct.pack("<3f", *values_of(vector))
-        assert struct.pack("<3f", *item.embedding) == kept
-        assert base64.b64decode(raw["embedding"]) == kept
+        packed = struct.pack("<3f", *values_of(vector))
+        assert struct.pack("<3f", *item.embedding) == packed
+        assert base64.b64decode(raw["embedding"]) == packed
     assert read.usage.prompt_tokens == read.usage.total_tokens == 3 * len(vectors)
     assert read.model == "minilm"
 
 
 async def test_a_response_has_version_and_cost():
-    """In the member `headrace`."""
+    """They are in the member `headrace`."""
     body = await write_embedding_response(
         _answer([_vector([1.0])] * 2), model="minilm", as_base64=True
     )
-    told = json.loads(body)["headrace"]
-    assert told["model_version"] == "models/minilm/versions/1.0.0"
-    assert told["cost_nano_usd"] == 42
-    assert (told["hit_count"], told["cached_tokens"]) == (1, 3)
+    origin = json.loads(body)["headrace"]
+    assert origin["model_version"] == "models/minilm/versions/1.0.0"
+    assert origin["cost_nano_usd"] == 42
+    assert (origin["hit_count"], origin["cached_tokens"]) == (1, 3)
 
 
-# Times depend on what else the machine does.
+# Durations depend on the load of the machine.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_FLOATS, min_size=1, max_size=20))
 async def test_any_float32_survives_as_text(values: list[float]):
@@ -129,8 +129,8 @@ async def test_any_float32_survives_as_text(values: list[float]):
     assert list(struct.unpack(f"<{len(values)}f", packed)) == values
 
 
-def test_the_grpc_answer_holds_the_vectors_as_they_were_computed():
-    """Unchanged."""
+def test_the_grpc_response_has_the_vectors_unchanged():
+    """Values, token counts and usage are those of the lookup."""
     response = to_response(_answer([_vector([0.25, -2.0], 7), _vector([1.5, 0.0], 2)]))
     assert [list(item.values) for item in response.embeddings] == [[0.25, -2.0], [1.5, 0.0]]
     assert [item.token_count for item in response.embeddings] == [7, 2]
@@ -141,6 +141,6 @@ def test_the_grpc_answer_holds_the_vectors_as_they_were_computed():
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")]])
 def test_an_invalid_vector_of_a_backend_is_not_cached(values: list[float]):
-    """Another length or a value that is not finite is the backend's failure."""
+    """A wrong length or a value that is not finite is a failure of the backend."""
     with pytest.raises(Unavailable):
         from_embedding(embedding_pb2.Embedding(values=values), dimensions=2)

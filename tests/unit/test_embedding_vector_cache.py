@@ -1,4 +1,4 @@
-"""The promises of the vectors that are kept."""
+"""`VectorCache`: eviction, and the limit of memory."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _key(number: int) -> bytes:
     return number.to_bytes(64, "big")
 
 
-def test_the_least_recently_used_goes_first():
-    """A read keeps a vector; what nobody reads gives way."""
+def test_the_least_recently_used_vector_is_evicted_first():
+    """A read counts as a use."""
     cache = VectorCache(limit_bytes=2 * _ENTRY_BYTES)
     cache.put(_key(1), _vector(1))
     cache.put(_key(2), _vector(2))
@@ -37,22 +37,24 @@ def test_the_least_recently_used_goes_first():
     assert cache.get(_key(3)) == _vector(3)
 
 
-def test_a_vector_larger_than_the_limit_is_not_kept():
-    """One vector cannot break the limit."""
+def test_a_vector_larger_than_the_limit_is_not_stored():
+    """A single vector cannot exceed the limit."""
     cache = VectorCache(limit_bytes=_ENTRY_BYTES - 1)
     cache.put(_key(1), _vector(1))
     assert len(cache) == 0
     assert cache.size_bytes == 0
 
 
-# Times depend on what else the machine does.
+# Durations depend on the load of the machine.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     limit_vectors=st.integers(0, 5),
     steps=st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=60),
 )
-def test_any_history_leaves_what_was_used_last(limit_vectors: int, steps: list[tuple[bool, int]]):
-    """Whatever is read and written, the cache holds what a plain list of uses says."""
+def test_any_sequence_of_uses_leaves_the_most_recent_vectors(
+    limit_vectors: int, steps: list[tuple[bool, int]]
+):
+    """The cache has the same vectors as a simple model of it."""
     cache = VectorCache(limit_bytes=limit_vectors * _ENTRY_BYTES)
     model: OrderedDict[int, Vector] = OrderedDict()
     for position, (writes, number) in enumerate(steps):
@@ -71,15 +73,15 @@ def test_any_history_leaves_what_was_used_last(limit_vectors: int, steps: list[t
 
 
 @pytest.mark.parametrize("count", [1_000, 10_000, 40_000])
-def test_the_size_told_is_the_memory_taken(count: int):
-    """The limit means memory: what is counted covers what CPython allocates, and not much more."""
+def test_the_reported_size_is_the_allocated_memory(count: int):
+    """The counted bytes cover what CPython allocates, and exceed it by less than 10 %."""
     cache = VectorCache(limit_bytes=2**40)
     gc.collect()
     tracemalloc.start()
     try:
         for number in range(count):
             cache.put(os.urandom(64), Vector(bytes(1541), 300 + number))
-        taken_bytes = tracemalloc.get_traced_memory()[0]
+        allocated_bytes = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert 0.9 * cache.size_bytes < taken_bytes <= cache.size_bytes
+    assert 0.9 * cache.size_bytes < allocated_bytes <= cache.size_bytes

@@ -120,7 +120,7 @@ def test_without_a_proxy_providers_are_called_directly(settings_environment) -> 
 
 
 def test_only_inference_gets_the_users_proxies(settings_environment, tmp_path: Path) -> None:
-    """The other processes of a mesh call nobody outside of it."""
+    """The other processes of a mesh make no calls to servers outside of it."""
     settings_environment.setenv("https_proxy", NOWHERE)
     layout = Layout(home=tmp_path, edge_port=1)
     ports = dict.fromkeys(port_names(layout), 1)

@@ -158,7 +158,7 @@ async def service_of(folder: Path, **behaviours: dict[str, Any]) -> AsyncIterato
         yield service
 
 
-async def test_the_first_event_says_how_the_answer_can_be_priced(tmp_path: Path) -> None:
+async def test_the_first_event_has_what_pricing_needs(tmp_path: Path) -> None:
     """Id, trace, route, version and digest, and the last event has the same ones."""
     async with service_of(tmp_path, v1={}) as service:
         call = await service.generate()

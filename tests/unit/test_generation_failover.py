@@ -281,8 +281,8 @@ async def test_a_triton_that_stalls_before_its_first_token_is_abandoned(tmp_path
 async def test_a_triton_that_is_down_is_waited_for(tmp_path, monkeypatch):
     """Unlike a provider: it may be restarting."""
     monkeypatch.setattr(failover_module, "FAILOVER_WAIT_SECONDS", 0.6)
-    nobody = MockTriton(address="127.0.0.1:9")
-    async with mesh_of(nobody, tmp_path=tmp_path) as mesh:
+    unreachable = MockTriton(address="127.0.0.1:9")
+    async with mesh_of(unreachable, tmp_path=tmp_path) as mesh:
         started = asyncio.get_running_loop().time()
         with pytest.raises(Unavailable) as caught:
             await mesh.ask()
@@ -364,11 +364,11 @@ def test_saved_hedges_are_limited():
 
 async def test_backends_without_a_route_are_closed(tmp_path, servers):
     """Unless a request still runs on it."""
-    gone = await servers.enter_async_context(mock_provider("slow"))
+    removed = await servers.enter_async_context(mock_provider("slow"))
     kept = await servers.enter_async_context(mock_triton())
-    async with mesh_of(gone, kept, tmp_path=tmp_path) as mesh:
+    async with mesh_of(removed, kept, tmp_path=tmp_path) as mesh:
         running = asyncio.create_task(mesh.ask())
-        await gone.asked.wait()
+        await removed.asked.wait()
         mesh.backends.retain(mesh.targets[1:])
         assert (await running).text == TEXT
         mesh.backends.retain(mesh.targets[1:])

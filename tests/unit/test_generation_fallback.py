@@ -1,4 +1,4 @@
-"""Which deployment answers if one fails, or if nobody reads. Providers are real servers."""
+"""Which deployment answers if one fails, and answers without a reader, with real HTTP servers."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ async def test_an_answer_that_started_stays_with_its_version(mesh, servers):
     assert providers[1].requests == []
 
 
-async def test_an_answer_that_nobody_reads_ends(mesh, servers, monkeypatch):
+async def test_an_answer_without_a_reader_ends(mesh, servers, monkeypatch):
     """Its slot is free again, and what was generated is billed."""
     monkeypatch.setattr(relay_module, "MAX_WAITING_CHUNKS", 1)
     mesh.route(await providers_of(servers, "slow"))

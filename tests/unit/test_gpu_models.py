@@ -140,19 +140,19 @@ def test_a_resumed_prompt_goes_in_as_ids(engine):
 
 @pytest.mark.parametrize("step", [1, 5])
 def test_who_wants_no_more_gets_no_more(engine, step):
-    """The engine is told, and what it made beyond is not counted."""
+    """The engine stops, and tokens that it generated after the stop are not counted."""
     pieces, done = run(start(engine, "abcdef", step=step), engine, take=2)
     assert [piece.text for piece in pieces] == ["a", "b"]
     assert (done.token_count, done.finish_reason) == (2, "")
 
 
 def test_an_answer_that_ends_where_its_taker_stops_has_ended(engine):
-    """A segment of a seeded answer is full with the answer's last token: no other begins."""
+    """No segment starts after the last token of a seeded answer, even if the segment is full."""
     _, done = run(start(engine, "ab", step=3), engine, take=3)
     assert done.finish_reason == "stop"
 
 
-def test_a_caller_that_has_gone_ends_the_generation(engine):
+def test_cancellation_by_the_caller_ends_the_generation(engine):
     """Nothing is taken any more."""
     started = start(engine, "abc")
     done = started.run(
@@ -165,7 +165,7 @@ def test_a_caller_that_has_gone_ends_the_generation(engine):
     assert (done.token_count, done.finish_reason) == (0, "")
 
 
-def test_a_failing_engine_is_told_as_internal(engine):
+def test_a_failing_engine_is_an_internal_error(engine):
     """By the kind of its failure alone."""
     started = start(engine, "abc")
     started._engine.answer = None  # the stand-in fails on it
@@ -202,7 +202,7 @@ def test_the_folder_packs_and_its_code_compiles(folder, tmp_path):
 
 
 def test_limits_of_the_chat_model_agree():
-    """What vLLM, the queue in front of it and the mesh are told."""
+    """The settings of vLLM, of the queue and of the mesh agree."""
     engine_arguments = json.loads((CHAT / "1" / "model.json").read_text())
     manifest = json.loads((CHAT / "headrace.json").read_text())
     config = text_format.Parse((CHAT / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())

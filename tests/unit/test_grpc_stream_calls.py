@@ -14,7 +14,7 @@ import pytest
 from libs.grpc_stream import ServerStreamClient, ServerStreamError
 from libs.grpc_stream.connection import Connection
 from libs.rpc.channel import MAX_MESSAGE_BYTES
-from tests.support.grpc_stream import METHOD, all_of, client_of, error_of, fall_silent
+from tests.support.grpc_stream import METHOD, all_of, client_of, error_of, make_silent
 
 WINDOW = 65_535
 MIB = 1024 * 1024
@@ -92,11 +92,11 @@ async def test_a_request_arrives_complete(size):
 async def test_metadata_arrives():
     """Only with the call that it belongs to."""
 
-    async def tell(_request: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def echo_metadata(_request: bytes, context: Any) -> AsyncIterator[bytes]:
         for name, value in context.invocation_metadata():
             yield f"{name}={value}".encode()
 
-    async with calling(tell) as client:
+    async with calling(echo_metadata) as client:
         metadata = (("traceparent", "00-ab-cd-01"), ("long", "x" * 5000))
         got = await all_of(await client.call(METHOD, b"", metadata))
         assert {b"traceparent=00-ab-cd-01", b"long=" + b"x" * 5000} <= set(got)
@@ -266,7 +266,7 @@ async def test_a_server_accepts_the_pings_of_a_client():
             calls.append(await client.call(METHOD, b""))
             await asked.get()
             questions += ask_again(client)
-            fall_silent(client)
+            make_silent(client)
         assert questions == 5
         go_on.set()
         peers = [await all_of(call) for call in calls]

@@ -15,7 +15,7 @@ from libs.grpc_stream import ServerStreamError
 from libs.grpc_stream import client as client_module
 from libs.grpc_stream.client import format_timeout
 from tests.support import http2_frames as frames
-from tests.support.grpc_stream import METHOD, Talk, all_of, error_of, talking
+from tests.support.grpc_stream import METHOD, StreamSetup, all_of, error_of, talking
 from tests.support.http2_frames import FrameType, data
 from tests.support.http2_peer import ANSWER, message
 
@@ -25,7 +25,7 @@ ONE_STREAM = frames.settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
 
 
 @pytest.fixture
-async def talk() -> AsyncIterator[Talk]:
+async def talk() -> AsyncIterator[StreamSetup]:
     async with talking() as talk:
         yield talk
 
@@ -113,7 +113,7 @@ async def test_connecting_counts_to_the_timeout(talk):
 
 @pytest.mark.parametrize("seconds", [0, -1])
 async def test_a_call_whose_deadline_has_passed_is_not_sent(seconds, talk):
-    """The server would work for nobody."""
+    """The server would work for no one."""
     first, peer = await talk.start()
     with pytest.raises(ServerStreamError) as caught:
         await talk.client.call(METHOD, b"", timeout_seconds=seconds)

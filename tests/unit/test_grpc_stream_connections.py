@@ -16,7 +16,7 @@ from libs.grpc_stream import client as client_module
 from libs.grpc_stream import connection as connection_module
 from libs.grpc_stream.connection import Connection
 from tests.support import http2_frames as frames
-from tests.support.grpc_stream import METHOD, Talk, all_of, error_of, fall_silent, talking
+from tests.support.grpc_stream import METHOD, StreamSetup, all_of, error_of, make_silent, talking
 from tests.support.http2_frames import FrameType, data, goaway
 from tests.support.http2_peer import ANSWER, message
 
@@ -26,7 +26,7 @@ PART = bytes(16_384)
 
 
 @pytest.fixture
-async def talk() -> AsyncIterator[Talk]:
+async def talk() -> AsyncIterator[StreamSetup]:
     async with talking() as talk:
         yield talk
 
@@ -148,7 +148,7 @@ async def test_a_peer_that_does_not_answer_a_ping_is_left(monkeypatch, talk):
     monkeypatch.setattr(connection_module, "PONG_SECONDS", 0.3)
     first, peer = await talk.start()
     assert FrameType.PING not in {frame.type for frame in peer.seen}
-    fall_silent(talk.client)
+    make_silent(talk.client)
     second = await talk.client.call(METHOD, b"")
     await peer.next(FrameType.PING)
     for call in (first, second):
@@ -170,7 +170,7 @@ async def test_a_peer_that_sends_anything_after_a_ping_is_kept(sign, monkeypatch
 
     monkeypatch.setattr(Connection, "_check_pong", check_and_set)
     call, peer = await talk.start()
-    fall_silent(talk.client)
+    make_silent(talk.client)
     others = [await talk.client.call(METHOD, b"") for _ in range(2)]
     assert [(await peer.request())[0] for _ in others] == [3, 5]
     assert [frame.type for frame in peer.seen].count(FrameType.PING) == 1
@@ -252,11 +252,11 @@ async def test_closing_the_client_ends_the_wait_for_a_connection(monkeypatch, ta
 async def test_a_caller_that_gives_up_leaves_the_connection_to_the_others(monkeypatch, talk):
     """One attempt serves all calls that wait."""
     slow = Slow(monkeypatch)
-    gone, stays = (asyncio.create_task(talk.client.call(METHOD, b"")) for _ in range(2))
+    cancelled, stays = (asyncio.create_task(talk.client.call(METHOD, b"")) for _ in range(2))
     await slow.connecting.wait()
-    gone.cancel()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await gone
+        await cancelled
     slow.go_on.set()
     peer = await talk.peers.accept()
     call = await stays

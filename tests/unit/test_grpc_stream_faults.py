@@ -12,7 +12,7 @@ from h2.settings import SettingCodes
 
 from libs.grpc_stream import connection as connection_module
 from tests.support import http2_frames as frames
-from tests.support.grpc_stream import METHOD, Talk, all_of, error_of, talking
+from tests.support.grpc_stream import METHOD, StreamSetup, all_of, error_of, talking
 from tests.support.http2_frames import FrameType, data, goaway
 from tests.support.http2_peer import ANSWER, OK, message
 
@@ -20,7 +20,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.fixture
-async def talk() -> AsyncIterator[Talk]:
+async def talk() -> AsyncIterator[StreamSetup]:
     async with talking() as talk:
         yield talk
 

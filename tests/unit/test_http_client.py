@@ -13,12 +13,12 @@ from tests.support.http_peer import (
     PATIENCE_SECONDS,
     Peer,
     answer,
+    answer_numbers,
     answering,
     ask,
     body_of,
     client_of,
     peers,
-    tell_numbers,
     until,
 )
 
@@ -35,7 +35,7 @@ async def test_each_test_runs_on_both_loops(_asyncio_loop_factory):  # noqa: PT0
     assert type(asyncio.get_running_loop()) is type(asked)
 
 
-async def test_a_request_says_what_http_asks_for():
+async def test_a_request_has_the_required_headers():
     """Line, host, headers of all requests and of this one, and the length of the body."""
     async with peers(answering(answer())) as server, client_of(server.url) as client:
         response = await client.post(b"12345", headers={"Authorization": "Bearer ä"})
@@ -70,7 +70,7 @@ def test_a_host_is_named_as_servers_expect(url, line, host):
 
 async def test_one_request_after_the_other_needs_one_connection():
     """Also where bodies are empty or large."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         assert [await ask(client, bytes(size)) for size in (0, 1, 3_000_000, 5)] == [b"0"] * 4
 
 
@@ -94,9 +94,9 @@ async def test_requests_at_once_have_a_connection_each():
     assert len(server.connections) == 3
 
 
-async def test_an_answer_whose_body_nobody_reads_frees_its_connection():
-    """It has come: the bytes are kept for whoever reads later, the connection is another's."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+async def test_a_response_with_an_unread_body_frees_its_connection():
+    """The received body can be read later, while the connection serves another request."""
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         unread = await client.post(b"{}", headers={})
         await until(lambda: unread.done)
         assert await ask(client) == b"0"
@@ -106,7 +106,7 @@ async def test_an_answer_whose_body_nobody_reads_frees_its_connection():
 
 
 async def test_a_connection_that_ended_while_idle_is_not_used():
-    """The server closed it, which is no failure of the next request."""
+    """A connection closed by the server does not fail the next request."""
 
     async def once(peer: Peer) -> None:
         await peer.request()
@@ -121,19 +121,19 @@ async def test_a_connection_that_ended_while_idle_is_not_used():
             await until(lambda: not idle(client))
 
 
-async def test_a_connection_that_nobody_uses_is_closed():
+async def test_an_idle_connection_is_closed():
     """After its time, so that no request meets one that the server is about to close."""
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def wait(peer: Peer) -> None:
         await peer.request()
         peer.send(answer(b"%d" % peer.number))
         await peer.rest()
-        gone.set()
+        closed.set()
 
     async with peers(wait) as server, client_of(server.url, keep_alive_seconds=0.05) as client:
         assert await ask(client) == b"0"
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
         assert not client._idle
         assert await ask(client) == b"1"  # and its timer is set again
         await until(lambda: not client._idle)
@@ -141,22 +141,22 @@ async def test_a_connection_that_nobody_uses_is_closed():
 
 async def test_closing_the_client_closes_what_it_keeps():
     """The server sees it at once; a client that was closed has no timer that keeps it alive."""
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def wait(peer: Peer) -> None:
         await peer.request()
         peer.send(answer())
         await peer.rest()
-        gone.set()
+        closed.set()
 
     async with peers(wait) as server, client_of(server.url) as client:
         await ask(client)
         client.close()
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
 
 
 async def test_a_connection_that_comes_back_after_closing_is_closed():
-    """Nobody would ever close it."""
+    """Otherwise it would never be closed."""
     go_on = asyncio.Event()
 
     async def wait(peer: Peer) -> None:
@@ -176,15 +176,15 @@ async def test_a_connection_that_comes_back_after_closing_is_closed():
 
 @pytest.mark.parametrize("read_first", [False, True], ids=["its head", "its body"])
 async def test_a_request_that_is_given_up_ends_at_the_server(read_first):
-    """Whether the head or the body is waited for: the provider stops working for nobody."""
-    gone = asyncio.Event()
+    """Also while waiting for the head or the body, so that the provider stops."""
+    closed = asyncio.Event()
 
     async def begin(peer: Peer) -> None:
         await peer.request()
         if read_first:
             peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\npart")
         await peer.rest()
-        gone.set()
+        closed.set()
 
     async with peers(begin) as server, client_of(server.url) as client:
         if read_first:
@@ -197,7 +197,7 @@ async def test_a_request_that_is_given_up_ends_at_the_server(read_first):
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
         assert not client._idle
 
 
@@ -236,7 +236,7 @@ async def test_a_request_given_up_as_its_answer_comes_spares_who_has_the_connect
         begin(connection)
 
     monkeypatch.setattr(ClientConnection, "on_message_begin", give_up_now)
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         tasks.append(asyncio.create_task(ask(client)))
         with pytest.raises(asyncio.CancelledError):
             await tasks[0]
@@ -254,7 +254,7 @@ async def test_a_request_given_up_as_its_answer_comes_spares_who_has_the_connect
 )
 async def test_a_value_that_would_add_headers_is_refused(value):
     """Some servers end a line at a bare CR, too; nothing is sent."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         with pytest.raises(ValueError, match="header"):
             await client.post(b"{}", headers={"a": value})
         assert not any(peer.head for peer in server.connections)
@@ -262,7 +262,7 @@ async def test_a_value_that_would_add_headers_is_refused(value):
 
 async def test_headers_that_are_refused_cost_no_connection():
     """The one that was taken for the request would never be closed."""
-    async with peers(tell_numbers) as server, client_of(server.url) as client:
+    async with peers(answer_numbers) as server, client_of(server.url) as client:
         assert await ask(client) == b"0"
         with pytest.raises(ValueError, match="header"):
             await client.post(b"{}", headers={"a": "b\nc"})

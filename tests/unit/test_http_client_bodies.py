@@ -24,7 +24,7 @@ TEXT = b"The wheel turns. " * 1000
 MIB = 1024 * 1024
 
 
-# Compressed, though nobody asked for it.
+# Compressed without being requested.
 
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "", "utf-8"])
@@ -67,7 +67,7 @@ async def test_a_reader_that_stands_still_holds_the_server_back(secure, tls):
     async with peers(pour, tls=tls if secure else None) as server, client_of(server.url) as client:
         response = await client.post(b"{}", headers={})
         await until(lambda: not _is_reading(response))
-        await asyncio.sleep(0.05)  # nothing tells that no more comes
+        await asyncio.sleep(0.05)  # nothing shows that the body has ended
         assert sum(map(len, response._parts)) < 3 * MAX_UNREAD_BYTES
         assert written < size
         assert len(await body_of(response)) == size

@@ -17,10 +17,10 @@ from tests.support.http_peer import (
     PATIENCE_SECONDS,
     Peer,
     answer,
+    answer_numbers,
     ask,
     client_of,
     peers,
-    tell_numbers,
     until,
 )
 
@@ -41,22 +41,22 @@ async def test_a_server_that_leaves_before_it_is_asked_is_an_error(scheme, autho
 
 async def test_connecting_has_its_time():
     """TLS included: here the server accepts and says nothing; the socket is closed."""
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def mute(peer: Peer) -> None:
         await peer.rest()
-        gone.set()
+        closed.set()
 
     async with peers(mute) as server:
         url = server.url.replace("http:", "https:")
         async with client_of(url, connect_seconds=0.1) as client:
             with pytest.raises(TimeoutError):
                 await ask(client)
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
 
 
-async def test_an_error_of_connecting_tells_with_whom():
-    """Whoever reads the log has more than one provider."""
+async def test_a_connection_error_names_the_server():
+    """There may be several providers in the log."""
 
     async def mute(peer: Peer) -> None:
         await peer.rest()
@@ -70,11 +70,11 @@ async def test_an_error_of_connecting_tells_with_whom():
 
 async def test_giving_up_while_connecting_closes_the_socket():
     """In the middle of TLS's handshake."""
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def mute(peer: Peer) -> None:
         await peer.rest()
-        gone.set()
+        closed.set()
 
     async with peers(mute) as server:
         async with client_of(server.url.replace("http:", "https:")) as client:
@@ -83,11 +83,11 @@ async def test_giving_up_while_connecting_closes_the_socket():
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
 
 
-async def test_nobody_listens():
-    """The error tells where."""
+async def test_a_refused_connection_is_an_error():
+    """The error has the address."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         port = unheard.getsockname()[1]
@@ -97,7 +97,7 @@ async def test_nobody_listens():
 
 
 async def test_of_several_addresses_one_that_answers_is_enough(monkeypatch):
-    """The first of the name's addresses refuses; which addresses there are is told here."""
+    """If the first address of a name refuses, the next one is tried."""
     connect = aiohappyeyeballs.start_connection
 
     async def with_another_first(found: list[Any], **settings: Any) -> socket.socket:
@@ -107,7 +107,7 @@ async def test_of_several_addresses_one_that_answers_is_enough(monkeypatch):
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         refusing = (socket.AF_INET, socket.SOCK_STREAM, 6, "", unheard.getsockname())
-        async with peers(tell_numbers) as server, client_of(server.url) as client:
+        async with peers(answer_numbers) as server, client_of(server.url) as client:
             assert await ask(client) == b"0"
 
 
@@ -118,26 +118,26 @@ async def test_a_server_with_an_address_of_ipv6_is_reached():
             probe.bind(("::1", 0))
         except OSError:
             pytest.skip("no IPv6 here")
-    async with peers(tell_numbers, host="::1") as server, client_of(server.url) as client:
+    async with peers(answer_numbers, host="::1") as server, client_of(server.url) as client:
         assert await ask(client) == b"0"
         assert f"host: [::1]:{server.port}\r\n".encode() in server.connections[0].head
 
 
-async def test_tls_is_spoken_to_whom_an_authority_knows(authority):
+async def test_a_certificate_of_a_trusted_authority_is_accepted(authority):
     """By address; the connection is kept as any other, and ends with its request."""
     tls = authority.server(address="127.0.0.1")
-    async with peers(tell_numbers, tls=tls) as server, client_of(server.url) as client:
+    async with peers(answer_numbers, tls=tls) as server, client_of(server.url) as client:
         assert [await ask(client, bytes(size)) for size in (5, 500_000, 5)] == [b"0"] * 3
         client.close()
         await until(server.connections[0].writer.is_closing)
 
 
-async def test_tls_asks_for_the_server_by_its_name(authority):
+async def test_tls_sends_the_name_of_the_server(authority):
     """So that a server with many names can choose its certificate."""
     asked = list[str | None]()
     tls = authority.server(names=("localhost",))
     tls.sni_callback = lambda _socket, name, _context: asked.append(name)
-    async with peers(tell_numbers, tls=tls) as server:
+    async with peers(answer_numbers, tls=tls) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         async with client_of(url) as client:
             assert await ask(client) == b"0"
@@ -145,9 +145,9 @@ async def test_tls_asks_for_the_server_by_its_name(authority):
 
 
 async def test_tls_is_not_spoken_to_another_name(authority):
-    """The error tells what is wrong."""
+    """The error has the reason."""
     tls = authority.server(names=("another.example",))
-    async with peers(tell_numbers, tls=tls) as server:
+    async with peers(answer_numbers, tls=tls) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         async with client_of(url) as client:
             with pytest.raises(ssl.SSLCertVerificationError, match="localhost"):
@@ -155,10 +155,10 @@ async def test_tls_is_not_spoken_to_another_name(authority):
     assert not any(peer.head for peer in server.connections)
 
 
-async def test_tls_is_not_spoken_to_whom_no_authority_knows(tmp_path):
+async def test_a_certificate_of_an_unknown_authority_is_refused(tmp_path):
     """The machine's authorities are asked where a test says nothing else."""
     tls = Authority(tmp_path).server(address="127.0.0.1")
-    async with peers(tell_numbers, tls=tls) as server, client_of(server.url) as client:
+    async with peers(answer_numbers, tls=tls) as server, client_of(server.url) as client:
         with pytest.raises(ssl.SSLCertVerificationError, match=r"self-signed|issuer"):
             await ask(client)
     assert not any(peer.head for peer in server.connections)

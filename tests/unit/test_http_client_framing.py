@@ -114,7 +114,7 @@ async def test_an_answer_ends_where_http_says_and_frees_its_connection(
         pytest.param(answer(b"body", "connection: close"), id="close"),
     ],
 )
-async def test_an_answer_that_ends_its_connection_is_whole(said):
+async def test_a_response_that_ends_with_its_connection_is_complete(said):
     """The next request has a new connection."""
     async with peers(ending(said)) as server, client_of(server.url) as client:
         assert [await ask(client) for _ in range(2)] == [b"body"] * 2
@@ -156,7 +156,7 @@ async def test_an_answer_that_is_cut_is_an_error(said):
     assert await error_of(ending(said)) == "the server closed the connection: too early"
 
 
-async def test_a_cut_is_told_after_what_came_before_it_and_again():
+async def test_a_broken_connection_is_an_error_after_the_received_part():
     """The text that was delivered is the reader's; each further read raises."""
     async with (
         peers(ending(OK + b"content-length: 9\r\n\r\nbody")) as server,
@@ -255,7 +255,7 @@ async def test_more_than_one_answer_ends_the_connection(more, later):
 
 
 async def test_of_a_header_that_comes_twice_the_first_counts():
-    """Names are told in lower case, and an empty value is one."""
+    """Names are returned in lower case, and empty values are kept."""
     said = answer(b"", "X-Empty:", "Retry-After: 1", "RETRY-AFTER: 2")
     async with peers(answering(said)) as server, client_of(server.url) as client:
         headers = (await client.post(b"{}", headers={})).headers

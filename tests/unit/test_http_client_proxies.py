@@ -14,11 +14,11 @@ from tests.support.http_fixtures import both_loops  # noqa: F401  # fixtures
 from tests.support.http_peer import (
     PATIENCE_SECONDS,
     Peer,
+    answer_numbers,
     answering,
     ask,
     client_of,
     peers,
-    tell_numbers,
     until,
 )
 from tests.support.proxy import DOMAIN, running_proxy
@@ -47,7 +47,7 @@ def ca_file(authority: Authority, tmp_path: Path) -> Path:
 async def test_an_https_server_is_reached_through_a_tunnel(authority, ca_file):
     """TLS is end to end: the proxy sees the name of the server only. The tunnel is reused."""
     tls = authority.server(names=(NAME,))
-    async with peers(tell_numbers, tls=tls) as server, running_proxy() as proxy:
+    async with peers(answer_numbers, tls=tls) as server, running_proxy() as proxy:
         network = Network(ca_file=ca_file, proxies=Proxies(https=proxy.url))
         async with client_of(named(server.url), network=network) as client:
             assert [await ask(client, bytes(size)) for size in (5, 500_000, 5)] == [b"0"] * 3
@@ -58,7 +58,7 @@ async def test_an_https_server_is_reached_through_a_tunnel(authority, ca_file):
 
 async def test_an_http_server_is_reached_through_requests_with_the_full_url():
     """Proxies rarely allow tunnels to port 80."""
-    async with peers(tell_numbers) as server, running_proxy() as proxy:
+    async with peers(answer_numbers) as server, running_proxy() as proxy:
         network = Network(proxies=Proxies(http=proxy.url))
         async with client_of(named(server.url), network=network) as client:
             assert await ask(client) == b"0"
@@ -72,7 +72,7 @@ async def test_an_http_server_is_reached_through_requests_with_the_full_url():
 async def test_the_proxy_gets_the_credentials_and_the_server_does_not(scheme, authority, ca_file):
     """Characters of the password are escaped in the URL."""
     tls = authority.server(names=(NAME,)) if scheme == "https" else None
-    async with peers(tell_numbers, tls=tls) as server, running_proxy() as proxy:
+    async with peers(answer_numbers, tls=tls) as server, running_proxy() as proxy:
         url = proxy.url.replace("http://", "http://ann:p%40ss@")
         network = Network(ca_file=ca_file, proxies=Proxies(https=url, http=url))
         async with client_of(named(server.url), network=network) as client:
@@ -93,7 +93,7 @@ async def test_the_proxy_gets_the_credentials_and_the_server_does_not(scheme, au
     ],
 )
 async def test_a_proxy_that_refuses_is_an_error_that_names_it(reply, error):
-    """Whoever reads the log must look at the proxy, not at the provider."""
+    """The error shows that the proxy failed, not the provider."""
     async with running_proxy() as proxy:
         proxy.reply = lambda _head: reply
         network = Network(proxies=Proxies(https=proxy.url.replace("//", "//ann:secret@")))
@@ -119,26 +119,26 @@ async def test_a_proxy_that_closes_the_connection_is_an_error():
 
 async def test_giving_up_while_the_proxy_connects_closes_the_socket():
     """In the middle of `CONNECT`, by a time limit or by the caller."""
-    gone = asyncio.Event()
+    closed = asyncio.Event()
 
     async def mute(peer: Peer) -> None:
         await peer.rest()
-        gone.set()
+        closed.set()
 
     async with peers(mute) as proxy:
         network = Network(proxies=Proxies(https=f"127.0.0.1:{proxy.port}"))
         async with client_of(f"https://{NAME}/", network=network, connect_seconds=0.1) as client:
             with pytest.raises(TimeoutError, match="through the proxy"):
                 await ask(client)
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
-        gone.clear()
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
+        closed.clear()
         async with client_of(f"https://{NAME}/", network=network) as client:
             asking = asyncio.create_task(ask(client))
             await until(lambda: len(proxy.connections) == 2)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
+        await asyncio.wait_for(closed.wait(), PATIENCE_SECONDS)
 
 
 async def test_a_server_that_needs_no_proxy_is_reached_directly():
@@ -199,7 +199,7 @@ def test_a_proxy_that_is_not_understood_is_refused_at_the_start(url):
 async def test_a_private_authority_is_trusted_beside_the_machines(authority, ca_file):
     """Without the setting its servers are refused."""
     tls = authority.server(address="127.0.0.1")
-    async with peers(tell_numbers, tls=tls) as server:
+    async with peers(answer_numbers, tls=tls) as server:
         async with client_of(server.url, network=Network(ca_file=ca_file)) as client:
             assert await ask(client) == b"0"
         async with client_of(server.url) as client:
@@ -211,7 +211,7 @@ async def test_a_file_without_certificates_is_an_error_of_the_connection(tmp_pat
     """Its text says that the file is wrong."""
     file = tmp_path / "empty.pem"
     file.write_text("")
-    async with peers(tell_numbers) as server:
+    async with peers(answer_numbers) as server:
         url = server.url.replace("http:", "https:")
         async with client_of(url, network=Network(ca_file=file)) as client:
             with pytest.raises(OSError, match=r"NO_CERTIFICATE|no certificate"):

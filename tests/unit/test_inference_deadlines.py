@@ -1,4 +1,4 @@
-"""The caller's deadline: it limits every wait, is named in the error, and is no backend's fault."""
+"""The caller's deadline: it limits every wait, and passing it is not a failure of the backend."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def expect_deadline(
 
 @pytest.mark.parametrize("stalls_after", [0, 2])
 async def test_a_silent_triton(stalls_after, tmp_path):
-    """It is told the deadline, too, and stops."""
+    """It gets the deadline, too, and stops."""
     async with mock_triton(stalls_after=stalls_after) as mock:
         backend = triton_backend("b", mock.address)
         await expect_deadline(backend, tmp_path, lambda lease: generate(lease, call()))

@@ -51,7 +51,7 @@ TOKEN = token_prefix(CALL.request.fingerprint(), "1.0.0") + "2"
 @dataclass
 class Got:
     text: str = ""
-    pieces: int = 0
+    chunks: int = 0
     delivered: Delivered = field(default_factory=Delivered)
     ending: Finish | None = None
 
@@ -80,9 +80,9 @@ async def ask(client: Provider, *, call: ChatCall = CALL, got: Got | None = None
     relay = Relay()
 
     async def read() -> None:
-        while (piece := await relay.take()) is not None:
-            got.text += piece.text
-            got.pieces += 1
+        while (chunk := await relay.take()) is not None:
+            got.text += chunk.text
+            got.chunks += 1
 
     reader = asyncio.create_task(read())
     try:
@@ -126,7 +126,7 @@ async def test_every_form_of_an_answer_is_read(mode, tmp_path):
     assert mock.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_an_answer_in_one_piece_is_not_streamed_by_the_provider(tmp_path):
+async def test_an_unstreamed_answer_is_not_streamed_by_the_provider(tmp_path):
     """The caller would not see the events."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
         got = await ask(client, call=replace(CALL, streamed=False))
@@ -138,7 +138,7 @@ async def test_an_answer_in_one_piece_is_not_streamed_by_the_provider(tmp_path):
 async def test_events_of_one_read_become_one_chunk(tmp_path):
     """What arrives together is delivered together, in one message."""
     async with mock_provider() as mock, client_of(mock, tmp_path) as client:
-        assert (await ask(client)).pieces <= 2
+        assert (await ask(client)).chunks <= 2
 
 
 async def test_without_usage_chunks_are_counted(tmp_path):
@@ -260,7 +260,7 @@ async def test_errors_for_operators_are_reported_as_misconfiguration(mode, tmp_p
     ],
 )
 async def test_errors_for_the_caller_have_the_providers_text(mode, reason, text, tmp_path):
-    """They are no failure of the backend, and no other one is called."""
+    """They are not failures of the backend, and no other backend is called."""
     async with mock_provider(mode) as mock, client_of(mock, tmp_path) as client:
         with pytest.raises(InvalidArgument) as caught:
             await ask(client)
@@ -342,8 +342,8 @@ async def test_a_slow_reader_is_not_taken_for_a_stall(tmp_path, monkeypatch):
         assert not running.done()
         running.add_done_callback(lambda _: relay.close())
         text = ""
-        while (piece := await relay.take()) is not None:
-            text += piece.text
+        while (chunk := await relay.take()) is not None:
+            text += chunk.text
         assert (await running).finish_reason == "stop"
         assert text == TEXT
 

@@ -108,7 +108,7 @@ def test_a_surrogate_pair_split_between_events_becomes_one_character():
 
 
 def test_without_usage_chunks_are_counted():
-    """Nothing is estimated, and the parser says that there was no usage."""
+    """Nothing is estimated, and the parser reports that there was no usage."""
     stream = event(chunk("a")) * 4 + event(chunk(finish_reason="eos_token")) + event("[DONE]")
     _, events = read(stream)
     assert events.usage is None

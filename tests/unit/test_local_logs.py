@@ -27,7 +27,7 @@ def test_the_last_lines_of_one_process_are_printed(log: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == "two\nthree\n"
 
 
-def test_lines_of_several_processes_begin_with_the_name(
+def test_lines_of_several_processes_start_with_the_name(
     log: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Without a name all logs are printed."""

@@ -34,7 +34,7 @@ class Deployments:
         return Snapshot(revision=self.current, deployments=())
 
 
-async def test_the_feed_goes_on_after_a_row_that_cannot_be_parsed(monkeypatch):
+async def test_the_feed_skips_a_row_that_cannot_be_parsed(monkeypatch):
     """Watchers keep the snapshot before it and get the one after it."""
     monkeypatch.setattr(feed_module, "POLL_SECONDS", 0.01)
     failures = counted("headrace_registry_feed_failures_total")
@@ -73,7 +73,7 @@ class Clock:
         await asyncio.sleep(0.01)
 
 
-async def test_the_price_book_goes_on_after_a_row_that_cannot_be_parsed():
+async def test_the_price_book_skips_a_row_that_cannot_be_parsed():
     """It is pushed as soon as it can be read again."""
     failures = counted("headrace_cost_price_book_failures_total")
     store = Prices()

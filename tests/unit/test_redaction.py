@@ -55,7 +55,7 @@ def test_addresses_paths_and_secrets_are_removed(text, expected):
     ],
 )
 def test_what_helps_a_user_stays(text):
-    """Else nobody could tell why a backend has failed."""
+    """Otherwise the reason for the failure of a backend would be lost."""
     assert redact(text) == text
 
 

@@ -83,7 +83,7 @@ def test_every_value_can_be_asked_for(expected, data):
     ],
 )
 def test_anything_else_is_refused(text):
-    """A filter that would be ignored in part would return rows that nobody asked for."""
+    """If a part of a filter were ignored, unrequested rows would be returned."""
     with pytest.raises(InvalidArgument) as raised:
         parse_filter(text, fields=FIELDS)
     assert raised.value.reason == "INVALID_FIELD"

@@ -10,7 +10,7 @@ from libs.rpc.latest import Latest
 
 
 async def test_a_reader_gets_the_newest_value_at_once_and_each_that_follows():
-    """Who comes late is told what holds, and hears of each change from then on."""
+    """A late reader gets the current value, and each change from then on."""
     latest = Latest[int]()
     latest.publish(1)
     latest.publish(2)
@@ -36,7 +36,7 @@ async def test_a_slow_reader_misses_what_was_replaced_meanwhile():
 
 
 async def test_a_reader_waits_for_the_first_value():
-    """Before there is one there is nothing to tell."""
+    """There is no value before the first one."""
     latest = Latest[int]()
     first = asyncio.ensure_future(anext(aiter(latest.follow())))
     await asyncio.sleep(0)
@@ -45,7 +45,7 @@ async def test_a_reader_waits_for_the_first_value():
     assert await first == 7
 
 
-async def test_equal_values_are_told_each_time():
+async def test_equal_values_are_published_each_time():
     """What counts as a change is the publisher's to decide."""
     latest = Latest[int]()
     latest.publish(1)

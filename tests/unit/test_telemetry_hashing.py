@@ -21,7 +21,7 @@ def test_equal_inputs_have_equal_hashes() -> None:
 
 
 def test_another_key_gives_other_hashes() -> None:
-    """Without the key nobody can try what an input might have been."""
+    """Without the key, guessed inputs cannot be confirmed."""
     assert InputHasher(KEY).hash("a") != InputHasher(KEY[::-1]).hash("a")
 
 

@@ -53,7 +53,7 @@ def events_of(script: str, *, fails: bool = False) -> list[str]:
 
 
 def test_outside_of_a_loop_a_line_is_written_at_once(file, writer) -> None:
-    """There is no later turn that could write it."""
+    """Without an event loop, no later iteration could write it."""
     writer.msg(b"a")
     writer.msg(b"b")
     assert file.writes == [b"a\n", b"b\n"]

@@ -25,7 +25,7 @@ def model_labels(version: str) -> dict[str, str]:
 
 
 def test_metrics_are_served_until_closed() -> None:
-    """Port 0 takes a free one and tells it; afterwards the port is free again."""
+    """Port 0 chooses a free port and returns it; after `close` it is free again."""
     endpoint = serve_metrics("127.0.0.1:0")
     with urllib.request.urlopen(f"http://{endpoint.address}/metrics") as answer:
         body = answer.read().decode()

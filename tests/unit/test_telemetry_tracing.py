@@ -17,7 +17,7 @@ from libs.telemetry.tracing import current_trace_id, setup_tracing
 tracer = trace.get_tracer("test")
 SAMPLED = {"traceparent": "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"}
 
-def tell(**facts):
+def report(**facts):
     print(json.dumps(facts))
 """
 # Nothing listens on the discard port: connections are refused.
@@ -45,7 +45,7 @@ with tracer.start_as_current_span("a") as span:
     with tracer.start_as_current_span("b"):
         second = current_trace_id()
     recording = span.is_recording()
-tell(before=before, first=first, second=second, recording=recording,
+report(before=before, first=first, second=second, recording=recording,
      exporter=any("otlp" in name for name in sys.modules))
 """)
     assert facts["before"] == ""
@@ -55,7 +55,7 @@ tell(before=before, first=first, second=second, recording=recording,
     assert facts["exporter"] is False
 
 
-async def test_a_trace_from_outside_goes_on() -> None:
+async def test_a_trace_from_outside_is_continued() -> None:
     """W3C context in, the same trace id out; other baggage is left behind."""
     facts = await run("""
 setup_tracing(service="test")
@@ -63,7 +63,7 @@ context = propagate.extract({**SAMPLED, "baggage": "user=ann"})
 with tracer.start_as_current_span("a", context=context):
     headers = {}
     propagate.inject(headers)
-    tell(here=current_trace_id(), headers=headers)
+    report(here=current_trace_id(), headers=headers)
 """)
     assert facts["here"] == "0123456789abcdef0123456789abcdef"
     assert facts["headers"]["traceparent"].split("-")[1] == facts["here"]
@@ -77,7 +77,7 @@ async def test_spans_reach_the_collector_before_the_process_ends() -> None:
             """
 provider = setup_tracing(service="test", otlp_endpoint=sys.argv[1])
 with tracer.start_as_current_span("a", attributes={"answer": 42}):
-    tell(trace_id=current_trace_id())
+    report(trace_id=current_trace_id())
 provider.shutdown()
 """,
             collector.endpoint,
@@ -88,16 +88,16 @@ provider.shutdown()
 
 
 async def test_sampling_follows_the_parent() -> None:
-    """At 0 % no trace begins here, but one that was sampled elsewhere keeps our spans."""
+    """At 0 % no trace is sampled here, but traces sampled elsewhere include the spans made here."""
     async with running_collector() as collector:
         await run(
             """
 provider = setup_tracing(service="test", sample_percent=0.0, otlp_endpoint=sys.argv[1])
 for number in range(20):
-    with tracer.start_as_current_span("begins here"):
+    with tracer.start_as_current_span("starts here"):
         pass
 with tracer.start_as_current_span("goes on", context=propagate.extract(SAMPLED)):
-    tell(trace_id=current_trace_id())
+    report(trace_id=current_trace_id())
 provider.shutdown()
 """,
             collector.endpoint,
@@ -115,7 +115,7 @@ provider = setup_tracing(service="test", sample_percent=25.0, otlp_endpoint=sys.
 for number in range(1000):
     with tracer.start_as_current_span("outer"), tracer.start_as_current_span("inner"):
         pass
-tell()
+report()
 provider.shutdown()
 """,
             collector.endpoint,
@@ -141,7 +141,7 @@ for number in range(2 * SPAN_QUEUE_LIMIT):
         pass
 made = time.perf_counter()
 provider.shutdown()
-tell(span_seconds=(made - started) / (2 * SPAN_QUEUE_LIMIT),
+report(span_seconds=(made - started) / (2 * SPAN_QUEUE_LIMIT),
      shutdown_seconds=time.perf_counter() - made,
      waiting=REGISTRY.get_sample_value("headrace_telemetry_spans_waiting"),
      dropped=REGISTRY.get_sample_value("headrace_telemetry_spans_dropped_total"),

@@ -35,7 +35,7 @@ def parse(**fields: Any) -> Any:
 
 
 def test_what_is_not_given_has_its_default():
-    """Greedy, without stops, from the beginning."""
+    """Greedy, without stop sequences, from the start."""
     request = parse()
     assert (request.operation, request.temperature, request.top_p) == ("generate", 0.0, 1.0)
     assert (request.seed, request.stop, request.resume) == (None, (), ())
@@ -70,7 +70,7 @@ def test_counting_needs_only_messages():
     ],
 )
 def test_a_wrong_field_is_named(field, value):
-    """The caller can mend it."""
+    """The caller can fix it."""
     fields = {"resume": {"pieces": value}} if "." in field else {field: value}
     with pytest.raises(contract.ModelError) as caught:
         parse(**fields)

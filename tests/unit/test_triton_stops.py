@@ -17,7 +17,7 @@ LETTERS = st.text("ab\n", min_size=1, max_size=4)
 
 
 def run(pieces: list[str], sequences: list[str], delivered: str = "") -> tuple[list[Any], bool]:
-    """Pushes pieces, each a text whose token id is its place, until a stop or the end."""
+    """Pushes pieces, each with its index as token ID, until a stop or the end."""
     matcher = StopMatcher(sequences, delivered=delivered)
     out = []
     for number, text in enumerate(pieces):
@@ -49,7 +49,7 @@ def expected(text: str, sequences: list[str]) -> tuple[str, bool]:
 @example(pieces=["abab"], sequences=["bab", "ab"])
 @example(pieces=["a", "b\n", "\na"], sequences=["\n\n"])
 def test_an_answer_ends_before_the_first_sequence_however_it_is_cut(pieces, sequences):
-    """The text is that of the rule, character by character, wherever tokens begin and end."""
+    """The text is that of the rule, character by character, wherever tokens start and end."""
     out, stopped = run(pieces, sequences)
     whole, ends = expected("".join(pieces), sequences)
     assert stopped == ends
@@ -57,7 +57,7 @@ def test_an_answer_ends_before_the_first_sequence_however_it_is_cut(pieces, sequ
 
 
 @given(pieces=st.lists(LETTERS, max_size=8), sequences=st.lists(LETTERS, max_size=3))
-def test_no_token_is_lost_or_told_twice(pieces, sequences):
+def test_no_token_is_lost_or_reported_twice(pieces, sequences):
     """The ids come out in their order; with a stop, up to the token that completed it."""
     out, stopped = run(pieces, sequences)
     ids = ids_of(out)
@@ -72,7 +72,7 @@ def test_no_token_is_lost_or_told_twice(pieces, sequences):
     data=st.data(),
 )
 def test_an_answer_that_is_resumed_is_the_one_that_was_not_cut(pieces, sequences, data):
-    """It may be cut wherever something went out; nothing that went out can begin a sequence."""
+    """It may be cut wherever something went out; nothing that was sent can start a sequence."""
     out, stopped = run(pieces, sequences)
     cut = data.draw(st.integers(0, len(out) - 1))
     delivered, count = text_of(out[:cut]), len(ids_of(out[:cut]))
@@ -81,8 +81,8 @@ def test_an_answer_that_is_resumed_is_the_one_that_was_not_cut(pieces, sequences
     assert rest_stopped == stopped
 
 
-def test_only_what_may_begin_a_sequence_is_held():
-    """A token whose last character may begin one waits, whole; then both go."""
+def test_only_a_possible_start_of_a_sequence_is_held():
+    """A token whose last character may start one waits; then both are sent."""
     matcher = StopMatcher(["\n\n"])
     assert matcher.push(Piece("a", (1,))).text == "a"
     assert matcher.push(Piece("b\n", (2,))) == Piece("", ())
@@ -103,7 +103,7 @@ def test_a_sequence_whose_beginning_was_delivered_ends_the_answer_at_the_seam():
     assert matcher.stopped
 
 
-def test_a_sequence_that_was_delivered_whole_does_not_end_what_follows():
+def test_a_completely_delivered_sequence_does_not_end_the_rest():
     """It was not the model's to stop there: another backend with other rules may have sent it."""
     matcher = StopMatcher(["STOP"], delivered="STOP")
     assert matcher.push(Piece(" on", (1,))).text == " on"

@@ -1,4 +1,4 @@
-"""Domain to protos. Requests are read by `libs.chat.wire`."""
+"""Protos to the domain and back. The fields of chat requests are read by `libs.chat.wire`."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Lease:
         return self._connection.client
 
     def report_success(self) -> None:
-        """Tells the breaker that the backend works, before the block ends.
+        """Reports to the breaker that the backend works, before the block ends.
 
         A probe has succeeded with its first token: it need not wait for the end of the answer.
         """
@@ -160,10 +160,10 @@ class Backends:
         found = [
             self._find(backend, target) for backend in candidates if (target := target_of(backend))
         ]
-        willing = [each for each in found if each.served.breaker.has_permit(now)]
-        if willing:
+        available = [each for each in found if each.served.breaker.has_permit(now)]
+        if available:
             picked = min(
-                willing,
+                available,
                 key=lambda each: (each.backend.status.id in avoid, each.connection.in_flight),
             )
             permit = picked.served.breaker.permit(now)

@@ -107,7 +107,7 @@ class DeploymentCall:
         self._failures: Counter[str] = Counter()
 
     async def run(self, sink: ChunkSink) -> None:
-        """Puts the whole answer into the sink.
+        """Puts the complete answer into the sink.
 
         Raises:
             HeadraceError: no backend completed it.
@@ -186,7 +186,7 @@ class DeploymentCall:
         """
         failures, clock = self._failures, self._shared.clock
         if self._has_fallback and not self.delivered.token_count:
-            # One that failed again was tried because no other one was willing.
+            # A backend that failed twice was retried because no other one was available.
             tried_all = all(failures[backend.status.id] for backend in self.choice.target.backends)
             if tried_all or max(failures.values()) > 1:
                 raise DeploymentFailedError(failure.client_error.to_error(failures)) from failure

@@ -47,7 +47,7 @@ class FallbackCall:
         return bool(self._fallbacks)
 
     async def run(self, sink: ChunkSink) -> None:
-        """Puts the whole answer into the sink.
+        """Puts the complete answer into the sink.
 
         Raises:
             HeadraceError: no deployment completed it.

@@ -104,7 +104,7 @@ class _Generation:
         self._first_seconds: float | None = None
 
     async def run(self, deliver: Deliver, limits: RelayLimits) -> None:
-        """Delivers the whole answer."""
+        """Delivers the complete answer."""
         if not self._call.streamed:
             await self._run_unstreamed(deliver)
             return

@@ -1,0 +1,1 @@
+"""Alembic revisions of the tables of `jobs`; `libs.db.migrate` applies them at the start."""

@@ -1,1 +1,1 @@
-"""The alembic revisions of the registry's tables; `libs.db.migrate` applies them at the start."""
+"""Alembic revisions of the tables of `registry`; `libs.db.migrate` applies them at the start."""

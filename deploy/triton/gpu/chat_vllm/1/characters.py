@@ -1,7 +1,7 @@
-"""Turns tokens into pieces of whole characters, one at a time.
+"""Converts tokens to pieces of complete characters, one token at a time.
 
-The pieces depend on the tokens alone, not on how many of them an engine hands over at once: seeded
-answers are cut into segments after a piece, and a resumed answer must be cut at the same places.
+The pieces depend only on the tokens, not on how many an engine returns at once: seeded answers are
+divided into segments after a piece, and a resumed answer must be divided at the same positions.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from stops import Piece
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
-# Some tokenizers write a token differently at the beginning of a text, so that a few are decoded
-# together with those before them.
+# Some tokenizers decode a token differently at the start of a text, so new tokens are decoded with
+# a few before them.
 _CONTEXT_TOKENS = 8
 
 
 class Characters:
-    """Holds tokens back until their text is whole."""
+    """Buffers tokens until their characters are complete."""
 
     def __init__(
         self, detokenize: Callable[[Sequence[int]], str], *, before: Sequence[int]
@@ -27,7 +27,7 @@ class Characters:
         self._held: list[int] = []
 
     def push(self, token_id: int) -> Piece:
-        """Returns the piece that is complete with this token; one without ids where none is."""
+        """Returns the piece that this token completes; it has no IDs if none is complete."""
         self._held.append(token_id)
         text = self._detokenize([*self._context, *self._held])
         if text.endswith(_HALF):
@@ -36,7 +36,7 @@ class Characters:
         return self._take(new)
 
     def flush(self) -> Piece:
-        """Returns what is left: the tokens of half a character, which has no text."""
+        """Returns the rest: tokens of an incomplete character, without text."""
         return self._take("")
 
     def _take(self, text: str) -> Piece:

@@ -1,7 +1,7 @@
-"""vLLM in this process: the same engine to `model.py` and `generation.py` as llama.cpp is.
+"""Runs vLLM in this process, with the same interface as the engine for llama.cpp.
 
-Prompts go in as token ids, and ids come out, so that an answer that was cut goes on behind exactly
-what was delivered.
+Prompts and outputs are token IDs, so that a resumed answer continues exactly after the tokens that
+were delivered.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from characters import Characters
 from contract import ModelError
 from stops import Piece
 
-# Batches change with what else runs, and with them the rounding, and with it, now and then, a
-# greedy choice. vLLM then takes kernels whose results do not depend on the batch. Slower; set it to
-# 0 where speed matters more than that a resumed answer is the one that was begun. Read on import.
+# Makes vLLM use kernels whose results do not depend on the batch. Without it, other requests change
+# the rounding and sometimes a greedy choice. It is slower; set it to 0 if speed matters more than
+# that a resumed answer equals the original one. Read on import.
 os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
 
 from transformers import AutoTokenizer  # behind the setting
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
-UNKNOWN_TOKEN = -1  # vLLM tells the id of every token; the code shared with llama.cpp asks for it
+UNKNOWN_TOKEN = -1  # never used by vLLM; needed by the code shared with llama.cpp
 
 _START_SECONDS = 1800.0
-# How often a caller is looked after while nothing comes, such as during a long prompt.
+# How often cancellation is checked while there is no output, such as during a long prompt.
 _POLL_SECONDS = 0.03
-_GIVEN_UP = "abort"  # a finish reason of vLLM's own
+_GIVEN_UP = "abort"  # a finish reason of vLLM
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen; temperature 0 takes the likeliest."""
+    """How tokens are chosen; temperature 0 chooses the likeliest."""
 
     temperature: float
     top_p: float
@@ -50,7 +50,7 @@ class Sampling:
 
 @dataclass
 class Run:
-    """What one run of the engine has done so far."""
+    """The progress of one run of the engine."""
 
     finish_reason: str = ""
     token_count: int = 0
@@ -58,13 +58,13 @@ class Run:
 
 
 class Engine:
-    """One model on the GPUs. vLLM lives on an event loop of its own, in a thread of its own."""
+    """One model on the GPUs. vLLM runs on its own event loop, in its own thread."""
 
     def __init__(self, weights: Path, parameters: Mapping[str, str]) -> None:
-        folder = weights.parent  # `model.py` names llama.cpp's one file; vLLM's are beside it
-        # The file that Triton's vLLM backend reads: arguments of vLLM's engine.
+        folder = weights.parent  # `model.py` passes a file; vLLM reads its folder
+        # The file that Triton's vLLM backend reads: arguments of the engine.
         arguments = json.loads((folder / "model.json").read_text())
-        if (folder / arguments["model"]).exists():  # in the artifact, and so under its digest
+        if (folder / arguments["model"]).exists():  # part of the artifact and of its digest
             arguments["model"] = str(folder / arguments["model"])
         self.context_tokens = int(arguments["max_model_len"])
         self._top_k = int(parameters["top_k"])
@@ -75,18 +75,18 @@ class Engine:
         self._engine = self._submit(_start(arguments)).result(_START_SECONDS)
 
     def tokenize_conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Returns the prompt of a conversation, in the model's own template."""
+        """Returns the prompt of a conversation, in the template of the model."""
         prompt = self._tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
         )
         return self.tokenize(prompt)
 
     def tokenize(self, text: str) -> list[int]:
-        """Returns the ids of a text, with none before it; markers of the template are read."""
+        """Returns the IDs of a text, without a start token; template markers are special tokens."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of some ids; halves of characters become U+FFFD."""
+        """Returns the text of IDs; incomplete characters become U+FFFD."""
         return str(
             self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -102,9 +102,9 @@ class Engine:
         on_piece: Callable[[Piece], bool],
         is_cancelled: Callable[[], bool],
     ) -> Run:
-        """Generates until the model ends, `max_tokens` are made, or the caller wants no more.
+        """Generates until the model ends, `max_tokens` are generated, or `on_piece` returns False.
 
-        `on_piece` returns whether to go on. Both callables run in the calling thread.
+        `on_piece` returns whether to continue. Both callables run in the calling thread.
 
         Raises:
             ModelError: the engine refused the prompt or failed.
@@ -126,7 +126,7 @@ class Engine:
                 if not _take(output, run, pieces, on_piece):
                     break
         finally:
-            generating.cancel()  # vLLM aborts what it had begun
+            generating.cancel()  # vLLM aborts the request
         return run
 
     async def _generate(
@@ -143,7 +143,7 @@ class Engine:
             top_k=self._top_k,
             seed=sampling.seed,
             output_kind=RequestOutputKind.DELTA,
-            # vLLM joins what comes while it is busy; pieces must not depend on that (Characters).
+            # vLLM joins outputs while it is busy; pieces must not depend on that (see Characters).
             detokenize=False,
         )
         try:
@@ -170,10 +170,10 @@ async def _start(arguments: Mapping[str, Any]) -> Any:
 
 
 def _take(output: Any, run: Run, pieces: Characters, on_piece: Callable[[Piece], bool]) -> bool:
-    """Passes on what came, character by character, and tells whether to go on."""
+    """Passes on new output, character by character; returns whether to continue."""
     completion = output.outputs[0]
     if completion.finish_reason == _GIVEN_UP:
-        raise ModelError("INTERNAL", "the engine gave the request up")
+        raise ModelError("INTERNAL", "the engine aborted the request")
     run.cached_tokens = max(run.cached_tokens, output.num_cached_tokens or 0)
     made = [pieces.push(token_id) for token_id in completion.token_ids]
     if completion.finish_reason:
@@ -182,7 +182,7 @@ def _take(output: Any, run: Run, pieces: Characters, on_piece: Callable[[Piece],
         if not piece.token_ids:
             continue
         run.token_count += len(piece.token_ids)
-        # What ends a segment may end the answer, too: then there is nothing behind it.
+        # The end of a segment may also be the end of the answer.
         if completion.finish_reason and not any(each.token_ids for each in made[number + 1 :]):
             run.finish_reason = completion.finish_reason
         if not on_piece(piece):

@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from batches import batches
 from transformers import AutoModel, AutoTokenizer
 
-# Triton hands over batches from one thread; more threads for short texts do not pay.
+# Triton passes batches from one thread; more threads do not help with short texts.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -36,13 +36,13 @@ class TritonPythonModel:
         self._max_run_tokens = parameters["max_run_tokens"]
         self._tokenizer = AutoTokenizer.from_pretrained(weights)
         self._network = AutoModel.from_pretrained(weights).to(self._device, torch.bfloat16).eval()
-        told = next(each for each in config["output"] if each["name"] == "embedding")["dims"]
-        if [self._network.config.hidden_size] != [int(size) for size in told]:
-            message = f"the weights give vectors of {self._network.config.hidden_size}"
-            raise pb_utils.TritonModelException(f"{message}; config.pbtxt says {told}")
+        configured = next(each for each in config["output"] if each["name"] == "embedding")["dims"]
+        if [self._network.config.hidden_size] != [int(size) for size in configured]:
+            message = f"the weights return vectors of {self._network.config.hidden_size}"
+            raise pb_utils.TritonModelException(f"{message}; config.pbtxt says {configured}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers requests that Triton batched, each of texts [n, 1]."""
+        """Answers a batch of requests, each with texts [n, 1]."""
         texts = [_texts_of(request) for request in requests]
         embeddings, token_counts = self._embed([text for some in texts if some for text in some])
         responses = []
@@ -77,7 +77,7 @@ class TritonPythonModel:
     def _run(self, encoded: list[list[int]]) -> np.ndarray:
         padded = self._tokenizer.pad({"input_ids": encoded}, return_tensors="pt").to(self._device)
         hidden = self._network(**padded).last_hidden_state
-        # In float32: a sum over 256 tokens in bfloat16 keeps two digits.
+        # In float32, because a sum over 256 tokens in bfloat16 has only two correct digits.
         mask = padded["attention_mask"].unsqueeze(-1).float()
         pooled = (hidden.float() * mask).sum(dim=1)
         return torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()

@@ -38,7 +38,7 @@ class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType
 class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
     """What a token permits.
 
-    The claim `scope` of a token holds the names of these values without their prefix, in lower case,
+    The claim `scopes` of a token holds the names of these values without their prefix, in lower case,
     separated by spaces: `infer read`. A scope includes no other. New scopes may be added, for example
     parts of `SCOPE_ADMIN`, and an RPC may then require one of them: readers refuse a call whose required
     scope they do not know.

@@ -1,4 +1,4 @@
-"""A decoupled model that computes nothing. A first message that is a number is the pace in ms."""
+"""A decoupled model that computes nothing. A number as first message is the pause in ms."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Answers with `max_tokens` times one token."""
+    """Answers with the same token `max_tokens` times."""
 
     def execute(self, requests):
-        """Streams each request from a thread of its own."""
+        """Streams each request from its own thread."""
         for request in requests:
             raw = pb_utils.get_input_tensor_by_name(request, "request").as_numpy()[0]
             sender = request.get_response_sender()
@@ -22,16 +22,16 @@ class TritonPythonModel:
 
 
 def _stream(body, sender):
-    if body.get("operation") == "count_tokens":  # as the pool agent asks, to see that it lives
+    if body.get("operation") == "count_tokens":  # the readiness check of the pool agent
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         sender.send(_response("", [], json.dumps({"prompt_tokens": 1})), flags=flags)
         return
     done = sum(1 for _ in (body.get("resume") or {}).get("pieces", []))
     content = body["messages"][0]["content"]
-    pace_seconds = int(content) / 1000 if content.isdecimal() else 0.0
+    pause_seconds = int(content) / 1000 if content.isdecimal() else 0.0
     for index in range(done, body["max_tokens"]):
-        if pace_seconds:
-            time.sleep(pace_seconds)
+        if pause_seconds:
+            time.sleep(pause_seconds)
         if sender.is_cancelled():
             break
         sender.send(_response("word ", [index + 1], ""))

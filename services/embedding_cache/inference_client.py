@@ -1,4 +1,4 @@
-"""Vectors that nobody has yet: `inference` computes them."""
+"""Calls `inference` for vectors that are not in the cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from libs.model_reference import at_version, version_of
 from libs.routes import Choice
 from libs.rpc.identity import Identity
 from libs.rpc.status import headrace_errors
-from services.embedding_cache.domain import Vector
-from services.embedding_cache.wire import RETRY_SECONDS, from_embedding
+from services.embedding_cache.domain import RETRY_SECONDS, Vector, backend_failed
+from services.embedding_cache.wire import from_embedding
 
 
-class Computation:
-    """Asks `inference` for the vectors of one batch, of exactly one version."""
+class InferenceClient:
+    """Computes vectors with exactly one version of a model."""
 
     def __init__(
         self,
@@ -27,15 +27,15 @@ class Computation:
         self._inference = inference
         self._timeout_seconds = timeout_seconds
 
-    async def compute(
+    async def embed(
         self, texts: Sequence[str], *, choice: Choice, identity: Identity
     ) -> list[Vector]:
-        """Returns one vector a text.
+        """Returns one vector for each text, in their order.
 
         Raises:
             Unavailable: `inference` serves another artifact under this version than the route
-                says (one of the two has not heard the news yet), or a backend gave nonsense.
-            HeadraceError: what `inference` said.
+                says (one of the two has an older snapshot), or a backend returned invalid vectors.
+            HeadraceError: the error of `inference`.
         """
         target = choice.target
         model = at_version(choice.model, version_of(target.model_version))
@@ -46,17 +46,15 @@ class Computation:
             )
         if response.artifact_digest != target.artifact_digest:
             raise Unavailable(
-                f"{target.model_version} is changing: served {response.artifact_digest}, "
-                f"routed {target.artifact_digest}",
+                f"{target.model_version} is being replaced: inference served "
+                f"{response.artifact_digest}, the route says {target.artifact_digest}; retry later",
                 reason="MODEL_NOT_READY",
                 metadata={"model": choice.model},
                 retry_after_seconds=RETRY_SECONDS,
             )
         if len(response.embeddings) != len(texts):
-            raise Unavailable(
-                f"a backend gave {len(response.embeddings)} vectors for {len(texts)} texts",
-                reason="BACKEND_FAILED",
-                retry_after_seconds=RETRY_SECONDS,
+            raise backend_failed(
+                f"a backend returned {len(response.embeddings)} vectors for {len(texts)} texts"
             )
         dimensions = target.schema.dimensions
         return [from_embedding(item, dimensions=dimensions) for item in response.embeddings]
