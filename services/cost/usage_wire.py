@@ -10,6 +10,7 @@ from headrace.cost.v1 import cost_pb2
 from libs.errors import InvalidArgument
 from libs.rpc.filter import filter_error, parse_filter
 from libs.rpc.names import TENANTS_PREFIX, parse_tenant_name, tenant_name
+from libs.timestamps import to_timestamp
 from services.cost.domain import ALL_TENANTS, checked_sum
 from services.cost.usage_query import Dimension, TimeBucket, UsageQuery, UsageRow, UsageTotals
 from services.cost.usage_store import UsageSums
@@ -17,7 +18,6 @@ from services.cost.wire import (
     operation_from_proto,
     operation_to_proto,
     time_from_proto,
-    time_to_proto,
 )
 
 _DIMENSIONS: Mapping[int, Dimension] = {
@@ -112,7 +112,7 @@ def _row_to_proto(row: UsageRow) -> cost_pb2.UsageRow:
     if "tenant" in group:
         group["tenant"] = tenant_name(group["tenant"])
     return cost_pb2.UsageRow(
-        bucket_start_time=time_to_proto(start) if start else None,
+        bucket_start_time=to_timestamp(start) if start else None,
         operation=operation,
         totals=_totals_to_proto(row.totals),
         **group,

@@ -15,6 +15,7 @@ from libs.metering.prices import USAGE_KINDS
 from libs.metering.pricing import MAX_PER_QUANTITY, Rate, UsageKind
 from libs.rpc.filter import filter_error, parse_filter
 from libs.rpc.names import parse_tenant_name, tenant_id, tenant_name
+from libs.timestamps import to_timestamp
 from services.cost.domain import (
     InvalidUsageError,
     Posting,
@@ -65,8 +66,8 @@ def price_to_proto(price: Price) -> cost_pb2.Price:
             for kind in UsageKind
             if kind in price.rates
         ],
-        effective_time=time_to_proto(price.effective_time) if price.effective_time else None,
-        create_time=time_to_proto(price.create_time),
+        effective_time=to_timestamp(price.effective_time) if price.effective_time else None,
+        create_time=to_timestamp(price.create_time),
     )
 
 
@@ -164,13 +165,6 @@ def time_from_proto(stamp: Timestamp, *, field: str) -> datetime:
         return stamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidArgument.of_field(field, "must be a time in the years 1 to 9999") from error
-
-
-def time_to_proto(moment: datetime) -> Timestamp:
-    """Writes a time."""
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
 
 
 def _rates_from_proto(messages: Iterable[cost_pb2.Rate]) -> Mapping[UsageKind, Rate]:

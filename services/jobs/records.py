@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.events.v1 import events_pb2
 from prometheus_client import Counter, Histogram
 
@@ -13,6 +12,7 @@ from libs.bus.broadcast import Broadcaster
 from libs.bus.subjects import JOB_CANCELLED
 from libs.clock import Clock
 from libs.errors import HeadraceError, ResourceExhausted
+from libs.timestamps import to_timestamp
 from services.jobs.domain import Finished, Job, Outcome, Step, advance, cancel, give_up
 from services.jobs.store import JobStore
 from services.jobs.watchers import JobWatchers
@@ -88,9 +88,9 @@ class JobRecords:
             job_id, lambda job: cancel(job, now=self._clock.now(), retention=self._retention)
         )
         if changed:
-            now = Timestamp()
-            now.FromDatetime(self._clock.now())
-            event = events_pb2.JobCancelled(job_id=job_id, event_time=now)
+            event = events_pb2.JobCancelled(
+                job_id=job_id, event_time=to_timestamp(self._clock.now())
+            )
             await self._broadcaster.publish(JOB_CANCELLED, event)
 
     async def _step(self, job_id: str, step: Step) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TypeVar
 
 import structlog
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from headrace.events.v1 import events_pb2
 from headrace.jobs.v1 import jobs_pb2
@@ -18,6 +16,7 @@ from libs.ids import check_uuid
 from libs.rpc.filter import filter_error, parse_filter
 from libs.rpc.names import tenant_name
 from libs.rpc.status import to_status
+from libs.timestamps import to_timestamp
 from services.jobs.domain import Finished, Job, Started, State
 from services.jobs.outbox_store import OutboxJob
 
@@ -95,9 +94,9 @@ def job_to_proto(job: Job, *, full: bool = True) -> jobs_pb2.Job:
         state=jobs_pb2.JobState.ValueType(job.state),
         error=_parsed(status_pb2.Status, job.error, job),
         attempt_count=job.attempt_count,
-        create_time=_time_to_proto(job.create_time),
-        update_time=_time_to_proto(job.update_time),
-        expire_time=None if job.expire_time is None else _time_to_proto(job.expire_time),
+        create_time=to_timestamp(job.create_time),
+        update_time=to_timestamp(job.update_time),
+        expire_time=None if job.expire_time is None else to_timestamp(job.expire_time),
     )
     if full:
         payload = _parsed(jobs_pb2.JobPayload, job.payload, job)
@@ -124,7 +123,7 @@ def submitted_event(item: OutboxJob) -> events_pb2.JobSubmitted:
         job_id=item.job_id,
         identity=events_pb2.Identity(tenant=tenant_name(item.tenant), user=item.user),
         payload=jobs_pb2.JobPayload.FromString(item.payload),
-        create_time=_time_to_proto(item.create_time),
+        create_time=to_timestamp(item.create_time),
     )
 
 
@@ -169,9 +168,3 @@ def _parsed(message_type: type[M], data: bytes | None, job: Job) -> M | None:
         _UNREADABLE.inc()
         _log.error("job cannot be read", job_id=job.job_id, type=message_type.__name__)
         return None
-
-
-def _time_to_proto(moment: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

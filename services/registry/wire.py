@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.common.v1 import backend_pb2, model_pb2
 from headrace.registry.v1 import registry_internal_pb2, registry_pb2
 
 from libs.errors import InvalidArgument
 from libs.model_reference import parse_version_name
+from libs.timestamps import to_timestamp
 from services.registry.domain import (
     Backend,
     Deployment,
@@ -58,7 +58,7 @@ def model_to_proto(model: Model) -> registry_pb2.Model:
     return registry_pb2.Model(
         name=model.name,
         description=model.description,
-        create_time=_timestamp(model.create_time),
+        create_time=to_timestamp(model.create_time),
     )
 
 
@@ -109,7 +109,7 @@ def version_to_proto(version: ModelVersion, *, full: bool) -> registry_pb2.Model
         artifact_file_name=version.artifact_file_name,
         schema=schema_to_proto(version.schema),
         lineage=lineage_to_proto(version.lineage),
-        create_time=_timestamp(version.create_time),
+        create_time=to_timestamp(version.create_time),
         provider=provider_to_proto(version.provider) if full else None,
     )
 
@@ -121,7 +121,7 @@ def status_to_proto(backend: Backend[Target]) -> model_pb2.BackendStatus:
         state=_STATES[backend.state],
         artifact_digest=backend.artifact_digest,
         message=backend.message,
-        update_time=_timestamp(backend.update_time) if backend.update_time else None,
+        update_time=to_timestamp(backend.update_time) if backend.update_time else None,
     )
 
 
@@ -170,8 +170,8 @@ def deployment_to_proto(deployment: Deployment) -> registry_pb2.Deployment:
             backends=map(status_to_proto, deployment.backends),
         ),
         etag=deployment.etag,
-        create_time=_timestamp(deployment.create_time),
-        update_time=_timestamp(deployment.update_time),
+        create_time=to_timestamp(deployment.create_time),
+        update_time=to_timestamp(deployment.update_time),
     )
 
 
@@ -184,7 +184,7 @@ def entry_to_proto(deployment: Deployment) -> registry_internal_pb2.DeploymentEn
         pool=deployment.pool,
         artifact_digest=version.artifact_digest,
         schema=schema_to_proto(version.schema),
-        create_time=_timestamp(deployment.create_time),
+        create_time=to_timestamp(deployment.create_time),
         provider=provider_to_proto(version.provider),
         backends=map(backend_to_proto, deployment.backends),
     )
@@ -220,9 +220,3 @@ def snapshot_to_proto(
         revision=snapshot.revision,
         deployments=map(entry_to_proto, snapshot.of_pool(pool)),
     )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp

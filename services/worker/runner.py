@@ -23,6 +23,7 @@ from libs.errors import (
 )
 from libs.rpc.names import tenant_id
 from libs.rpc.status import to_status
+from libs.timestamps import to_timestamp
 from services.worker.billing import CancelledUsage
 from services.worker.cancellations import Cancellation, Cancellations, JobCancelledError
 from services.worker.execution import Execution, Progress, ResultTooLarge
@@ -157,6 +158,4 @@ class JobRunner:
         )
 
     def _now(self) -> Timestamp:
-        stamp = Timestamp()
-        stamp.FromDatetime(self._clock.now())
-        return stamp
+        return to_timestamp(self._clock.now())
