@@ -115,10 +115,14 @@ _WITHOUT_DETAILS = {
 
 
 def cut(text: str, limit_bytes: int) -> str:
-    """Returns the text, or its start and an ellipsis if it is longer than the limit in UTF-8."""
-    data = text.encode()
+    """Returns the text, or its start and an ellipsis if it is longer than the limit in UTF-8.
+
+    Halves of surrogate pairs, which UTF-8 cannot encode, become their escapes: an error that quotes
+    a request can be sent, whatever the request was.
+    """
+    data = text[: limit_bytes + 1].encode(errors="backslashreplace")
     if len(data) <= limit_bytes:
-        return text
+        return data.decode()
     return data[: limit_bytes - len("…".encode())].decode(errors="ignore") + "…"
 
 
