@@ -68,7 +68,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
     trailers: Iterable[Any] = error.trailing_metadata() or ()
     for key, value in trailers:
         if key == DETAILS_KEY and isinstance(value, bytes):
-            found = _from_details(BY_CODE.get(code, Internal), error.details() or code, value)
+            found = from_details(BY_CODE.get(code, Internal), error.details() or code, value)
             if found is not None:
                 return found
     _log.warning("call failed without details", code=code, details=error.details())
@@ -155,7 +155,8 @@ def _packed(detail: Message) -> any_pb2.Any:
     return packed
 
 
-def _from_details(kind: type[HeadraceError], message: str, value: bytes) -> HeadraceError | None:
+def from_details(kind: type[HeadraceError], message: str, value: bytes) -> HeadraceError | None:
+    """Returns the error in the details of a callee's status; None: they are not Headrace's."""
     try:
         status = status_pb2.Status.FromString(value)
     except DecodeError:

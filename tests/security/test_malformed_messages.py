@@ -10,12 +10,14 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 
 from libs.clock import SystemClock
 from libs.rpc.channel import open_channel
 from libs.rpc.served_call import MAX_OPEN_REQUEST_BYTES
 from libs.rpc.server import RpcServer
 from tests.support.rpc import Calls, handled_by, reason_of, value
+from tests.support.scripted import scripted_mesh
 
 pytestmark = pytest.mark.integration
 
@@ -54,7 +56,7 @@ async def end(call: Any) -> None:
     if not hasattr(call, "read"):
         await call
         return
-    while await call.read() is not grpc.aio.EOF:
+    while await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]  # not in the stubs
         pass
 
 
@@ -132,3 +134,20 @@ async def test_compressed_messages_are_not_decompressed(channel, method):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await channel.unary_unary(method)(bytes(1024), compression=grpc.Compression.Gzip)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_edge_refuses_compressed_messages_with_a_reason(tmp_path):
+    """GRPC's own refusal has none. `Generate` takes them: its server decompresses up to a limit."""
+    async with scripted_mesh(tmp_path) as mesh:
+        stub = cost_pb2_grpc.CostServiceStub(mesh.channel)
+        request = cost_pb2.ListPricesRequest(filter=" " * 1000)
+        caller = mesh.edge.metadata()
+        await stub.ListPrices(request, metadata=caller)
+        for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            call = stub.ListPrices(request, metadata=caller, compression=compression)
+            assert await outcome(call) == (grpc.StatusCode.UNIMPLEMENTED, "INVALID_FIELD")
+        channel: Any = mesh.channel
+        check = channel.unary_unary(f"{HEALTH}Check")
+        await check(b"")
+        call = check(bytes(100), compression=grpc.Compression.Gzip)
+        assert await outcome(call) == (grpc.StatusCode.UNIMPLEMENTED, "INVALID_FIELD")
