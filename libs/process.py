@@ -63,6 +63,7 @@ class Process:
         """Serves until SIGTERM or SIGINT, then drains; also with an HTTP server, if given."""
         self._serving = True
         await self.server.start(ready=ready)
+        self.spawn(self.server.ended())
         if beside is not None:
             await beside.start()
         gc.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -10,13 +11,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
+from typing_extensions import override
 
 from libs.clock import Clock
+from libs.errors import NotFound
 from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.interceptors import ServedCalls
 from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
 
+# How soon it is noticed that gRPC itself has ended the server: it tells only when a wait times out.
+_WAIT_SECONDS = 1.0
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
@@ -52,7 +57,7 @@ class RpcServer:
             ],
         )
         self.ready = False
-        self._health = HealthServicer()
+        self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
 
     async def start(self, *, ready: bool = True) -> None:
@@ -73,11 +78,36 @@ class RpcServer:
         status = health_pb2.HealthCheckResponse.ServingStatus
         await self._health.set("", status.SERVING if ready else status.NOT_SERVING)
 
+    async def ended(self) -> None:
+        """Waits until the server has stopped.
+
+        Raises:
+            Exception: gRPC itself ended it, and nothing is served any more: `grpc.aio` does so for
+                a path that is not UTF-8, which the edge never forwards.
+        """
+        while await self.grpc.wait_for_termination(timeout=_WAIT_SECONDS):
+            pass
+
     async def stop(self, drain_seconds: float) -> None:
         """Refuses new calls, waits for running ones, then cancels them."""
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(drain_seconds)
+
+
+class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Health of the process, under the empty name."""
+
+    @override
+    async def Check(self, request: Any, context: Any) -> Any:
+        """Returns whether the process is ready.
+
+        Raises:
+            NotFound: the name is not empty. The library itself would give no reason.
+        """
+        if request.service:
+            raise NotFound.of_resource(request.service)
+        return await super().Check(request, context)
 
 
 def reflect(server: grpc.aio.Server) -> None:
