@@ -6,11 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection, reflection_pb2
-from grpc_reflection.v1alpha._async import ReflectionServicer
 from typing_extensions import override
 
 from libs.clock import Clock
@@ -18,11 +15,10 @@ from libs.errors import NotFound
 from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.interceptors import ServedCalls
-from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
+from libs.rpc.reflection import reflect
 
 # How soon it is noticed that gRPC itself has ended the server: it tells only when a wait times out.
 _WAIT_SECONDS = 1.0
-_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 class RpcServer:
@@ -108,41 +104,3 @@ class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
         if request.service:
             raise NotFound.of_resource(request.service)
         return await super().Check(request, context)
-
-
-def reflect(server: grpc.aio.Server) -> None:
-    """Answers reflection, v1 and v1alpha, for every public service of the mesh.
-
-    Each process knows all public protos, so that the edge can ask any of them. Internal protos are
-    not in the pool: they are neither listed nor found by name.
-    """
-    names = [
-        *(service.full_name for service in public_services()),
-        health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1,
-    ]  # fmt: skip
-    pool = _public_pool()
-    reflection.enable_server_reflection(names, server, pool=pool)
-    # v1 has the messages of v1alpha under another package name.
-    servicer = ReflectionServicer(names, pool=pool)
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                _REFLECTION_V1,
-                {
-                    "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                        servicer.ServerReflectionInfo,
-                        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-                        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-                    )
-                },
-            ),
-        )
-    )
-
-
-def _public_pool() -> descriptor_pool.DescriptorPool:
-    pool = descriptor_pool.DescriptorPool()
-    files = (*PUBLIC_FILES, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-    for proto in with_dependencies(files):
-        pool.Add(proto)
-    return pool

@@ -18,6 +18,7 @@ from libs.clock import SystemClock
 from libs.grpc_stream.call import MAX_MESSAGES_AT_ONCE, ServerStreamCall, ServerStreamError
 from libs.rpc.channel import open_channel
 from libs.rpc.framing import framed
+from libs.rpc.interceptors import MAX_OPEN_REQUESTS
 from libs.rpc.served_call import MAX_OPEN_REQUEST_BYTES
 from libs.rpc.server import RpcServer
 from tests.support.http2_frames import END_HEADERS, PREFACE, FrameType, frame, literal, settings
@@ -131,6 +132,17 @@ async def test_a_name_in_an_open_method_may_be_long(channel):
     call = channel.stream_stream(REFLECTION.format("v1"))(iter([asked.SerializeToString()]))
     answer = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
     assert answer.list_services_response.service
+
+
+async def test_a_stream_without_a_token_ends(channel):
+    """Nobody can ask one server for ever."""
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol="grpc.health.v1.Health")
+    requests = iter([asked.SerializeToString()] * (MAX_OPEN_REQUESTS + 1))
+    call = channel.stream_stream(REFLECTION.format("v1"))(requests)
+    for _ in range(MAX_OPEN_REQUESTS):
+        answer = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
+        assert answer.file_descriptor_response.file_descriptor_proto
+    assert await outcome(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
 @pytest.mark.parametrize("method", [f"{HEALTH}Check", "/headrace.jobs.v1.JobService/GetJob"])

@@ -121,5 +121,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 def _is_fault(line: dict[str, Any]) -> bool:
     if line.get("event") == "request":  # the edge
+        if {"DR", "DC"} & set(str(line.get("flags")).split(",")):  # the client has gone
+            return False
         return line.get("grpc_status") in _FAULTS or line.get("status") in (500, 502)
     return line.get("level") == "error" or line.get("event") == "unexpected error"
