@@ -19,7 +19,9 @@ def token(
         str | None,
         typer.Option(
             help="Separated by spaces: infer (call models and submit jobs), read (see models, "
-            "deployments, routes, prices and costs), admin (change them).",
+            "deployments, routes, prices and own costs), registry (change models and deployments), "
+            "router (change routes), billing (set prices; see costs of all tenants), operator "
+            "(operate the mesh).",
             show_default="infer read",
         ),
     ] = None,

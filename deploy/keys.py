@@ -33,7 +33,10 @@ ALGORITHM = "ES256"
 SCOPES: Mapping[str, str] = {
     "infer": "call models and submit jobs",
     "read": "see models, deployments, routes, prices and costs",
-    "admin": "change models, deployments and prices",
+    "registry": "change models, versions, artifacts and deployments; see their providers",
+    "router": "change how requests are routed",
+    "billing": "set prices; see prices and costs of all tenants",
+    "operator": "operate the mesh: all that the others do not cover",
 }
 DEFAULT_SCOPES = "infer read"
 DEFAULT_TTL_SECONDS = 12 * 60 * 60
@@ -111,6 +114,11 @@ def mint_token(
                 " and start with a letter or digit"
             )
     for scope in scopes.split():
+        if scope == "admin":
+            raise ValueError(
+                "the scope 'admin' was split; it must be replaced by those of registry, router, "
+                "billing and operator that are needed"
+            )
         if scope not in SCOPES:
             raise ValueError(f"unknown scope {scope!r}; a scope must be one of {', '.join(SCOPES)}")
     if not 0 < ttl_seconds <= MAX_TTL_SECONDS:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from libs.clock import Clock
 from libs.errors import NotFound
 from libs.model_reference import parse_version_name
-from libs.rpc.access import ADMIN
+from libs.rpc.access import REGISTRY
 from libs.rpc.identity import Context, Identity, identity_of
 from libs.rpc.names import parse_name
 from libs.rpc.paging import PageRequest
@@ -239,7 +239,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 def _is_full(view: pb.ModelVersionView.ValueType, context: Context) -> bool:
     if view != pb.MODEL_VERSION_VIEW_FULL:
         return False
-    identity_of(context).require(ADMIN)
+    identity_of(context).require(REGISTRY)
     return True
 
 

@@ -31,9 +31,9 @@ from services.registry.store import RegistryStore
 from services.registry.upload import UploadLimits
 from tests.support.edge import serving
 
-ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
+REGISTRAR = Identity("acme", "ann", frozenset({"registry"})).metadata()
 USER = Identity("acme", "ann", frozenset({"infer", "read"})).metadata()
-OPERATOR = Identity("acme", "ann", frozenset({"read", "admin"})).metadata()
+OPERATOR = Identity("acme", "ann", frozenset({"read", "registry"})).metadata()
 SERVICE = mesh_identity("test").metadata()
 CHAT = {"kind": "chat", "context_tokens": 1024, "max_output_tokens": 256}
 EMBEDDING = {"kind": "embedding", "dimensions": 384, "max_input_tokens": 256}
@@ -138,7 +138,7 @@ class RegistryClient:
 
     async def upload(self, content: bytes, **metadata: Any) -> str:
         answer: pb.UploadArtifactResponse = await self.stub.UploadArtifact(
-            parts(content, **metadata), metadata=ADMIN
+            parts(content, **metadata), metadata=REGISTRAR
         )
         return answer.digest
 
@@ -151,7 +151,7 @@ class RegistryClient:
     async def create_model(self, model: str, description: str = "") -> pb.Model:
         answer: pb.CreateModelResponse = await self.stub.CreateModel(
             pb.CreateModelRequest(model=pb.Model(name=f"models/{model}", description=description)),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.model
 
@@ -160,7 +160,7 @@ class RegistryClient:
             pb.CreateModelVersionRequest(
                 model_version=pb.ModelVersion(name=name, artifact_digest=digest, **fields)
             ),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.model_version
 
@@ -171,7 +171,7 @@ class RegistryClient:
                     name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool)
                 )
             ),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.deployment
 
@@ -191,13 +191,13 @@ class RegistryClient:
             pb.UpdateDeploymentRequest(
                 deployment=deployment, update_mask=field_mask_pb2.FieldMask(paths=paths)
             ),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.deployment
 
     async def undeploy(self, name: str, etag: str = "") -> None:
         request = pb.DeleteDeploymentRequest(name=name, etag=etag)
-        await self.stub.DeleteDeployment(request, metadata=ADMIN)
+        await self.stub.DeleteDeployment(request, metadata=REGISTRAR)
 
     async def report(self, deployment: str, backend: backend_pb2.Backend) -> None:
         await self.internal.ReportBackend(

@@ -38,7 +38,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 3
     """The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
-    Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
+    Example: `CreateModel` without the scope `registry`. Metadata: `scope`.
     """
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 4
     """No model has this name. Comes with `NOT_FOUND`.
@@ -179,7 +179,7 @@ Example: the token is expired. Metadata: none.
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 3
 """The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
-Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
+Example: `CreateModel` without the scope `registry`. Metadata: `scope`.
 """
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 4
 """No model has this name. Comes with `NOT_FOUND`.

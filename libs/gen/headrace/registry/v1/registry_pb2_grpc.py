@@ -164,7 +164,7 @@ class RegistryServiceServicer:
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +175,7 @@ class RegistryServiceServicer:
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

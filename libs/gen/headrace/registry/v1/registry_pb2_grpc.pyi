@@ -76,14 +76,14 @@ class RegistryServiceStub:
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]
     """Lists the versions of a model.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     CreateDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]
     """Creates a deployment. The backends of its pool then load the version.
@@ -175,14 +175,14 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a model.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     CreateDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]  # type: ignore[assignment]
     """Creates a deployment. The backends of its pool then load the version.
@@ -307,7 +307,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
 
     @_abc_1.abstractmethod
@@ -320,7 +320,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
 
     @_abc_1.abstractmethod
