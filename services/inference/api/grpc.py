@@ -36,6 +36,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Streams one answer."""
         deadline_seconds = convert.deadline_seconds(context, self._clock)
         call = convert.chat_call(request, self._clock, deadline_seconds=deadline_seconds)
+        caller = identity_of(context)
+        caller.allow_priority(request.priority)
         writer: convert.DeltaWriter | None = None
 
         async def deliver(chunk: Chunk, started: Started | None) -> None:
@@ -49,7 +51,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     events.append(writer.delta(chunk))
                 await _write_together(context, events)
 
-        result = await self._generator.answer(call, identity_of(context), deliver)
+        result = await self._generator.answer(call, caller, deliver)
         await context.write(convert.final_event(result))
 
     async def CountTokens(

@@ -154,6 +154,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Metadata: `resource`, `state`.
     """
+    ERROR_REASON_PRIORITY_NOT_ALLOWED: _ErrorReason.ValueType  # 27
+    """The request asks for a higher priority than the token allows. Comes with `PERMISSION_DENIED`. Ask for less, or
+    use a token with a higher `max_priority`.
+
+    Metadata: `max_priority`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that a Headrace error can carry.
@@ -294,5 +300,11 @@ ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 25
 """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
 
 Metadata: `resource`, `state`.
+"""
+ERROR_REASON_PRIORITY_NOT_ALLOWED: ErrorReason.ValueType  # 27
+"""The request asks for a higher priority than the token allows. Comes with `PERMISSION_DENIED`. Ask for less, or
+use a token with a higher `max_priority`.
+
+Metadata: `max_priority`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
