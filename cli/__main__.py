@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, cost, jobs, keys, mesh, models, registry, tokens
+from cli import chat, cost, jobs, keys, mesh, models, providers, registry, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.add_typer(registry.app, name="deployment")
 app.add_typer(cost.prices, name="price")
 app.add_typer(cost.costs, name="cost")
 app.add_typer(keys.app, name="key")
+app.add_typer(providers.app, name="provider")
 
 
 def main() -> None:

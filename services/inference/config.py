@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from libs.config import ServiceSettings
+from libs.config import ProviderSettings
 
 
-class Settings(ServiceSettings):
+class Settings(ProviderSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     http_listen_address: str = Field(description="Where the HTTP server listens, `host:port`.")

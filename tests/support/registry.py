@@ -21,11 +21,13 @@ from headrace.registry.v1 import registry_pb2 as pb
 
 from libs.clock import SystemClock
 from libs.db import create_engine, migrate
+from libs.http_client import AddressPolicy
 from libs.rpc.channel import open_channel
 from libs.rpc.identity import Identity, mesh_identity
 from services.registry.artifacts import open_store
 from services.registry.feed import DeploymentFeed
 from services.registry.internal_servicer import RegistryInternalServicer
+from services.registry.provider_hosts import ProviderHosts
 from services.registry.servicer import RegistryServicer
 from services.registry.store import RegistryStore
 from services.registry.upload import UploadLimits
@@ -234,6 +236,7 @@ async def serving_registry(
         artifacts=artifacts,
         feed=feed,
         limits=limits or UploadLimits(),
+        provider_hosts=ProviderHosts(AddressPolicy()),
         clock=clock,
     )
     internal = RegistryInternalServicer(store=store, artifacts=artifacts, feed=feed, clock=clock)

@@ -160,6 +160,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Metadata: `max_priority`.
     """
+    ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 29
+    """A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings
+    `HEADRACE_PROVIDER_ALLOWED_NETWORKS` and `HEADRACE_PROVIDER_PRIVATE_NETWORKS`. Comes with `FAILED_PRECONDITION`.
+
+    Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that a Headrace error can carry.
@@ -306,5 +312,11 @@ ERROR_REASON_PRIORITY_NOT_ALLOWED: ErrorReason.ValueType  # 27
 use a token with a higher `max_priority`.
 
 Metadata: `max_priority`.
+"""
+ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 29
+"""A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings
+`HEADRACE_PROVIDER_ALLOWED_NETWORKS` and `HEADRACE_PROVIDER_PRIVATE_NETWORKS`. Comes with `FAILED_PRECONDITION`.
+
+Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
