@@ -21,6 +21,7 @@ from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.openai_http.client import Provider
 from services.inference.backends.stall import StallLimits
 from services.inference.domain import BackendFailedError, ChatCall, Delivered
+from services.inference.generation.relay import Relay
 from tests.support.http_peer import answer, answering, ask, client_of, peers
 from tests.support.provider import mock_provider, write_key
 from tests.support.proxy import running_proxy
@@ -243,13 +244,9 @@ async def _answer(
     request = GenerationRequest(model="m", messages=(Message("user", "hello"),))
     call = ChatCall(request_id="r", request=request)
     try:
-        await provider.generate("m", call, max_tokens=1, delivered=Delivered(), relay=_ignore)
+        await provider.generate("m", call, max_tokens=1, delivered=Delivered(), relay=Relay())
     finally:
         await provider.close()
-
-
-async def _ignore(_chunk: Any) -> None:
-    """Drops a part of an answer."""
 
 
 async def _never(_reader: Any, writer: Any) -> None:

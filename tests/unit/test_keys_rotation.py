@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ def verifies(home: Path, token: str) -> bool:
     """Returns whether the public file has the token's key, as the edge finds it."""
     keys = {key["kid"]: jwt.PyJWK(key) for key in json.loads(jwks_path(home).read_bytes())["keys"]}
     key = keys.get(jwt.get_unverified_header(token)["kid"])
-    options = {"verify_exp": False}
-    return key is not None and bool(
-        jwt.decode(token, key, algorithms=["ES256"], audience="headrace", options=options)
+    if key is None:
+        return False
+    claims = jwt.decode(
+        token, key, algorithms=["ES256"], audience="headrace", options={"verify_exp": False}
     )
+    return bool(claims)
 
 
 def minted(home: Path, **settings: Any) -> str:
@@ -155,7 +158,7 @@ def test_a_rotation_that_is_killed_anywhere_leaves_keys_that_work(
     for number in itertools.count():
         home = tmp_path / str(number)
         tokens = [minted(home)]
-        ended = _in_child(lambda home=home, number=number: _killed_at(home, number, revoke=revoke))
+        ended = _in_child(partial(_killed_at, home, number, revoke=revoke))
         tokens.append(minted(home))
         assert verifies(home, tokens[1])
         assert revoke or verifies(home, tokens[0])
@@ -172,12 +175,12 @@ def _killed_at(home: Path, number: int, *, revoke: bool) -> None:
     calls = itertools.count()
     fsync = os.fsync
 
-    def count(descriptor: int) -> None:
+    def count(descriptor: Any) -> None:
         if next(calls) == number:
             os._exit(1)
         fsync(descriptor)
 
-    os.fsync = count
+    os.fsync = count  # type: ignore[assignment]  # in a process of its own
     rotate(home, introduce=accepted_at_once, revoke=revoke)
 
 
