@@ -10,6 +10,7 @@ from headrace.inference.v1 import (
 )
 
 from libs.chat import wire
+from libs.chat.request import MAX_PRIORITY
 from libs.clock import Clock
 from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.identity import Context, identity_of
@@ -37,7 +38,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         deadline_seconds = convert.deadline_seconds(context, self._clock)
         call = convert.chat_call(request, self._clock, deadline_seconds=deadline_seconds)
         caller = identity_of(context)
-        caller.allow_priority(request.priority)
+        # One that no token allows is an invalid field: the generator says so.
+        caller.allow_priority(min(request.priority, MAX_PRIORITY))
         writer: convert.DeltaWriter | None = None
 
         async def deliver(chunk: Chunk, started: Started | None) -> None:
