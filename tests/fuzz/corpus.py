@@ -156,6 +156,14 @@ EXAMPLES: Mapping[str, Sequence[bytes]] = {
         ).SerializeToString(),
     ),
     "stream": (framed(b"a") + framed(b"") * 3 + framed(b"b" * 300),),
+    "url": (
+        b"https://api.example.com/v1",
+        b"http://127.0.0.1:8080/a/b/",
+        b"https://[::ffff:7f00:1]:443/",
+        "https://b\u00fccher.example./a%2fb".encode(),
+        b"http://0x7f.1/..;/",
+    ),
+    "identity": (b"acme\nann@example.com\ninfer read\n5", b"a\nb\n\n0"),
     "details": (
         to_status(NotFound.of_resource("models/a")).SerializeToString(),
         status_pb2.Status(code=3, message="a").SerializeToString(),

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
 from google.rpc import status_pb2
 from headrace.inference.v1 import inference_pb2
@@ -20,12 +21,13 @@ from libs import artifact_tar
 from libs.chat.request import MAX_MESSAGES, GenerationRequest
 from libs.chat.resume import parse_token
 from libs.chat.wire import generation_request
-from libs.errors import HeadraceError, Internal, InvalidArgument, Unimplemented
+from libs.errors import HeadraceError, Internal, InvalidArgument, Unauthenticated, Unimplemented
 from libs.grpc_stream.call import ServerStreamCall, ServerStreamError
 from libs.http1 import Exchange
 from libs.http1.request import MAX_HEAD_BYTES, BadRequestError, Request, RequestReader
 from libs.http_client.connection import ClientConnection
 from libs.http_client.response import HttpError
+from libs.http_client.urls import Url
 from libs.model_reference import ModelReference, parse_version_name
 from libs.openai.bodies import to_json
 from libs.openai.chat_request import parse_chat_completion
@@ -34,6 +36,13 @@ from libs.rpc import grpc_timeout
 from libs.rpc.filter import parse_filter
 from libs.rpc.framing import framed
 from libs.rpc.grpc_http1 import GrpcCall
+from libs.rpc.identity import (
+    MAX_PRIORITY_KEY,
+    SCOPES_KEY,
+    TENANT_KEY,
+    USER_KEY,
+    identity_in,
+)
 from libs.rpc.names import parse_name, parse_tenant_name
 from libs.rpc.paging import PageRequest
 from libs.rpc.served_call import MAX_REQUEST_BYTES, read_message
@@ -366,6 +375,31 @@ def stream(data: bytes) -> object:
     return None
 
 
+def url(data: bytes) -> object:
+    """URLs of providers: what is accepted is read the same when it is written again."""
+    try:
+        parsed = Url.parse(_text(data))
+    except ValueError as error:
+        return str(error)
+    assert Url.parse(str(parsed)) == parsed
+    assert urlsplit(str(parsed)).hostname == parsed.host
+    assert parsed.is_within(parsed)
+    return parsed
+
+
+def identity(data: bytes) -> object:
+    """The headers that name the caller; they are split at line feeds."""
+    values = data.decode("latin-1").split("\n")
+    keys = (TENANT_KEY, USER_KEY, SCOPES_KEY, MAX_PRIORITY_KEY)
+    try:
+        caller = identity_in(dict(zip(keys, values, strict=False)))
+    except Unauthenticated as error:
+        return sendable(error)
+    assert caller.tenant.isascii()
+    assert identity_in(dict(caller.metadata())) == caller
+    return caller
+
+
 def details(data: bytes) -> object:
     """The details of a callee's error."""
     found = from_details(Internal, "text", data)
@@ -377,6 +411,6 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         http_request, http_response, events, completion, resume_token, filters, names, page_token,
         chat_body, embedding_body, generate, tar, manifest, framing, timeout, tensors,
-        backend_message, stream, details,
+        backend_message, stream, url, identity, details,
     )
 }  # fmt: skip
