@@ -9,6 +9,7 @@ from typing import NamedTuple
 import aiohttp
 import pytest
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH, EMBEDDINGS_PATH
 from libs.rpc.public_api import public_services
@@ -66,6 +67,13 @@ def requests() -> Iterator[Request]:
             ]
         body = mutator.mutated(examples) if source.random() < 0.9 else source.choice(examples)
         yield Request(path, body)
+
+
+def _json(message: Message) -> bytes:
+    try:
+        return json_format.MessageToJson(message).encode()
+    except (json_format.SerializeToJsonError, ValueError):  # a time that has no text
+        return b'{"page_size": 1, "name": "a"}'
 
 
 class Caller:

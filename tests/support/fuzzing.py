@@ -121,7 +121,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 def _is_fault(line: dict[str, Any]) -> bool:
     if line.get("event") == "request":  # the edge
-        if {"DR", "DC"} & set(str(line.get("flags")).split(",")):  # the client has gone
+        status, flags = line.get("status"), set(str(line.get("flags")).split(","))
+        if {"DR", "DC"} & flags:  # the client has gone
             return False
-        return line.get("grpc_status") in _FAULTS or line.get("status") in (500, 502)
+        # Of its own and of transcoded responses the edge derives one from HTTP's status.
+        is_answer = status == 200 and line.get("details") == "via_upstream"
+        return status in (500, 502) or (is_answer and line.get("grpc_status") in _FAULTS)
     return line.get("level") == "error" or line.get("event") == "unexpected error"
