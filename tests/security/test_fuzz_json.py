@@ -61,10 +61,7 @@ def requests() -> Iterator[Request]:
             path, examples = source.choice(list(_OPENAI.items()))
         else:
             path, kind = unary[number // 2 % len(unary)]
-            message = random_message(source, kind)
-            examples = [
-                json_format.MessageToJson(message, preserving_proto_field_name=True).encode()
-            ]
+            examples = [_json(random_message(source, kind))]
         body = mutator.mutated(examples) if source.random() < 0.9 else source.choice(examples)
         yield Request(path, body)
 

@@ -125,6 +125,7 @@ def _is_fault(line: dict[str, Any]) -> bool:
         if {"DR", "DC"} & flags:  # the client has gone
             return False
         # Of its own and of transcoded responses the edge derives one from HTTP's status.
-        is_answer = status == 200 and line.get("details") == "via_upstream"
+        is_answer = (status, line.get("protocol")) == (200, "HTTP/2")  # gRPC-Web has it in the body
+        is_answer = is_answer and line.get("details") == "via_upstream"
         return status in (500, 502) or (is_answer and line.get("grpc_status") in _FAULTS)
     return line.get("level") == "error" or line.get("event") == "unexpected error"
