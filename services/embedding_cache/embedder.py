@@ -10,7 +10,7 @@ from headrace.common.v1 import model_pb2, usage_pb2
 
 from libs.background import start_task
 from libs.clock import Clock
-from libs.embedding_texts import check_texts
+from libs.embedding_texts import check_text_sizes, check_texts
 from libs.errors import HeadraceError
 from libs.ids import check_uuid, uuid7
 from libs.metering.usage import UsageRecorder
@@ -85,7 +85,11 @@ class Embedder:
             check_uuid(query.request_id, field="request_id")
         check_texts(query.texts, field=query.texts_field)
         choice = self._routes().choose(query.model, kind=model_pb2.ModelKind.MODEL_KIND_EMBEDDING)
-        check_dimensions(query.dimensions, choice.target.schema.dimensions)
+        schema = choice.target.schema
+        check_dimensions(query.dimensions, schema.dimensions)
+        check_text_sizes(
+            query.texts, max_input_tokens=schema.max_input_tokens, field=query.texts_field
+        )
         model_metrics = self._metrics_of(choice)
         try:
             answer = await self._answer(query, choice)

@@ -64,7 +64,11 @@ async def main() -> None:
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
         backends = _backends(settings, clock)
 
-        admission = Admission(clock)
+        admission = Admission(
+            clock,
+            memory_limit_bytes=settings.request_memory_limit_bytes,
+            weights=settings.weights_of_tenants(),
+        )
         generator = Generator(
             routes=routes,
             backends=backends,
@@ -72,6 +76,13 @@ async def main() -> None:
             recorder=recorder,
             hedge=_hedge_limits(settings),
             relay=_relay_limits(settings),
+            clock=clock,
+        )
+        embedder = Embedder(
+            routes=routes,
+            backends=backends,
+            admission=admission,
+            recorder=recorder,
             clock=clock,
         )
         tensors = OpenInference(
@@ -89,18 +100,19 @@ async def main() -> None:
 
         servicer = InferenceServicer(
             generator=generator,
-            counter=TokenCounter(routes=routes, backends=backends),
+            counter=TokenCounter(routes=routes, backends=backends, admission=admission),
             clock=clock,
         )
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
-            InferenceInternalServicer(Embedder(routes=routes, backends=backends), clock), server
+            InferenceInternalServicer(embedder, clock), server
         )
         server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
         openai = OpenAIHandlers(generator=generator, routes=routes, clock=clock)
 
         await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))
+        await embedder.drain()
         await recorder.drain()
         await backends.close()
         await bus.drain()

@@ -98,16 +98,17 @@ class Service:
             stall=StallLimits(first_token_seconds=5.0, between_tokens_seconds=5.0),
         )
         routes: Callable[[], RouteTable] = lambda: self.table  # noqa: E731  # typed
+        admission = Admission(clock)
         generator = Generator(
             routes=routes,
             backends=self.backends,
-            admission=Admission(clock),
+            admission=admission,
             recorder=cast("Recorder", self.bills),
             hedge=HedgeLimits(),
             relay=RelayLimits(),
             clock=clock,
         )
-        counter = TokenCounter(routes=routes, backends=self.backends)
+        counter = TokenCounter(routes=routes, backends=self.backends, admission=admission)
         self.servicer = InferenceServicer(generator=generator, counter=counter, clock=clock)
 
     def route(self, **servers: Server) -> None:

@@ -77,7 +77,13 @@ class Generator:
         """
         call.check()
         choice = choose_chat(self._routes(), call.request)
-        fallback = FallbackCall(call, choice, failover=self._failover, admission=self._admission)
+        fallback = FallbackCall(
+            call,
+            choice,
+            tenant=identity.tenant,
+            failover=self._failover,
+            admission=self._admission,
+        )
         generation = _Generation(call, identity, fallback, clock=self._clock)
         with metrics.LIVE_STREAMS.track_inprogress():
             try:

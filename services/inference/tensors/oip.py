@@ -20,12 +20,13 @@ from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import Admission, slots_of
+from services.inference.admission import Admission, Demand
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
 from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.tensors import calls, codec
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
+from services.inference.work import tensor_work
 
 # What gRPC accepts, less what renaming adds.
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
@@ -240,11 +241,7 @@ class OpenInference:
     async def _attempts(self, run: _Run, attempt: Attempt[Any]) -> Any:
         """Makes attempts once a slot is free. The usage of a failed request is recorded, too."""
         try:
-            async with self._admission.queue(run.choice.target.deployment).slot(
-                slots=slots_of(run.choice.target),
-                deadline_seconds=run.caller.deadline_seconds,
-                priority=0,
-            ):
+            async with self._admission.slot(run.choice.target, _demand(run)):
                 return await self._retrier.run(
                     run.choice, attempt, may_retry=lambda: run.first_seconds is None
                 )
@@ -267,6 +264,16 @@ class OpenInference:
             finish_reason=run.finish_reason,
             error=error,
         )
+
+
+def _demand(run: _Run) -> Demand:
+    return Demand(
+        tenant=run.caller.identity.tenant,
+        work=tensor_work(run.message, run.choice.target.schema),
+        # Renaming makes a copy, for as long as the request is sent.
+        size_bytes=2 * len(run.message),
+        deadline_seconds=run.caller.deadline_seconds,
+    )
 
 
 def version_of(choice: Choice) -> str:
