@@ -69,6 +69,7 @@ async def main() -> None:
             memory_limit_bytes=settings.request_memory_limit_bytes,
             weights=settings.weights_of_tenants(),
         )
+        counter = TokenCounter(routes=routes, backends=backends, admission=admission)
         generator = Generator(
             routes=routes,
             backends=backends,
@@ -76,6 +77,7 @@ async def main() -> None:
             recorder=recorder,
             hedge=_hedge_limits(settings),
             relay=_relay_limits(settings),
+            count_prompt=counter.count_unfinished,
             clock=clock,
         )
         embedder = Embedder(
@@ -100,7 +102,7 @@ async def main() -> None:
 
         servicer = InferenceServicer(
             generator=generator,
-            counter=TokenCounter(routes=routes, backends=backends, admission=admission),
+            counter=counter,
             clock=clock,
         )
         server = running.server.grpc

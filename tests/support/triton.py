@@ -47,6 +47,9 @@ class MockTriton:
         body = json.loads(request.raw_input_contents[0][4:])
         self.requests.append(body)
         self.timeouts.append(context.time_remaining())
+        if body.get("operation") == "count_tokens":
+            yield _response("", [], json.dumps({"prompt_tokens": 5}).encode())
+            return
         delivered = len((body.get("resume") or {"pieces": []})["pieces"])
         try:
             for count, (token, text) in enumerate(list(TOKENS.items())[delivered:]):

@@ -67,22 +67,23 @@ class TokenCounter:
             size_bytes=size_bytes,
             deadline_seconds=deadline_seconds,
         )
-        async with self._admission.slot(choice.target, demand, counting=True):
-            count = await self.count_prompt(choice, request, deadline_seconds=deadline_seconds)
-        return TokenCount(count, route_of(choice))
+        return TokenCount(await self._count(choice, request, demand), route_of(choice))
 
-    async def count_prompt(
-        self, choice: Choice, request: GenerationRequest, *, deadline_seconds: float | None
+    async def count_unfinished(
+        self, choice: Choice, request: GenerationRequest, tenant: str
     ) -> int:
-        """Returns the number of tokens of a prompt on one model, without waiting for a turn.
+        """Returns the tokens of a prompt whose answer has no end, to bill them.
 
         Raises:
             HeadraceError: no backend counts them.
         """
+        return await self._count(choice, request, Demand(tenant=tenant, is_part=True))
 
+    async def _count(self, choice: Choice, request: GenerationRequest, demand: Demand) -> int:
         async def attempt(lease: Lease) -> int:
             return await lease.triton.count_tokens(
-                lease.target.model, request.messages, deadline_seconds=deadline_seconds
+                lease.target.model, request.messages, deadline_seconds=demand.deadline_seconds
             )
 
-        return await self._retrier.run(choice, attempt)
+        async with self._admission.slot(choice.target, demand, counting=True):
+            return await self._retrier.run(choice, attempt)
