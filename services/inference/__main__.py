@@ -28,6 +28,7 @@ from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
 from services.inference.admission import Admission
+from services.inference.api.arrivals import Arrivals
 from services.inference.api.grpc import GENERATE_PATH, InferenceInternalServicer, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from services.inference.api.openai import OpenAIHandlers
@@ -110,7 +111,10 @@ async def main() -> None:
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
             InferenceInternalServicer(embedder, clock), server
         )
-        server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
+        arrivals = Arrivals(admission.has_memory, clock)
+        server.add_generic_rpc_handlers(
+            (handlers(OpenInferenceServicer(tensors, arrivals, clock=clock)),)
+        )
         openai = OpenAIHandlers(generator=generator, routes=routes, clock=clock)
 
         await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))

@@ -373,6 +373,10 @@ class Admission:
         """
         return HeldMemory(self._memory, tenant, size_bytes + REQUEST_OVERHEAD_BYTES)
 
+    def has_memory(self, tenant: str) -> bool:
+        """Returns whether the requests of a tenant may hold more memory."""
+        return self._memory.has_room(tenant)
+
     def queue(self, target: RouteTarget) -> SlotQueue:
         """Returns the queue of a deployment, a new one where there is none."""
         return self._queue(target, self._queues)
