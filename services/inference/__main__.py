@@ -119,6 +119,7 @@ async def main() -> None:
 
         await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))
         await embedder.drain()
+        await tensors.drain()
         await recorder.drain()
         await backends.close()
         await bus.drain()

@@ -44,11 +44,13 @@ class Model(TensorServer):
 
     Attributes:
         texts: of each call.
-        gate: calls wait until it is set.
     """
 
     texts: list[list[str]] = field(default_factory=list)
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @override
+    def __post_init__(self) -> None:
+        """Calls wait until a test opens the gate."""
 
     @override
     async def infer(self, request: Any, context: Any) -> Any:
