@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field
 
 from libs.config import ServiceSettings
 from libs.http1 import ArrivalLimits
-from services.inference.admission import DEFAULT_MEMORY_LIMIT_BYTES
+from services.inference.slots import DEFAULT_MEMORY_LIMIT_BYTES
 
 _ARRIVAL = ArrivalLimits()
 

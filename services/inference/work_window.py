@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 
 # How long a request may take that shares the backends with what was sent before it.
-TARGET_SECONDS = 0.1
-# Slow backends: batches form while the one before runs, so twice the shortest time is needed. It is
-# measured again after each moment without work, by the first request, which is alone.
+TARGET_SECONDS = 0.05
+# Some backends take a while for any batch. The next one forms while one runs, so twice that time is
+# needed. It is the shortest time of any request; one that is alone corrects it upwards, slowly.
 TARGET_TO_FASTEST = 2.0
+CORRECTION = 1.05
 # How fast the window changes, as a share of the work that was done.
 GAIN = 0.25
 INITIAL_WORK = 1024
@@ -30,12 +31,13 @@ class WorkWindow:
         limit: the most work in flight; one request always fits.
     """
 
-    __slots__ = ("_fastest_seconds", "_in_flight", "limit")
+    __slots__ = ("_fastest_seconds", "_in_flight", "_next_is_alone", "limit")
 
     def __init__(self) -> None:
         self.limit = float(INITIAL_WORK)
         self._in_flight = 0
         self._fastest_seconds = math.inf
+        self._next_is_alone = False
 
     def fits(self, work: int) -> bool:
         """Returns whether a request may be sent now."""
@@ -43,16 +45,17 @@ class WorkWindow:
 
     def started(self, work: int) -> None:
         """Notes that a request was sent."""
+        self._next_is_alone = not self._in_flight
         self._in_flight += work
 
     def ended(self, work: int) -> None:
         """Notes that a request ended."""
         self._in_flight -= work
-        if not self._in_flight:
-            self._fastest_seconds = math.inf
 
     def learn(self, work: int, seconds: float, *, others_wait: bool) -> None:
         """Adapts the window to a request that was answered, before `ended`."""
+        if self._next_is_alone:  # nothing was sent after it either
+            self._fastest_seconds *= CORRECTION
         self._fastest_seconds = min(self._fastest_seconds, seconds)
         if not others_wait:  # more work in flight would not have helped
             return

@@ -124,7 +124,8 @@ async def attacking(name: str, *, address: str, token: str) -> AsyncIterator[Cou
         except TimeoutError:
             process.kill()
             raise
-        ends.update(json.loads(output))
+        else:
+            ends.update(json.loads(output))
 
 
 async def main(name: str, address: str, token: str) -> None:

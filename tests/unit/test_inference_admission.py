@@ -18,11 +18,11 @@ from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
 from libs.routes import EMPTY, RouteTable
 from libs.shared_limit import SharedLimit
-from services.inference.admission import (
+from services.inference.admission import Admission
+from services.inference.slots import (
     MAX_WAITING_PER_SLOT,
     MEMORY_ALPHA,
     REQUEST_OVERHEAD_BYTES,
-    Admission,
     Demand,
     SlotQueue,
 )

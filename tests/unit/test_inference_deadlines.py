@@ -17,7 +17,6 @@ from libs.clock import SystemClock
 from libs.errors import DeadlineExceeded
 from libs.routes import RouteTable
 from services.inference import metrics
-from services.inference.admission import Demand, SlotQueue
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.stall import StallLimits
@@ -27,6 +26,7 @@ from services.inference.domain import BackendFailedError, ChatCall, Delivered
 from services.inference.generation.failover import Failover
 from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import Collector
+from services.inference.slots import Demand, SlotQueue
 from tests.support.backends import provider_backend, triton_backend
 from tests.support.http2_peer import http2_peers
 from tests.support.provider import mock_provider
@@ -148,7 +148,7 @@ async def test_embeddings_and_counted_tokens(tmp_path):
         return CLOCK.monotonic_seconds() + DEADLINE_SECONDS
 
     server = TensorServer(stalls=True, final={})
-    async with serving(server), mock_triton(stalls_after=0) as mock:
+    async with serving(server), mock_triton(stalls_counting=True) as mock:
         await expect_deadline(
             triton_backend("b", server.address),
             tmp_path,

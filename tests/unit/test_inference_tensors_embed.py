@@ -26,6 +26,7 @@ from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
+from services.inference.slots import DEFAULT_MEMORY_LIMIT_BYTES
 from services.inference.tensors.embed import Embedder
 from services.inference.work_window import INITIAL_WORK
 from tests.support.backends import triton_backend
@@ -103,7 +104,9 @@ class Service:
 
 
 @asynccontextmanager
-async def service_of(tmp_path: Any, **limits: int) -> AsyncIterator[Service]:
+async def service_of(
+    tmp_path: Any, memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES
+) -> AsyncIterator[Service]:
     model, clock, bills = Model(), SystemClock(), Bills()
     async with serving(model):
         target = RouteTarget(
@@ -114,7 +117,7 @@ async def service_of(tmp_path: Any, **limits: int) -> AsyncIterator[Service]:
         )
         table = RouteTable(epoch="e", revision=1, routes=[ModelRoute(model="e", targets=[target])])
         backends = Backends(clock=clock, keys=ApiKeys(tmp_path, clock=clock), stall=STALL)
-        admission = Admission(clock, **limits)
+        admission = Admission(clock, memory_limit_bytes=memory_limit_bytes)
         usage: Any = bills
         recorder = Recorder(usage=usage, hasher=InputHasher(bytes(32)), clock=clock)
         embedder = Embedder(

@@ -8,10 +8,11 @@ from headrace.router.v1.router_internal_pb2 import RouteTarget
 from libs.errors import ResourceExhausted
 from libs.routes import Choice
 from services.inference import metrics
-from services.inference.admission import Admission, Demand
+from services.inference.admission import Admission
 from services.inference.backends.chat import ChunkSink
 from services.inference.domain import ChatCall, DeploymentFailedError
 from services.inference.generation.failover import DeploymentCall, Failover
+from services.inference.slots import Demand
 from services.inference.work import chat_work, check_prompt
 
 _log = structlog.get_logger()

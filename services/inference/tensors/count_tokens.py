@@ -11,10 +11,11 @@ from libs.chat.request import GenerationRequest
 from libs.errors import InvalidArgument
 from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
-from services.inference.admission import Admission, Demand
+from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.domain import Route
 from services.inference.routing import route_of
+from services.inference.slots import Demand
 from services.inference.tensors.retry import Retrier
 from services.inference.work import chat_work, check_prompt
 

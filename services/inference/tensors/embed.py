@@ -20,10 +20,11 @@ from libs.ids import uuid7
 from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import PARTS_IN_FLIGHT, Admission, Demand
+from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.domain import Route, TokenUsage
 from services.inference.routing import route_of
+from services.inference.slots import PARTS_IN_FLIGHT, Demand
 from services.inference.tensors.retry import Retrier
 from services.inference.work import next_part, size_bytes
 

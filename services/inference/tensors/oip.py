@@ -21,11 +21,12 @@ from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import Admission, Demand
+from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
 from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import BackendFailedError, TokenUsage
+from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
 from services.inference.work import tensor_work
@@ -150,7 +151,7 @@ class OpenInference:
             run.count(codec.read_response(answer))
             return answer
 
-        answer = await self._to_its_end(run, attempt)
+        answer: bytes = await self._to_its_end(run, attempt)
         await self._recorder.record(self._outcome(run, None))
         return codec.renamed_response(answer, run.choice.model, run.version)
 
@@ -255,7 +256,7 @@ class OpenInference:
         deadline passes, it is left to end, with its slot, and billed: else work would be free for
         those who always leave in time.
         """
-        work = asyncio.create_task(self._attempts(run, attempt))
+        work: asyncio.Task[bytes] = asyncio.create_task(self._attempts(run, attempt))
         left = seconds_left(run.caller.deadline_seconds, self._clock, waiting_for="backend")
         try:
             done, _ = await asyncio.wait({work}, timeout=left)
