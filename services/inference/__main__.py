@@ -111,7 +111,7 @@ async def main() -> None:
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
             InferenceInternalServicer(embedder, clock), server
         )
-        arrivals = Arrivals(admission.has_memory, clock)
+        arrivals = Arrivals(admission.memory, clock)
         server.add_generic_rpc_handlers(
             (handlers(OpenInferenceServicer(tensors, arrivals, clock=clock)),)
         )

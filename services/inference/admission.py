@@ -58,7 +58,11 @@ class HeldMemory:
 
 
 class Admission:
-    """The queues of all deployments, and what their requests share."""
+    """The queues of all deployments, and what their requests share.
+
+    Attributes:
+        memory: of the inputs of all requests, in bytes.
+    """
 
     def __init__(
         self,
@@ -75,11 +79,11 @@ class Admission:
             weights: of tenants, where they are not 1.
         """
         self._clock = clock
-        self._memory = SharedLimit(memory_limit_bytes, alpha=MEMORY_ALPHA)
+        self.memory = SharedLimit(memory_limit_bytes, alpha=MEMORY_ALPHA)
         self._weights = dict(weights)
         self._queues: dict[str, SlotQueue] = {}
         self._counting: dict[str, SlotQueue] = {}
-        _HELD_BYTES.set_function(lambda: self._memory.used)
+        _HELD_BYTES.set_function(lambda: self.memory.used)
 
     def slot(self, target: RouteTarget, demand: Demand, *, counting: bool = False) -> Slot:
         """Returns a context manager that holds a slot of a deployment; see `SlotQueue.slot`.
@@ -94,17 +98,13 @@ class Admission:
             return self._queue(target, self._counting).slot(demand, slots=slots)
         return self.queue(target).slot(demand, slots=slots_of(target))
 
-    def memory(self, tenant: str, size_bytes: int) -> HeldMemory:
+    def hold(self, tenant: str, size_bytes: int) -> HeldMemory:
         """Returns a context manager that counts the memory of a request.
 
         Raises:
             ResourceExhausted: on entry: the tenant, or all of them, hold too much (`QUEUE_FULL`).
         """
-        return HeldMemory(self._memory, tenant, size_bytes + REQUEST_OVERHEAD_BYTES)
-
-    def has_memory(self, tenant: str) -> bool:
-        """Returns whether the requests of a tenant may hold more memory."""
-        return self._memory.has_room(tenant)
+        return HeldMemory(self.memory, tenant, size_bytes + REQUEST_OVERHEAD_BYTES)
 
     def queue(self, target: RouteTarget) -> SlotQueue:
         """Returns the queue of a deployment, a new one where there is none."""
@@ -134,7 +134,7 @@ class Admission:
             found = queues[deployment] = SlotQueue(
                 deployment,
                 self._clock,
-                memory=self._memory,
+                memory=self.memory,
                 window=None if is_chat else WorkWindow(),
                 weight_of=self._weight_of,
                 gauge=_WAITING.labels(deployment) if queues is self._queues else None,

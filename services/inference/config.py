@@ -85,9 +85,9 @@ class Settings(ServiceSettings):
     )
     request_memory_limit_bytes: int = Field(
         default=DEFAULT_MEMORY_LIMIT_BYTES,
-        gt=0,
+        ge=192 * 1024 * 1024,
         description="Most memory for the inputs of all requests that wait or run. A tenant alone "
-        "gets half of it; the largest request needs 128 MiB.",
+        "gets half of it. The largest tensor request needs 192 MiB, three times its size.",
     )
     tenant_weights: str = Field(
         default="",

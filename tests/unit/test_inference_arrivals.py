@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from libs.clock import SystemClock
+from libs.shared_limit import SharedLimit
 from services.inference.api import arrivals as arrivals_module
-from services.inference.api.arrivals import MESSAGES_AT_ONCE, Arrivals
+from services.inference.api.arrivals import COPIES, MESSAGES_AT_ONCE, Arrivals
 
 
 class Call:
@@ -41,7 +42,8 @@ def receive(
 
 async def test_few_messages_of_a_tenant_arrive_at_once():
     """The next call is read when one has arrived; another tenant is not held back."""
-    arrivals = Arrivals(lambda _: True, SystemClock())
+    memory = SharedLimit(1000, alpha=1.0)
+    arrivals = Arrivals(memory, SystemClock())
     calls = [Call() for _ in range(MESSAGES_AT_ONCE + 1)]
     tasks = [receive(arrivals, call) for call in calls]
     other = Call()
@@ -62,22 +64,28 @@ async def test_few_messages_of_a_tenant_arrive_at_once():
 
 
 async def test_a_tenant_that_holds_too_much_is_not_read():
-    """Until its requests end."""
-    full = True
-    arrivals = Arrivals(lambda _: not full, SystemClock())
-    call = Call()
-    task = receive(arrivals, call)
+    """Until its requests end; what has arrived waits for memory, and is not refused."""
+    memory = SharedLimit(100 * COPIES, alpha=1.0)
+    arrivals = Arrivals(memory, SystemClock())
+    calls = [Call() for _ in range(3)]
+    for call in calls:
+        call.sent.put_nowait(bytes(60))
+    tasks = [receive(arrivals, call) for call in calls]
     await asyncio.sleep(0.1)
-    assert not call.asked
-    full = False
-    call.sent.put_nowait(b"x")
-    assert await asyncio.wait_for(task, 1) == b"x"
+    assert [task.done() for task in tasks] == [True, False, False]
+    assert not calls[2].asked
+    for task in tasks:
+        message = await asyncio.wait_for(task, 1)
+        assert message is not None
+        arrivals.release("acme", message)
+    assert memory.used == 0
 
 
 async def test_a_stream_that_is_silent_lets_others_go_first(monkeypatch: pytest.MonkeyPatch):
     """It may wait for its next message as long as it likes."""
     monkeypatch.setattr(arrivals_module, "PATIENCE_SECONDS", 0.05)
-    arrivals = Arrivals(lambda _: True, SystemClock())
+    memory = SharedLimit(1000, alpha=1.0)
+    arrivals = Arrivals(memory, SystemClock())
     silent = [receive(arrivals, Call(), is_first=False) for _ in range(MESSAGES_AT_ONCE)]
     call = Call()
     call.sent.put_nowait(b"x")

@@ -2,20 +2,24 @@
 
 gRPC says how large a message is only when all of it is in memory. So a tenant whose requests hold
 all the memory that it may have is not read any further: its client is held back by HTTP/2's
-windows. Of its other calls, a few send at the same time, and the next ones when those have arrived.
+windows. Of its other calls, a few send at the same time, and the next ones when those have arrived
+and have memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from libs.clock import Clock
+from libs.shared_limit import SharedLimit
 
 MESSAGES_AT_ONCE = 2
 # A stream may be silent for long before its next message: it then lets others go first.
 PATIENCE_SECONDS = 1.0
 POLL_SECONDS = 0.02
+# A message is in memory as it was received, renamed, and as it is sent to a backend.
+COPIES = 3
 
 
 class _Turns:
@@ -43,16 +47,16 @@ class _Turn:
 class Arrivals:
     """Receives the messages of all tenants."""
 
-    def __init__(self, has_memory: Callable[[str], bool], clock: Clock) -> None:
-        """Makes it; `has_memory` returns whether the requests of a tenant may hold more."""
-        self._has_memory = has_memory
+    def __init__(self, memory: SharedLimit, clock: Clock) -> None:
+        """Makes it; `memory` counts what the requests of tenants hold, in bytes."""
+        self._memory = memory
         self._clock = clock
         self._turns: dict[str, _Turns] = {}
 
     async def receive(
         self, tenant: str, messages: AsyncIterator[bytes], *, is_first: bool
     ) -> bytes | None:
-        """Returns the next message of a call; None: there are no more.
+        """Returns the next message of a call, which is to be released; None: there are no more.
 
         Args:
             tenant: who sends it.
@@ -68,11 +72,14 @@ class Arrivals:
             turn = _Turn(turns)
             timer = None
             try:
-                while not self._has_memory(tenant):
+                while not self._memory.has_room(tenant):
                     await self._clock.sleep(POLL_SECONDS)
                 if not is_first:
                     timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, turn.end)
-                return await anext(messages, None)
+                message = await anext(messages, None)
+                while message and not self._memory.take(tenant, COPIES * len(message)):
+                    await self._clock.sleep(POLL_SECONDS)
+                return message
             finally:
                 turn.end()
                 if timer is not None:
@@ -81,3 +88,8 @@ class Arrivals:
             turns.users -= 1
             if not turns.users:
                 del self._turns[tenant]
+
+    def release(self, tenant: str, message: bytes) -> None:
+        """Takes back the memory of a message that was received."""
+        if message:
+            self._memory.release(tenant, COPIES * len(message))

@@ -94,7 +94,10 @@ class OpenInferenceServicer:
         request = await self._receive(caller, requests, is_first=True)
         if request is None:
             raise InvalidArgument("the call has no message", reason="INVALID_FIELD")
-        return await self._service.infer(request, caller)
+        try:
+            return await self._service.infer(request, caller)
+        finally:
+            self._arrivals.release(caller.identity.tenant, request)
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answers many requests at once; each answer has the id of its request."""
@@ -112,6 +115,7 @@ class OpenInferenceServicer:
             except HeadraceError as error:
                 await deliver(_error_message(error, request))
             finally:
+                self._arrivals.release(caller.identity.tenant, request)
                 slots.release()
 
         try:

@@ -96,7 +96,7 @@ class Embedder:
         parts = _Parts(self._admission, choice, texts, identity.tenant, deadline_seconds)
         started_seconds = self._clock.monotonic_seconds()
         try:
-            with self._admission.memory(identity.tenant, sum(map(size_bytes, texts))):
+            with self._admission.hold(identity.tenant, sum(map(size_bytes, texts))):
                 await self._run(parts)
         except asyncio.CancelledError:
             self._bill_later(parts, identity, started_seconds)

@@ -319,8 +319,6 @@ def _demand(run: _Run) -> Demand:
     return Demand(
         tenant=run.caller.identity.tenant,
         work=tensor_work(run.message, run.choice.target.schema),
-        # Renaming makes a copy, for as long as the request is sent.
-        size_bytes=2 * len(run.message),
         deadline_seconds=run.caller.deadline_seconds,
     )
 
