@@ -6,14 +6,14 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from libs.config import ServiceSettings
+from libs.config import ProviderSettings
 from libs.http1 import ArrivalLimits
 from services.inference.slots import DEFAULT_MEMORY_LIMIT_BYTES
 
 _ARRIVAL = ArrivalLimits()
 
 
-class Settings(ServiceSettings):
+class Settings(ProviderSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     http_listen_address: str = Field(description="Where the HTTP server listens, `host:port`.")
