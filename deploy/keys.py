@@ -1,9 +1,11 @@
 """The keys of one mesh, and the tokens that they sign.
 
 `HEADRACE_HOME/keys` (mode 0700) holds `edge.pem`, the ES256 key that signs tokens; `jwks.json`, its
-public half, which the edge verifies tokens with; and `input-hash.key`, the key of the hashes that
-replace inputs in logs. They are created at the first start and never replaced, so that tokens and
-hashes stay valid over restarts.
+public half, which the edge verifies tokens with; `input-hash.key`, the key of the hashes that
+replace inputs in logs; `triton-control.key`, without which nobody changes what Triton serves; and
+`nats-USER.credentials`, the passwords of the services on the bus.
+They are created at the first start and never replaced, so that tokens and hashes stay valid over
+restarts.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,6 +42,7 @@ DEFAULT_TTL_SECONDS = 12 * 60 * 60
 MAX_TTL_SECONDS = 366 * 24 * 60 * 60
 
 _INPUT_HASH_KEY_BYTES = 32
+_SECRET_BYTES = 32
 # The edge copies these claims into headers unchanged, so they must be valid in a header.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 
@@ -63,6 +66,37 @@ def input_hash_key_path(home: Path) -> Path:
     return keys_dir(home) / "input-hash.key"
 
 
+def triton_control_key_path(home: Path) -> Path:
+    """Returns the file with the secret of the calls that change what Triton serves."""
+    return keys_dir(home) / "triton-control.key"
+
+
+def nats_credentials_path(home: Path, user: str) -> Path:
+    """Returns the file with `USER:PASSWORD` of a user of the bus."""
+    return keys_dir(home) / f"nats-{user}.credentials"
+
+
+def ensure_nats_credentials(home: Path, users: Iterable[str]) -> dict[str, str]:
+    """Returns the passwords of the users of the bus; creates those that do not exist yet.
+
+    Raises:
+        KeyFileError: see `ensure_keys`; or a file has another form.
+    """
+    ensure_keys(home)
+    passwords = {}
+    for user in users:
+        path = nats_credentials_path(home, user)
+        try:
+            _create_once(path, f"{user}:{secrets.token_hex(_SECRET_BYTES)}".encode())
+            name, _, password = path.read_text().strip().partition(":")
+        except OSError as error:
+            raise KeyFileError(f"{path}: cannot be used: {error.strerror}") from error
+        if name != user or not password:
+            raise KeyFileError(f"{path}: must have {user}:PASSWORD; delete it to get a new one")
+        passwords[user] = password
+    return passwords
+
+
 def ensure_keys(home: Path) -> None:
     """Creates the keys that do not exist yet. Safe to call from several processes at once.
 
@@ -71,10 +105,13 @@ def ensure_keys(home: Path) -> None:
     """
     folder = keys_dir(home)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Parents of a folder are made with the default mode, which lets others read them.
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
         _create_once(folder / "edge.pem", _new_signing_key())
         _create_once(input_hash_key_path(home), secrets.token_hex(_INPUT_HASH_KEY_BYTES).encode())
+        _create_once(triton_control_key_path(home), secrets.token_hex(_SECRET_BYTES).encode())
         # Derived from the key that is on disk now, so that every process writes the same bytes.
         _replace(jwks_path(home), _jwks(_signing_key(home)))
     except OSError as error:

@@ -14,7 +14,9 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True)
 
     home: Path = Field(description="Folder of all state.")
-    listen_address: str = Field(description="Address of the gRPC server.")
+    listen_address: str = Field(
+        description="Where the gRPC server listens: unix:/path or host:port."
+    )
     metrics_address: str = Field(description="Address of the metrics for Prometheus.")
     input_hash_key_file: Path = Field(description="Key for hashes of inputs in logs.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deploy.envoy import replies, routes
+from libs.addresses import host_and_port, unix_path
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
@@ -23,6 +25,7 @@ DESCRIPTORS_FILE = "headrace.pb"
 _TEMPLATES = Path(__file__).resolve().parent
 _REFLECTING = ("registry", "router", "cost", "jobs")
 _OTLP_PORT = 4317
+RECEIVE_BUFFER_BYTES = 262_144
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,12 @@ class Edge:
     Attributes:
         folder: the absolute folder that Envoy reads the rendered files from.
         listen_address: the `host:port` for callers.
-        admin_address: the `host:port` of Envoy's admin interface; Prometheus metrics are at
-            `/stats/prometheus`.
-        services: the `host:port` of each replica, by cluster; see `CLUSTERS`.
+        admin_address: where Envoy's admin interface listens: `unix:/path`. Whoever reaches it can
+            stop the edge and make it log tokens, so a `host:port` is for tests only.
+        metrics_address: the `host:port` at which `GET /stats/prometheus` of the admin interface,
+            and nothing else of it, can be read.
+        services: the address of each replica, by cluster (see `CLUSTERS`): `host:port`, or
+            `unix:/path`.
         jwt_issuer: the issuer of valid tokens.
         jwt_audience: the audience of valid tokens.
         jwks_file: the absolute path of the public keys that tokens are verified with. A change in
@@ -48,6 +54,7 @@ class Edge:
     folder: Path
     listen_address: str
     admin_address: str
+    metrics_address: str
     services: Mapping[str, Sequence[str]]
     jwt_issuer: str
     jwt_audience: str
@@ -114,7 +121,9 @@ def _values(edge: Edge) -> dict[str, Any]:
     """Returns the values of the template's placeholders."""
     return {
         "listen_address": _address(edge.listen_address),
-        "admin_address": _address(edge.admin_address),
+        "admin_address": _address(edge.admin_address, mode=0o600),
+        "metrics_address": _address(edge.metrics_address),
+        "admin": _load_assignment("admin", [edge.admin_address]),
         "tracing": _tracing(edge),
         "chat_completions_path": CHAT_COMPLETIONS_PATH,
         "local_replies": replies.local_replies(),
@@ -127,13 +136,17 @@ def _values(edge: Edge) -> dict[str, Any]:
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,
         "cors_origin_regex": edge.cors_origin_regex,
         "routes": routes.routes(),
-        "otlp": _endpoints(
+        "otlp": _load_assignment(
             "otlp", [_otlp_address(edge.otlp_endpoint)] if edge.otlp_endpoint else []
         ),
-        "reflection": _endpoints(
+        "reflection": _load_assignment(
             "reflection", [address for name in _REFLECTING for address in edge.services[name]]
         ),
-        **{name: _endpoints(name, edge.services[name]) for name in CLUSTERS},
+        **{name: _load_assignment(name, edge.services[name]) for name in CLUSTERS},
+        **{f"{name}_type": _discovery(edge.services[name]) for name in CLUSTERS},
+        "reflection_type": _discovery(edge.services[_REFLECTING[0]]),
+        "admin_type": _discovery([edge.admin_address]),
+        "http_receive_buffer": _receive_buffer(edge.services["inference_http"]),
     }
 
 
@@ -152,14 +165,39 @@ def _replace(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
-def _address(address: str) -> dict[str, Any]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"invalid address {address!r}; use host:port")
-    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+def _address(address: str, *, mode: int | None = None) -> dict[str, Any]:
+    """Returns an address as Envoy has it; `mode` is that of the socket file where Envoy listens."""
+    path = unix_path(address)
+    if path is not None:
+        return {"pipe": {"path": path, **({} if mode is None else {"mode": mode})}}
+    host, port = host_and_port(address)
+    return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _endpoints(cluster: str, addresses: Sequence[str]) -> dict[str, Any]:
+def _discovery(addresses: Sequence[str]) -> str:
+    """Returns how Envoy finds the hosts of a cluster: there is no name to look up for a socket."""
+    is_unix = any(unix_path(address) is not None for address in addresses)
+    return "STATIC" if is_unix else "STRICT_DNS"
+
+
+def _receive_buffer(addresses: Sequence[str]) -> dict[str, Any] | None:
+    """Limits what the kernel stores for a slow reader.
+
+    HTTP/1.1 has no flow control windows: TCP's receive buffer would grow to tens of megabytes. The
+    buffer of a Unix socket does not grow.
+    """
+    if _discovery(addresses) == "STATIC":
+        return None
+    option = {
+        "level": socket.SOL_SOCKET,
+        "name": socket.SO_RCVBUF,
+        "int_value": RECEIVE_BUFFER_BYTES,
+        "state": "STATE_PREBIND",
+    }
+    return {"socket_options": [option]}
+
+
+def _load_assignment(cluster: str, addresses: Sequence[str]) -> dict[str, Any]:
     endpoints = [{"endpoint": {"address": _address(address)}} for address in addresses]
     return {"cluster_name": cluster, "endpoints": [{"lb_endpoints": endpoints}]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from deploy.local.layout import Layout
 from deploy.local.logs import tail
 from deploy.local.processes import ProcessSpec
 from deploy.local.supervisor import process_states
+from libs.addresses import connect
 
 CHECK_TIMEOUT_SECONDS = 1.0
 CHECK_PAUSE_SECONDS = 0.1
@@ -37,7 +39,7 @@ class Probe:
         self.name = process.name
         self._health = process.health
         self._channel = None
-        if not self._health.startswith("http:"):
+        if not self._health.startswith(("http:", "http+unix:", "nats:")):
             self._channel = grpc.insecure_channel(self._health, options=_CHANNEL_OPTIONS)
 
     def __enter__(self) -> Self:
@@ -55,7 +57,11 @@ class Probe:
     def is_ready(self) -> bool:
         """Returns whether the process accepts work now."""
         if self._channel is None:
-            return _answers_200(self._health)
+            if self._health.startswith("http:"):
+                return _answers_200(self._health)
+            if self._health.startswith("nats:"):
+                return _nats_greets(self._health)
+            return _answers_200_on_socket(self._health)
         try:
             answer = health_pb2_grpc.HealthStub(self._channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_SECONDS
@@ -97,6 +103,30 @@ def _answers_200(url: str) -> bool:
         with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_SECONDS) as answer:  # noqa: S310 - loopback
             return bool(answer.status == 200)  # noqa: PLR2004 - HTTP's OK
     except (OSError, urllib.error.URLError):
+        return False
+
+
+def _answers_200_on_socket(url: str) -> bool:
+    """Asks a server on a Unix socket, `http+unix:/socket#/path`."""
+    path, _, target = url.removeprefix("http+unix:").partition("#")
+    connection = http.client.HTTPConnection("localhost", timeout=CHECK_TIMEOUT_SECONDS)
+    try:
+        connection.sock = connect(f"unix:{path}", timeout_seconds=CHECK_TIMEOUT_SECONDS)
+        connection.request("GET", target)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _nats_greets(url: str) -> bool:
+    """Reads what a NATS server sends first, which needs no password. JetStream runs by then."""
+    address = url.removeprefix("nats://")
+    try:
+        with connect(address, timeout_seconds=CHECK_TIMEOUT_SECONDS) as connection:
+            return connection.recv(4).startswith(b"INFO")
+    except OSError:
         return False
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import grpc
 import psutil
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deploy.client.registry import DeploymentStatus, Registry
 from deploy.errors import CliError
@@ -27,6 +27,7 @@ class ProcessStatus:
     """One process of a mesh.
 
     Attributes:
+        address: where its callers reach it: `host:port` or `unix:/path`.
         state: the supervisor's word for it, in lower case; `missing` if it does not know it.
         version: of the program; `?` if it cannot be found out.
         pid: 0 if it does not run.
@@ -37,7 +38,7 @@ class ProcessStatus:
     ready: bool
     state: str
     version: str
-    port: int
+    address: str
     pid: int
     memory_bytes: int
 
@@ -85,7 +86,7 @@ def _process_status(process: ProcessSpec, state: ProcessState | None) -> Process
         ready=ready,
         state=state.state.lower() if state else "missing",
         version=_version(process),
-        port=process.port,
+        address=process.address,
         pid=pid,
         memory_bytes=memory_bytes(pid) if pid else 0,
     )
@@ -102,9 +103,12 @@ def _version(process: ProcessSpec) -> str:
 
 def _triton_version(process: ProcessSpec) -> str:
     """Asks Triton: the version of its package is not that of the server in it."""
-    url = process.health.removesuffix("/health/ready")
-    try:
-        with urllib.request.urlopen(url, timeout=CALL_TIMEOUT_SECONDS) as answer:  # noqa: S310 - loopback
-            return str(json.load(answer)["version"])
-    except (OSError, ValueError, KeyError):
-        return "?"
+    with grpc.insecure_channel(process.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            found = stub.ServerMetadata(
+                service_pb2.ServerMetadataRequest(), timeout=CALL_TIMEOUT_SECONDS
+            )
+        except grpc.RpcError:
+            return "?"
+        return str(found.version)

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from deploy.errors import CliError
 from deploy.triton.command import (
+    TritonAddresses,
     TritonCommand,
-    TritonPorts,
-    TritonUnavailableError,
     command,
     remove_shared_memory,
 )
@@ -40,20 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Start Triton in the foreground.")
     parser.add_argument("--home", type=Path, default=os.environ.get("HEADRACE_HOME", ".headrace"))
     parser.add_argument("--backend-id", default="triton-0")
-    for port in ("grpc", "http", "metrics"):
-        parser.add_argument(f"--{port}-port", type=int, required=True)
+    parser.add_argument("--grpc-address", required=True, help="unix:/path:1 or host:port")
+    parser.add_argument("--metrics-address", required=True, help="host:port")
+    parser.add_argument("--control-key-file", type=Path, required=True)
     given = parser.parse_args(arguments)
-    ports = TritonPorts(grpc=given.grpc_port, http=given.http_port, metrics=given.metrics_port)
+    addresses = TritonAddresses(grpc=given.grpc_address, metrics=given.metrics_address)
     try:
-        triton = command(home=given.home, backend_id=given.backend_id, ports=ports)
-    except TritonUnavailableError as error:
+        triton = command(
+            home=given.home,
+            backend_id=given.backend_id,
+            addresses=addresses,
+            control_key=given.control_key_file.read_text(),
+        )
+    except (CliError, OSError, ValueError) as error:
         sys.exit(str(error))
     remove_shared_memory(home=given.home, backend_id=given.backend_id)
     _die_with(os.getppid())
-    sys.exit(run(triton, http_port=ports.http))
+    sys.exit(run(triton, address=addresses.grpc))
 
 
-def run(triton: TritonCommand, *, http_port: int) -> int:
+def run(triton: TritonCommand, *, address: str) -> int:
     """Runs Triton until it ends and returns its exit status.
 
     Call it in the main thread: the kernel kills Triton when the thread that started it ends.
@@ -73,7 +79,7 @@ def run(triton: TritonCommand, *, http_port: int) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    stubs = Stubs(server_pid=server.pid, http_port=http_port)
+    stubs = Stubs(server_pid=server.pid, address=address)
     while server.poll() is None:
         crashed = stubs.crashed(wait_seconds=WATCH_SECONDS)
         if crashed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import nats.errors
@@ -15,6 +16,7 @@ from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableErr
 from prometheus_client import Gauge
 from typing_extensions import override
 
+from libs.bus.inboxes import inbox_prefix
 from libs.bus.subjects import STREAMS, Consumer, Stream
 
 _log = structlog.get_logger()
@@ -47,18 +49,26 @@ class _Connection(Client):
             await self.close()
 
 
-async def connect(url: str, *, name: str) -> Client:
+async def connect(url: str, *, name: str, credentials_file: Path | None = None) -> Client:
     """Connects, waiting until the server is up; reconnects from then on.
 
     Args:
         url: `nats://host:port`, or several, separated by commas.
         name: shown in the server's monitoring.
+        credentials_file: a file with `USER:PASSWORD`. None: the server needs none.
+
+    Raises:
+        OSError: the file cannot be read.
     """
+    user, password = _credentials(credentials_file)
     client = _Connection()
     states = _StateLog(client, name)
     await client.connect(
         servers=url.split(","),
         name=name,
+        user=user or None,
+        password=password or None,
+        inbox_prefix=inbox_prefix(user),
         error_cb=states.on_error,
         disconnected_cb=states.on_disconnected,
         reconnected_cb=states.on_connected,
@@ -75,18 +85,29 @@ async def connect(url: str, *, name: str) -> Client:
 
 
 async def ensure_streams(
-    js: JetStreamContext, *, streams: Iterable[Stream] = STREAMS, replicas: int = 1
+    js: JetStreamContext,
+    *,
+    streams: Iterable[Stream] = STREAMS,
+    update: bool = True,
+    replicas: int = 1,
 ) -> None:
     """Creates the streams or updates them to their definitions; waits until JetStream serves.
 
     Several processes may call it at the same time.
+
+    Args:
+        js: JetStream.
+        streams: what to create.
+        update: whether a stream with other settings is updated. Only the service that owns a
+            stream may do so; for others it is good enough as it is.
+        replicas: on how many servers of a cluster a stream is stored.
 
     Raises:
         nats.js.errors.APIError: a stream exists with a setting that cannot be changed, such as
             another storage.
     """
     for stream in streams:
-        await until_served(partial(_ensure_stream, js, _config(stream, replicas)))
+        await until_served(partial(_ensure_stream, js, _config(stream, replicas), update))
 
 
 async def ensure_consumer(js: JetStreamContext, consumer: Consumer) -> None:
@@ -106,7 +127,7 @@ async def ensure_consumer(js: JetStreamContext, consumer: Consumer) -> None:
         try:
             await js.add_consumer(consumer.stream.name, config)
         except NotFoundError:
-            await ensure_streams(js, streams=[consumer.stream])
+            await ensure_streams(js, streams=[consumer.stream], update=False)
             await js.add_consumer(consumer.stream.name, config)
 
     await until_served(ensure)
@@ -123,6 +144,11 @@ async def until_served(request: Callable[[], Awaitable[T]]) -> T:
                 _log.warning("waiting for JetStream", error=repr(error))
                 is_logged = True
             await asyncio.sleep(_NOT_SERVED_PAUSE_SECONDS)
+
+
+def _credentials(file: Path | None) -> tuple[str, str]:
+    user, _, password = file.read_text().strip().partition(":") if file else ("", "", "")
+    return user, password
 
 
 def client_of(js: JetStreamContext) -> Client:
@@ -144,13 +170,16 @@ def _config(stream: Stream, replicas: int) -> api.StreamConfig:
     )
 
 
-async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
+async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig, update: bool) -> None:
     try:
         await js.add_stream(config)
     except BadRequestError as error:
         if error.err_code != _STREAM_EXISTS_WITH_OTHER_CONFIG:
             raise
-        await js.update_stream(config)
+        if update:
+            await js.update_stream(config)
+        else:
+            _log.info("another service updates the stream", stream=config.name)
 
 
 class _StateLog:

@@ -7,6 +7,7 @@ import math
 
 import grpc
 
+from libs.addresses import authority, host_and_port, unix_path
 from libs.grpc_stream.call import ServerStreamCall, ServerStreamError
 from libs.grpc_stream.connection import Connection, Headers
 
@@ -24,8 +25,9 @@ class ServerStreamClient:
     """Calls one address. It connects when it is first used, and again whenever it must."""
 
     def __init__(self, address: str) -> None:
-        """Makes a client of a `host:port`."""
+        """Makes a client of a `host:port` or `unix:/path`."""
         self._address = address
+        self._authority = authority(address)
         self._connections: list[Connection] = []
         self._connecting: asyncio.Task[Connection] | None = None
         self._closing_idle: asyncio.TimerHandle | None = None
@@ -62,7 +64,7 @@ class ServerStreamClient:
             except TimeoutError as error:
                 raise _deadline_exceeded() from error
         call = ServerStreamCall()
-        headers = _request_headers(method, self._address, metadata, _remaining(deadline))
+        headers = _request_headers(method, self._authority, metadata, _remaining(deadline))
         call.start(connection, headers, message)
         if deadline is not None:
             call.expire_at(deadline)
@@ -95,14 +97,10 @@ class ServerStreamClient:
         raise self._unavailable("the client was closed")
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        host, _, port = self._address.rpartition(":")
         try:
-            self._address.encode("ascii")  # it becomes a header
+            self._authority.encode("ascii")  # it becomes a header
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(on_lost=self._drop), host.strip("[]"), int(port)
-                )
+                connection = await self._open()
                 try:
                     await connection.greeted
                 except asyncio.CancelledError:  # by the timeout, or by `close`
@@ -115,6 +113,19 @@ class ServerStreamClient:
             connection.close()
             raise self._unavailable(why)
         return connection
+
+    async def _open(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        path = unix_path(self._address)
+        if path is not None:
+            _, connection = await loop.create_unix_connection(self._new_connection, path)
+        else:
+            host, port = host_and_port(self._address)
+            _, connection = await loop.create_connection(self._new_connection, host, port)
+        return connection
+
+    def _new_connection(self) -> Connection:
+        return Connection(on_lost=self._drop)
 
     def _unavailable(self, why: str) -> ServerStreamError:
         return ServerStreamError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from libs.addresses import host_and_port, unix_path
 from libs.clock import Clock
 from libs.http1.connection import Application, Connection
 from libs.http1.date import DateHeader
@@ -21,7 +22,7 @@ class HttpServer:
     """Serves an application over HTTP/1.1.
 
     Attributes:
-        address: `host:port`; after `start()` with the port that was bound.
+        address: `host:port`, after `start()` with the port that was bound, or `unix:/path`.
     """
 
     def __init__(
@@ -44,12 +45,18 @@ class HttpServer:
         Raises:
             OSError: the address cannot be bound.
         """
-        host, _, port = self.address.rpartition(":")
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(
-            self._connection, host, int(port), backlog=_BACKLOG
-        )
-        self.address = f"{host}:{self._listening.sockets[0].getsockname()[1]}"
+        path = unix_path(self.address)
+        if path is not None:  # a socket that a killed process left is replaced
+            self._listening = await loop.create_unix_server(
+                self._connection, path, backlog=_BACKLOG
+            )
+        else:
+            host, port = host_and_port(self.address)
+            self._listening = await loop.create_server(
+                self._connection, host, port, backlog=_BACKLOG
+            )
+            self.address = f"{host}:{self._listening.sockets[0].getsockname()[1]}"
         self._close_idle()
 
     async def stop(self) -> None:

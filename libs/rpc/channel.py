@@ -77,7 +77,7 @@ def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> 
     """Opens a channel, which connects at the first call and reconnects when needed.
 
     Args:
-        address: `host:port`, or any name that gRPC resolves.
+        address: `host:port`, `unix:/path`, or any name that gRPC resolves.
         traced: makes a client span for each call and propagates the trace.
         retries: lets gRPC retry `UNAVAILABLE`, three tries in all, within a budget.
     """

@@ -11,6 +11,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from libs.addresses import unix_path
 from libs.clock import Clock
 from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
@@ -26,6 +27,7 @@ class RpcServer:
     Register servicers on `grpc`, then `start()`. Health is NOT_SERVING until `set_ready(True)`.
 
     Attributes:
+        address: `host:port`, after `start()` with the port that was bound, or `unix:/path`.
         ready: whether health checks report SERVING.
     """
 
@@ -60,7 +62,8 @@ class RpcServer:
         """
         reflect(self.grpc)
         port = self.grpc.add_insecure_port(self.address)
-        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        if unix_path(self.address) is None:
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self.set_ready(ready)
         await self.grpc.start()
 

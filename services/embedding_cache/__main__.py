@@ -11,6 +11,7 @@ from headrace.inference.v1 import inference_internal_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
+from libs.bus.subjects import USAGE
 from libs.http1 import HttpServer
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
@@ -33,9 +34,13 @@ async def main() -> None:
     settings = Settings()
     async with process("embedding_cache", settings) as running:
         clock = running.clock
-        bus = await connect(settings.nats_url, name="embedding_cache")
+        bus = await connect(
+            settings.nats_url,
+            name="embedding_cache",
+            credentials_file=settings.nats_credentials_file,
+        )
         jetstream = bus.jetstream()
-        await ensure_streams(jetstream)
+        await ensure_streams(jetstream, streams=[USAGE], update=False)
 
         snapshots = Snapshots(
             router_address=settings.router_address,

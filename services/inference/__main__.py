@@ -15,6 +15,7 @@ from headrace.inference.v1 import (
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
+from libs.bus.subjects import USAGE
 from libs.clock import Clock
 from libs.http1 import HttpServer
 from libs.http_client import Network, Proxies
@@ -48,11 +49,15 @@ async def main() -> None:
     settings = Settings()
     async with process("inference", settings) as running:
         clock = running.clock
-        if settings.nats_monitoring_url is not None:
-            await check_durable(settings.nats_monitoring_url)
-        bus = await connect(settings.nats_url, name="inference")
+        if settings.nats_system_credentials_file is not None:
+            await check_durable(settings.nats_url, settings.nats_system_credentials_file)
+        bus = await connect(
+            settings.nats_url,
+            name="inference",
+            credentials_file=settings.nats_credentials_file,
+        )
         jetstream = bus.jetstream()
-        await ensure_streams(jetstream)
+        await ensure_streams(jetstream, streams=[USAGE], update=False)
         snapshots = Snapshots(
             router_address=settings.router_address,
             cost_address=settings.cost_address,

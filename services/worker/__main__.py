@@ -39,9 +39,13 @@ async def main() -> None:
         open_channel(settings.cost_address, traced=False) as cost,
     ):
         clock = running.clock
-        bus = await connect(settings.nats_url, name="worker")
+        bus = await connect(
+            settings.nats_url,
+            name="worker",
+            credentials_file=settings.nats_credentials_file,
+        )
         jetstream = bus.jetstream()
-        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES, USAGE])
+        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES, USAGE], update=False)
         publisher = Publisher(jetstream)
         prices = Prices(cost, clock)
         cancellations = Cancellations()
