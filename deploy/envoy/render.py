@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from deploy.envoy import replies, routes
 from libs.addresses import host_and_port, unix_path
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.tls import MESH_NAME, TlsFiles
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
 CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
@@ -25,6 +26,7 @@ DESCRIPTORS_FILE = "headrace.pb"
 _TEMPLATES = Path(__file__).resolve().parent
 _REFLECTING = ("registry", "router", "cost", "jobs")
 _OTLP_PORT = 4317
+_UPSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 RECEIVE_BUFFER_BYTES = 262_144
 
 
@@ -41,6 +43,7 @@ class Edge:
             and nothing else of it, can be read.
         services: the address of each replica, by cluster (see `CLUSTERS`): `host:port`, or
             `unix:/path`.
+        tls: the certificates that the edge shows to services at a `host:port`; None: no TLS.
         jwt_issuer: the issuer of valid tokens.
         jwt_audience: the audience of valid tokens.
         jwks_file: the absolute path of the public keys that tokens are verified with. A change in
@@ -59,6 +62,7 @@ class Edge:
     jwt_issuer: str
     jwt_audience: str
     jwks_file: Path
+    tls: TlsFiles | None = None
     otlp_endpoint: str | None = None
     trace_sample_percent: float = 100.0
     cors_origin_regex: str = LOCAL_ORIGINS
@@ -146,6 +150,8 @@ def _values(edge: Edge) -> dict[str, Any]:
         **{f"{name}_type": _discovery(edge.services[name]) for name in CLUSTERS},
         "reflection_type": _discovery(edge.services[_REFLECTING[0]]),
         "admin_type": _discovery([edge.admin_address]),
+        "grpc_tls": _transport_socket(edge, "h2"),
+        "http_tls": _transport_socket(edge, "http/1.1"),
         "http_receive_buffer": _receive_buffer(edge.services["inference_http"]),
     }
 
@@ -195,6 +201,33 @@ def _receive_buffer(addresses: Sequence[str]) -> dict[str, Any] | None:
         "state": "STATE_PREBIND",
     }
     return {"socket_options": [option]}
+
+
+def _transport_socket(edge: Edge, protocol: str) -> dict[str, Any] | None:
+    """Returns how Envoy connects to services: with certificates of the mesh on both sides."""
+    if edge.tls is None or _discovery(edge.services["inference"]) == "STATIC":
+        return None
+    certificate = {
+        "certificate_chain": {"filename": str(edge.tls.certificate)},
+        "private_key": {"filename": str(edge.tls.key)},
+    }
+    expected = {
+        "trusted_ca": {"filename": str(edge.tls.ca)},
+        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": MESH_NAME}}],
+    }
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": _UPSTREAM_TLS,
+            "sni": MESH_NAME,
+            "common_tls_context": {
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                "alpn_protocols": [protocol],
+                "tls_certificates": [certificate],
+                "validation_context": expected,
+            },
+        },
+    }
 
 
 def _load_assignment(cluster: str, addresses: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deploy import keys
+from deploy.certificates import ensure_certificates, tls_files
 from deploy.envoy import render, routes
 from deploy.errors import CliError
 from deploy.local.layout import Layout
@@ -22,6 +23,7 @@ def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
         CliError: a setting of the user is invalid, or a key cannot be created.
     """
     keys.ensure_keys(layout.home)
+    ensure_certificates(layout.home)
     try:
         render.write(edge_settings(layout, ports))
     except ValueError as error:
@@ -31,6 +33,7 @@ def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
         server_name="nats",
         store_dir=layout.home / "nats",
         passwords=keys.ensure_nats_credentials(layout.home, [*USERS, SYSTEM_USER]),
+        tls=tls_files(layout.home.absolute(), "nats"),
     )
     _write_private(nats_config(layout), nats_render.config(bus))
 
@@ -55,7 +58,7 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
     return render.Edge(
         folder=layout.run.absolute(),
         listen_address=address(ports, "envoy.edge"),
-        admin_address=inner_address(layout, "envoy.admin"),
+        admin_address=inner_address(layout, ports, "envoy.admin"),
         metrics_address=address(ports, "envoy.metrics"),
         services={
             **{name: addresses(layout, ports, name) for name in render.GRPC_CLUSTERS},
@@ -64,6 +67,7 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
                 for cluster, service in routes.HTTP_CLUSTERS.items()
             },
         },
+        tls=tls_files(layout.home.absolute(), "envoy"),
         jwt_issuer=keys.ISSUER,
         jwt_audience=keys.AUDIENCE,
         jwks_file=keys.jwks_path(layout.home).absolute(),
@@ -76,7 +80,7 @@ def addresses(
     layout: Layout, ports: Mapping[str, int], service: str, protocol: str = "grpc"
 ) -> list[str]:
     """Returns the address of each replica of a service."""
-    return [inner_address(layout, f"{each}.{protocol}") for each in replicas(ports, service)]
+    return [inner_address(layout, ports, f"{each}.{protocol}") for each in replicas(ports, service)]
 
 
 def _trace_sample_percent() -> float:

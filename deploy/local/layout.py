@@ -23,6 +23,7 @@ _SHORT_FOLDERS = Path("/tmp")  # noqa: S108 - `private_folder` checks what is in
 # What is in a mesh's folder; nobody else may enter these.
 _PRIVATE = ("run", "logs", "data", "nats", "keys", "secrets", "artifacts", "triton", "cache")
 REPLICA_LIMIT = 64
+TRANSPORTS = ("unix", "tls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +35,19 @@ class Layout:
         edge_port: the port that the user set for the edge; None: the one it has, or the default.
         inference_replicas: the number of processes that relay tokens; up to one per core is useful.
         triton_backends: the number of Tritons, each with a pool agent, all with the same versions.
+        transport: how processes reach each other: `unix`, over sockets, or `tls`, over loopback
+            ports, as between machines.
     """
 
     home: Path
     edge_port: int | None = None
     inference_replicas: int = 1
     triton_backends: int = 1
+    transport: str = "unix"
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Layout:
-        """Reads `HEADRACE_HOME`, `HEADRACE_EDGE_PORT` and the numbers of replicas.
+        """Reads `HEADRACE_HOME`, `_EDGE_PORT`, `_TRANSPORT` and the numbers of replicas.
 
         Raises:
             CliError: one of them is invalid.
@@ -52,11 +56,15 @@ class Layout:
         port = environment.get("HEADRACE_EDGE_PORT")
         if port and (not port.isdecimal() or not 0 < int(port) < 2**16):
             raise CliError(f"HEADRACE_EDGE_PORT must be a port number, but it is {port!r}")
+        transport = environment.get("HEADRACE_TRANSPORT") or "unix"
+        if transport not in TRANSPORTS:
+            raise CliError(f"HEADRACE_TRANSPORT must be unix or tls, but it is {transport!r}")
         return cls(
             home=home,
             edge_port=int(port) if port else None,
             inference_replicas=_replica_count(environment, "HEADRACE_INFERENCE_REPLICAS"),
             triton_backends=_replica_count(environment, "HEADRACE_TRITON_BACKENDS"),
+            transport=transport,
         )
 
     @property

@@ -1,18 +1,19 @@
 """The addresses of a mesh.
 
-What is inside listens on Unix sockets. Ports are chosen once, and kept until another program takes
-one: of the edge, of NATS, which knows no Unix sockets, and of what Prometheus reads.
+What is inside listens on Unix sockets, or at ports with TLS. Ports are chosen once, and kept until
+another program takes one: of the edge, of NATS, which knows no Unix sockets, and of what Prometheus
+reads.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from deploy.errors import CliError
 from deploy.host import LOOPBACK, free_ports, is_free
 from deploy.local.layout import DEFAULT_EDGE_PORT, Layout
-from libs.addresses import UNIX_PREFIX
+from libs.addresses import UNIX_PREFIX, unix_path
 
 EDGE = "envoy.edge"
 # The services that always have one process.
@@ -38,7 +39,17 @@ def port_names(layout: Layout) -> list[str]:
         EDGE, "envoy.metrics", "nats.client",
         *(f"triton-{number}.metrics" for number in range(layout.triton_backends)),
         *(f"{service}.metrics" for service in services),
+        *(_inner_names(layout, services) if layout.transport == "tls" else ()),
     ]  # fmt: skip
+
+
+def _inner_names(layout: Layout, services: Sequence[str]) -> list[str]:
+    return [
+        *(f"{service}.grpc" for service in services),
+        *(f"triton-{number}.grpc" for number in range(layout.triton_backends)),
+        *(f"{replica}.http" for replica in _numbered("inference", layout.inference_replicas)),
+        "embedding_cache.http",
+    ]
 
 
 def _numbered(name: str, count: int) -> list[str]:
@@ -86,11 +97,15 @@ def address(ports: Mapping[str, int], name: str) -> str:
     return f"{LOOPBACK}:{ports[name]}"
 
 
-def inner_address(layout: Layout, name: str) -> str:
-    """Returns the address of something inside the mesh, such as `registry.grpc`: a Unix socket."""
-    return f"{UNIX_PREFIX}{layout.sockets / name}"
+def inner_address(layout: Layout, ports: Mapping[str, int], name: str) -> str:
+    """Returns the address of something inside the mesh, such as `registry.grpc`.
+
+    It is a Unix socket, or a port with TLS where the mesh was started so.
+    """
+    return address(ports, name) if name in ports else f"{UNIX_PREFIX}{layout.sockets / name}"
 
 
-def triton_address(layout: Layout, backend: str) -> str:
+def triton_address(layout: Layout, ports: Mapping[str, int], backend: str) -> str:
     """Returns the address of a Triton, which appends the number of a port to any address."""
-    return f"{inner_address(layout, f'{backend}.grpc')}:1"
+    found = inner_address(layout, ports, f"{backend}.grpc")
+    return f"{found}:1" if unix_path(found) is not None else found

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deploy import keys
+from deploy.certificates import tls_files, tls_folder
 from deploy.envoy import render, routes
 from deploy.host import PROGRAMS
 from deploy.local.configuration import addresses, edge_settings, nats_config
@@ -15,6 +16,7 @@ from deploy.local.layout import Layout
 from deploy.local.ports import address, inner_address, replicas, triton_address
 from deploy.nats.users import SYSTEM_USER
 from libs.addresses import one_target
+from libs.tls import TlsFiles
 
 DRAIN_SECONDS = 5
 # Settings of the user are passed to all services, except those that must differ between services.
@@ -90,9 +92,10 @@ def _triton(backend: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSp
     arguments = {
         "--home": str(layout.home),
         "--backend-id": backend,
-        "--grpc-address": triton_address(layout, backend),
+        "--grpc-address": triton_address(layout, ports, backend),
         "--metrics-address": address(ports, f"{backend}.metrics"),
         "--control-key-file": str(keys.triton_control_key_path(layout.home)),
+        "--tls-folder": str(tls_folder(layout.home)),
     }
     return ProcessSpec(
         name=backend,
@@ -101,8 +104,8 @@ def _triton(backend: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSp
             sys.executable, "-m", "deploy.triton.run",
             *(word for pair in arguments.items() for word in pair),
         ],
-        health=triton_address(layout, backend),
-        address=triton_address(layout, backend),
+        health=triton_address(layout, ports, backend),
+        address=triton_address(layout, ports, backend),
     )  # fmt: skip
 
 
@@ -111,7 +114,7 @@ def _edge(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
         name="envoy",
         group="edge",
         argv=render.argv(edge_settings(layout, ports), program=str(PROGRAMS / "envoy")),
-        health=f"http+{inner_address(layout, 'envoy.admin')}#/ready",
+        health=f"http+{inner_address(layout, ports, 'envoy.admin')}#/ready",
         address=address(ports, "envoy.edge"),
     )
 
@@ -119,10 +122,11 @@ def _edge(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
 def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     environment = {
         "HEADRACE_HOME": str(layout.home),
-        "HEADRACE_LISTEN_ADDRESS": inner_address(layout, f"{name}.grpc"),
+        "HEADRACE_LISTEN_ADDRESS": inner_address(layout, ports, f"{name}.grpc"),
         "HEADRACE_METRICS_ADDRESS": address(ports, f"{name}.metrics"),
         "HEADRACE_INPUT_HASH_KEY_FILE": str(keys.input_hash_key_path(layout.home)),
         "HEADRACE_DRAIN_SECONDS": str(DRAIN_SECONDS),
+        **_tls(tls_files(layout.home, service)),
     }
     for peer in _PEERS[service]:
         if peer == "nats":
@@ -140,12 +144,12 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
     if service == "inference":
         environment |= _proxies()
     if service in routes.HTTP_CLUSTERS.values():
-        environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = inner_address(layout, f"{name}.http")
+        environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = inner_address(layout, ports, f"{name}.http")
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"
         environment |= {
             "HEADRACE_BACKEND_ID": backend,
-            "HEADRACE_TRITON_ADDRESS": triton_address(layout, backend),
+            "HEADRACE_TRITON_ADDRESS": triton_address(layout, ports, backend),
             "HEADRACE_TRITON_CONTROL_KEY_FILE": str(keys.triton_control_key_path(layout.home)),
             "HEADRACE_MODEL_REPOSITORY": str(layout.home / "triton" / backend / "models"),
         }
@@ -154,9 +158,17 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         group="services",
         argv=[sys.executable, "-m", f"services.{service}"],
         environment=_user_environment() | environment,
-        health=inner_address(layout, f"{name}.grpc"),
-        address=inner_address(layout, f"{name}.grpc"),
+        health=inner_address(layout, ports, f"{name}.grpc"),
+        address=inner_address(layout, ports, f"{name}.grpc"),
     )
+
+
+def _tls(files: TlsFiles) -> dict[str, str]:
+    return {
+        "HEADRACE_TLS_CA_FILE": str(files.ca),
+        "HEADRACE_TLS_CERTIFICATE_FILE": str(files.certificate),
+        "HEADRACE_TLS_KEY_FILE": str(files.key),
+    }
 
 
 def _proxies() -> dict[str, str]:

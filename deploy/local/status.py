@@ -15,7 +15,7 @@ from deploy.local.edge import connect
 from deploy.local.layout import Layout
 from deploy.local.ports import read_ports
 from deploy.local.processes import ProcessSpec, mesh_processes
-from deploy.local.readiness import Probe
+from deploy.local.readiness import Probe, sync_channel
 from deploy.local.supervisor import ProcessState, process_states
 
 CALL_TIMEOUT_SECONDS = 5.0
@@ -49,7 +49,7 @@ def process_statuses(layout: Layout) -> list[ProcessStatus]:
     if not states:
         return []
     return [
-        _process_status(process, states.get(process.name))
+        _process_status(layout, process, states.get(process.name))
         for process in mesh_processes(layout, read_ports(layout))
     ]
 
@@ -77,33 +77,35 @@ def memory_bytes(pid: int) -> int:
         return 0
 
 
-def _process_status(process: ProcessSpec, state: ProcessState | None) -> ProcessStatus:
+def _process_status(
+    layout: Layout, process: ProcessSpec, state: ProcessState | None
+) -> ProcessStatus:
     pid = state.pid if state else 0
-    with Probe(process) as probe:
+    with Probe(layout, process) as probe:
         ready = bool(pid) and probe.is_ready()
     return ProcessStatus(
         name=process.name,
         ready=ready,
         state=state.state.lower() if state else "missing",
-        version=_version(process),
+        version=_version(layout, process),
         address=process.address,
         pid=pid,
         memory_bytes=memory_bytes(pid) if pid else 0,
     )
 
 
-def _version(process: ProcessSpec) -> str:
+def _version(layout: Layout, process: ProcessSpec) -> str:
     if process.name.startswith("triton-"):
-        return _triton_version(process)
+        return _triton_version(layout, process)
     try:
         return version(_PACKAGES.get(process.name, "headrace"))
     except PackageNotFoundError:
         return "?"
 
 
-def _triton_version(process: ProcessSpec) -> str:
+def _triton_version(layout: Layout, process: ProcessSpec) -> str:
     """Asks Triton: the version of its package is not that of the server in it."""
-    with grpc.insecure_channel(process.address) as channel:
+    with sync_channel(layout, process.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
             found = stub.ServerMetadata(

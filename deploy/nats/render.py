@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.nats.users import SYSTEM_USER, USERS, permissions, system_permissions
+from libs.tls import TlsFiles
 
 _TEMPLATE = Path(__file__).with_name("nats.conf")
 
@@ -23,12 +24,14 @@ class Bus:
         server_name: shown to clients.
         store_dir: the folder of the streams.
         passwords: of each user: of `users.USERS`, and `users.SYSTEM_USER`.
+        tls: its certificates; clients must show one of the mesh, too.
     """
 
     listen_address: str
     server_name: str
     store_dir: Path
     passwords: Mapping[str, str]
+    tls: TlsFiles
 
 
 def config(bus: Bus) -> str:
@@ -37,6 +40,9 @@ def config(bus: Bus) -> str:
         "listen_address": bus.listen_address,
         "server_name": bus.server_name,
         "store_dir": str(bus.store_dir),
+        "ca_file": str(bus.tls.ca),
+        "certificate_file": str(bus.tls.certificate),
+        "key_file": str(bus.tls.key),
         "users": [_user(bus, name, permissions(name)) for name in USERS],
         "system_users": [_user(bus, SYSTEM_USER, system_permissions())],
     }

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
-from libs.addresses import host_and_port
+from libs.addresses import host_and_port, unix_path
+from libs.tls import TlsFiles
 
 # How long Triton waits for running requests when it stops; it needs one or two seconds more.
 EXIT_TIMEOUT_SECONDS = 2
@@ -82,6 +83,7 @@ def command(
     backend_id: str,
     addresses: TritonAddresses,
     control_key: str,
+    tls: TlsFiles | None = None,
     root: Path = REPOSITORY,
 ) -> TritonCommand:
     """Creates the folder `home/triton/<backend_id>` and returns how to start Triton with it.
@@ -91,6 +93,7 @@ def command(
         backend_id: the name of this Triton.
         addresses: where it listens.
         control_key: the secret of calls of `CONTROL_PROTOCOLS`.
+        tls: its certificates, where it listens at a `host:port`.
         root: the folder of the environments.
 
     Raises:
@@ -123,6 +126,13 @@ def command(
         "exit-timeout-secs": EXIT_TIMEOUT_SECONDS,
         "backend-config": f"python,shm-region-prefix-name={region_prefix(folder)}",
     }
+    if tls is not None and unix_path(addresses.grpc) is None:
+        options |= {
+            "grpc-use-ssl-mutual": "true",
+            "grpc-server-cert": tls.certificate,
+            "grpc-server-key": tls.key,
+            "grpc-root-cert": tls.ca,
+        }
     argv = [
         str(server / "bin" / "tritonserver"),
         *[f"--{name}={value}" for name, value in options.items()],

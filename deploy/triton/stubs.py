@@ -19,7 +19,8 @@ from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, StreamEnded, StreamReset
 from h2.exceptions import H2Error
 
-from libs.addresses import connect
+from libs.addresses import connect, unix_path
+from libs.tls import MESH_NAME, TlsFiles
 
 _STUB = "triton_python_backend_stub"
 _READY_TIMEOUT_SECONDS = 0.5
@@ -40,8 +41,9 @@ class _Stub:
 class Stubs:
     """The stubs of one server. Call `crashed` in a loop: it waits for a stub to end."""
 
-    def __init__(self, *, server_pid: int, address: str) -> None:
+    def __init__(self, *, server_pid: int, address: str, tls: TlsFiles | None = None) -> None:
         """Watches the stubs of a server, whose gRPC address is for questions about its models."""
+        self._tls = tls
         self._server_pid = server_pid
         self._address = address
         self._known: dict[int, _Stub] = {}
@@ -88,10 +90,17 @@ class Stubs:
 
     def _is_reported_ready(self, model: str) -> bool:
         try:
-            with connect(self._address, timeout_seconds=_READY_TIMEOUT_SECONDS) as connection:
+            with _connect(self._address, self._tls) as connection:
                 return _ask_ready(connection, model)
         except (OSError, ValueError, H2Error):
             return False
+
+
+def _connect(address: str, tls: TlsFiles | None) -> socket.socket:
+    connection = connect(address, timeout_seconds=_READY_TIMEOUT_SECONDS)
+    if tls is None or unix_path(address) is not None:
+        return connection
+    return tls.client_context("h2").wrap_socket(connection, server_hostname=MESH_NAME)
 
 
 def _ask_ready(connection: socket.socket, model: str) -> bool:

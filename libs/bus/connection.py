@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import ParseResult
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
 from prometheus_client import Gauge
@@ -18,6 +21,7 @@ from typing_extensions import override
 
 from libs.bus.inboxes import inbox_prefix
 from libs.bus.subjects import STREAMS, Consumer, Stream
+from libs.tls import MESH_NAME, TlsFiles
 
 _log = structlog.get_logger()
 
@@ -38,8 +42,50 @@ _NOT_SERVED_PAUSE_SECONDS = 0.2
 T = TypeVar("T")
 
 
+class _TlsTransport(TcpTransport):
+    """Connects with TLS from the first byte.
+
+    nats-py connects first and then changes to TLS: if that fails, it waits for ever for the end of
+    the connection. It also goes on without TLS where the server, or a program in its place, does
+    not ask for it.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self._context = context
+
+    @override
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        async with asyncio.timeout(connect_timeout):
+            self._io_reader, self._io_writer = await asyncio.open_connection(
+                uri.hostname,
+                uri.port,
+                limit=buffer_size,
+                ssl=self._context,
+                server_hostname=MESH_NAME,
+            )
+
+    @override
+    def __bool__(self) -> bool:
+        return True  # otherwise it is replaced before it connects
+
+    @override
+    async def connect_tls(self, *_: Any, **__: Any) -> None:
+        """It is connected with TLS already."""
+
+
 class _Connection(Client):
     """A client whose `drain` only closes the connection while the server is down."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        super().__init__()
+        self._context = context
+
+    @override
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._context is not None:
+            self._transport = _TlsTransport(self._context)
+        await super()._connect_to_server(s)
 
     @override
     async def drain(self) -> None:
@@ -49,19 +95,24 @@ class _Connection(Client):
             await self.close()
 
 
-async def connect(url: str, *, name: str, credentials_file: Path | None = None) -> Client:
+async def connect(
+    url: str, *, name: str, credentials_file: Path | None = None, tls: TlsFiles | None = None
+) -> Client:
     """Connects, waiting until the server is up; reconnects from then on.
 
     Args:
         url: `nats://host:port`, or several, separated by commas.
         name: shown in the server's monitoring.
         credentials_file: a file with `USER:PASSWORD`. None: the server needs none.
+        tls: the certificates of this process. The handshake comes first, so that nothing is sent
+            to a program that took the server's port.
 
     Raises:
         OSError: the file cannot be read.
     """
     user, password = _credentials(credentials_file)
-    client = _Connection()
+    context = tls.client_context() if tls else None
+    client = _Connection(context)
     states = _StateLog(client, name)
     await client.connect(
         servers=url.split(","),
@@ -69,6 +120,8 @@ async def connect(url: str, *, name: str, credentials_file: Path | None = None) 
         user=user or None,
         password=password or None,
         inbox_prefix=inbox_prefix(user),
+        tls=context,
+        tls_handshake_first=context is not None,
         error_cb=states.on_error,
         disconnected_cb=states.on_disconnected,
         reconnected_cb=states.on_connected,

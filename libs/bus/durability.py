@@ -13,6 +13,7 @@ import nats.errors
 import structlog
 
 from libs.bus.connection import connect
+from libs.tls import TlsFiles
 
 _log = structlog.get_logger()
 
@@ -25,17 +26,18 @@ class NotDurableError(Exception):
     """The server acknowledges messages that it may still lose."""
 
 
-async def check_durable(url: str, credentials_file: Path) -> None:
+async def check_durable(url: str, credentials_file: Path, *, tls: TlsFiles | None = None) -> None:
     """Checks that JetStream has `sync_interval: always`; waits until the server is up.
 
     Args:
         url: as for `connect`.
         credentials_file: of a user of the system account.
+        tls: as for `connect`.
 
     Raises:
         NotDurableError: the server has another `sync_interval`, or no JetStream.
     """
-    client = await connect(url, name="durability", credentials_file=credentials_file)
+    client = await connect(url, name="durability", credentials_file=credentials_file, tls=tls)
     try:
         is_logged = False
         while True:

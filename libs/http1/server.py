@@ -9,6 +9,7 @@ from libs.addresses import host_and_port, unix_path
 from libs.clock import Clock
 from libs.http1.connection import Application, Connection
 from libs.http1.date import DateHeader
+from libs.tls import TlsFiles
 
 # Clients close idle connections before; this is for one that disappeared.
 IDLE_SECONDS = 120.0
@@ -26,9 +27,25 @@ class HttpServer:
     """
 
     def __init__(
-        self, address: str, application: Application, *, drain_seconds: float, clock: Clock
+        self,
+        address: str,
+        application: Application,
+        *,
+        drain_seconds: float,
+        clock: Clock,
+        tls: TlsFiles | None = None,
     ) -> None:
+        """Makes a server.
+
+        Args:
+            address: where it listens.
+            application: what it serves.
+            drain_seconds: how long running requests may take after `stop`.
+            clock: for the `Date` header.
+            tls: on TCP, clients must have a certificate of the mesh; None: anybody may call.
+        """
         self.address = address
+        self._tls = tls
         self._application = application
         self._drain_seconds = drain_seconds
         self._date = DateHeader(clock)
@@ -54,7 +71,11 @@ class HttpServer:
         else:
             host, port = host_and_port(self.address)
             self._listening = await loop.create_server(
-                self._connection, host, port, backlog=_BACKLOG
+                self._connection,
+                host,
+                port,
+                backlog=_BACKLOG,
+                ssl=self._tls.server_context("http/1.1") if self._tls else None,
             )
             self.address = f"{host}:{self._listening.sockets[0].getsockname()[1]}"
         self._close_idle()

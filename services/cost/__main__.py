@@ -43,6 +43,7 @@ async def main() -> None:
             settings.nats_url,
             name="cost",
             credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
         )
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE])

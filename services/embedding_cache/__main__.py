@@ -38,6 +38,7 @@ async def main() -> None:
             settings.nats_url,
             name="embedding_cache",
             credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
         )
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE], update=False)
@@ -45,6 +46,7 @@ async def main() -> None:
         snapshots = Snapshots(
             router_address=settings.router_address,
             cost_address=settings.cost_address,
+            tls=settings.tls,
             running=running,
         )
         usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
@@ -54,7 +56,7 @@ async def main() -> None:
         )
         inference = InferenceClient(
             inference_internal_pb2_grpc.InferenceInternalServiceStub(
-                open_channel(settings.inference_address)
+                open_channel(settings.inference_address, tls=settings.tls)
             ),
             timeout_seconds=settings.embedding_timeout_seconds,
         )
@@ -82,7 +84,11 @@ async def main() -> None:
             longest_call_seconds=settings.longest_http_call_seconds,
         )
         http = HttpServer(
-            settings.http_listen_address, api, drain_seconds=settings.drain_seconds, clock=clock
+            settings.http_listen_address,
+            api,
+            drain_seconds=settings.drain_seconds,
+            clock=clock,
+            tls=settings.tls,
         )
 
         await running.serve(ready=False, beside=http)

@@ -50,17 +50,21 @@ async def main() -> None:
     async with process("inference", settings) as running:
         clock = running.clock
         if settings.nats_system_credentials_file is not None:
-            await check_durable(settings.nats_url, settings.nats_system_credentials_file)
+            await check_durable(
+                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
+            )
         bus = await connect(
             settings.nats_url,
             name="inference",
             credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
         )
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE], update=False)
         snapshots = Snapshots(
             router_address=settings.router_address,
             cost_address=settings.cost_address,
+            tls=settings.tls,
             running=running,
         )
         routes = snapshots.routes
@@ -127,6 +131,7 @@ def _relay_limits(settings: Settings) -> RelayLimits:
 def _backends(settings: Settings, clock: Clock) -> Backends:
     return Backends(
         clock=clock,
+        tls=settings.tls,
         keys=ApiKeys(settings.home / "secrets", clock=clock),
         stall=StallLimits(
             first_token_seconds=settings.stall_first_token_seconds,
@@ -166,6 +171,7 @@ def _http_server(
         api,
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
+        tls=settings.tls,
     )
 
 

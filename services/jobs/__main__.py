@@ -44,11 +44,14 @@ async def main() -> None:
         retention = timedelta(seconds=settings.job_retention_seconds)
 
         if settings.nats_system_credentials_file is not None:
-            await check_durable(settings.nats_url, settings.nats_system_credentials_file)
+            await check_durable(
+                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
+            )
         bus = await connect(
             settings.nats_url,
             name="jobs",
             credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
         )
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])

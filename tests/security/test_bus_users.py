@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nats
 import nats.errors
@@ -15,6 +18,7 @@ from headrace.events.v1 import events_pb2
 from nats.aio.client import Client
 
 from deploy import keys
+from deploy.certificates import ensure_certificates, tls_files
 from deploy.nats.render import Bus, config
 from deploy.nats.users import SYSTEM_USER, USERS
 from libs.bus.broadcast import Broadcaster, listen
@@ -38,6 +42,7 @@ from libs.bus.subjects import (
     Consumer,
 )
 from libs.bus.worker import Delivery, PullWorker
+from libs.tls import MESH_NAME
 from tests.support.nats import NatsServer, running_nats
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
@@ -52,6 +57,7 @@ REFUSED_SECONDS = 0.3
 @pytest.fixture
 async def bus(tmp_path: Path) -> AsyncIterator[NatsServer]:
     """A server with the configuration of a mesh."""
+    ensure_certificates(tmp_path)
     passwords = keys.ensure_nats_credentials(tmp_path, [*USERS, SYSTEM_USER])
 
     def text(port: int) -> str:
@@ -61,6 +67,7 @@ async def bus(tmp_path: Path) -> AsyncIterator[NatsServer]:
                 server_name="nats",
                 store_dir=tmp_path / "nats",
                 passwords=passwords,
+                tls=tls_files(tmp_path, "nats"),
             )
         )
 
@@ -78,12 +85,24 @@ def home(tmp_path: Path) -> Path:
 async def client_of(bus: NatsServer, home: Path, user: str) -> AsyncIterator[Client]:
     """Connects like the service."""
     client = await connect(
-        bus.url, name=user, credentials_file=keys.nats_credentials_path(home, user)
+        bus.url,
+        name=user,
+        credentials_file=keys.nats_credentials_path(home, user),
+        tls=tls_files(home, "worker"),
     )
     try:
         yield client
     finally:
         await client.close()
+
+
+def tls_of(home: Path) -> dict[str, Any]:
+    """Returns the options of a client with a certificate of the mesh."""
+    return {
+        "tls": tls_files(home, "worker").client_context(),
+        "tls_hostname": MESH_NAME,
+        "tls_handshake_first": True,
+    }
 
 
 class Recorder:
@@ -97,7 +116,12 @@ class Recorder:
     async def open(self, bus: NatsServer, home: Path, user: str) -> None:
         name, _, password = keys.nats_credentials_path(home, user).read_text().partition(":")
         await self.client.connect(
-            bus.url, user=name, password=password, error_cb=self._on_error, inbox_prefix=user
+            bus.url,
+            user=name,
+            password=password,
+            error_cb=self._on_error,
+            inbox_prefix=user,
+            **tls_of(home),
         )
 
     async def _on_error(self, error: Exception) -> None:
@@ -136,13 +160,72 @@ async def intruder(bus: NatsServer, home: Path, user: str) -> AsyncIterator[Reco
     [{}, {"user": "inference", "password": "guess"}, {"user": "anyone", "password": "x"}],
     ids=["none", "wrong", "unknown"],
 )
-async def test_nobody_connects_without_a_password(bus: NatsServer, credentials):
+async def test_nobody_connects_without_a_password(bus: NatsServer, home: Path, credentials):
     """Whoever is on the machine can reach the port."""
     with pytest.raises(nats.errors.Error):
         async with asyncio.timeout(10):
             await nats.connect(
-                bus.url, allow_reconnect=False, max_reconnect_attempts=1, **credentials
+                bus.url,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                **credentials,
+                **tls_of(home),
             )
+
+
+async def test_nobody_connects_without_a_certificate(bus: NatsServer, home: Path):
+    """A password that leaked is not enough; the server does not even greet."""
+    port = int(bus.url.rpartition(":")[2])
+    anybody = ssl.create_default_context(cafile=str(tls_files(home, "jobs").ca))
+
+    def greeting(context: ssl.SSLContext | None) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            if context is None:
+                connection.sendall(b"CONNECT {}\r\nPING\r\n")
+                return connection.recv(100)
+            with context.wrap_socket(connection, server_hostname=MESH_NAME) as secure:
+                return secure.recv(100)
+
+    member = tls_files(home, "jobs").client_context()
+    assert (await asyncio.to_thread(greeting, member)).startswith(b"INFO")
+    for context in (None, anybody):
+        with suppress(OSError):  # the server closed the connection
+            assert b"INFO" not in await asyncio.to_thread(greeting, context)
+
+
+async def test_a_program_on_the_port_of_the_bus_learns_nothing(home: Path):
+    """While NATS is down, any account can listen there: it gets no password and no message."""
+    ensure_certificates(home)
+    keys.ensure_nats_credentials(home, ["jobs"])
+    received = bytearray()
+    connections = asyncio.Semaphore(0)
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.release()
+        writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n')
+        received.extend(await reader.read(65536))
+        writer.close()
+
+    server = await asyncio.start_server(pretend, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connecting = asyncio.create_task(
+        connect(
+            f"nats://127.0.0.1:{port}",
+            name="jobs",
+            credentials_file=keys.nats_credentials_path(home, "jobs"),
+            tls=tls_files(home, "jobs"),
+        )
+    )
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            await connections.acquire()
+    assert not connecting.done()
+    connecting.cancel()
+    server.close()
+    password = keys.nats_credentials_path(home, "jobs").read_bytes().partition(b":")[2]
+    assert received
+    assert password not in received
+    assert b"CONNECT" not in received
 
 
 async def test_services_do_their_work_with_their_permissions(bus: NatsServer, home: Path):
@@ -287,7 +370,8 @@ async def test_a_service_reads_no_messages_of_others(bus: NatsServer, home: Path
 
 async def test_the_system_user_asks_only_how_the_server_is_configured(bus: NatsServer, home: Path):
     """What the check of durability needs; not who is connected, and no reload or shutdown."""
-    await check_durable(bus.url, keys.nats_credentials_path(home, SYSTEM_USER))
+    credentials = keys.nats_credentials_path(home, SYSTEM_USER)
+    await check_durable(bus.url, credentials, tls=tls_files(home, "jobs"))
     async with intruder(bus, home, SYSTEM_USER) as recorder:
         for subject in (
             "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.PING.SUBSZ", "$SYS.REQ.SERVER.RELOAD",

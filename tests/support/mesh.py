@@ -86,7 +86,7 @@ class RunningMesh:
         """Waits until a process reports that it is ready."""
         (process,) = [process for process in self.processes if process.name == name]
         deadline = time.monotonic() + seconds
-        with Probe(process) as probe:
+        with Probe(self.layout, process) as probe:
             while not probe.is_ready():
                 assert time.monotonic() < deadline, f"{name} is not ready after {seconds} s"
                 time.sleep(_POLL_SECONDS)

@@ -59,6 +59,7 @@ def settings_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         "ROUTER_ADDRESS", "COST_ADDRESS", "NATS_URL",
     ):  # fmt: skip
         monkeypatch.setenv(f"HEADRACE_{name}", "x")
+    monkeypatch.setenv("HEADRACE_PLAINTEXT", "true")
     return monkeypatch
 
 
