@@ -51,7 +51,7 @@ class _TlsTransport(TcpTransport):
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # has no types
         self._context = context
 
     @override

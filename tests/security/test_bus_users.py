@@ -232,7 +232,7 @@ async def test_services_do_their_work_with_their_permissions(bus: NatsServer, ho
     """Jobs and outcomes and usage arrive; streams and consumers are made by whoever comes first."""
     arrived: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
-    async def take(consumer: str, delivery: Delivery) -> None:
+    async def take(consumer: str, delivery: Delivery[Any]) -> None:
         await arrived.put((consumer, delivery.subject))
 
     async with (
@@ -287,7 +287,7 @@ async def test_services_do_their_work_with_their_permissions(bus: NatsServer, ho
 
 
 async def _pull(client: Client, consumer: Consumer, handle) -> None:
-    async def give_up(_: Delivery) -> None:
+    async def give_up(_: Delivery[Any]) -> None:
         raise AssertionError
 
     worker = PullWorker[events_pb2.JobSubmitted](
