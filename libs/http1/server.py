@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from libs.addresses import host_and_port, unix_path
 from libs.clock import Clock
+from libs.http1.arrival import ArrivalLimits
 from libs.http1.connection import Application, Connection
 from libs.http1.date import DateHeader
 from libs.tls import TlsFiles
@@ -34,21 +35,24 @@ class HttpServer:
         drain_seconds: float,
         clock: Clock,
         tls: TlsFiles | None = None,
+        arrival_limits: ArrivalLimits | None = None,
     ) -> None:
-        """Makes a server.
+        """Creates a server.
 
         Args:
-            address: where it listens.
-            application: what it serves.
-            drain_seconds: how long running requests may take after `stop`.
-            clock: for the `Date` header.
+            address: `host:port` or `unix:/path`.
+            application: answers the requests.
+            drain_seconds: how long running requests may take when the server stops.
+            clock: the time, for the `Date` header.
             tls: on TCP, clients must have a certificate of the mesh; None: anybody may call.
+            arrival_limits: how slowly a request may arrive; None: the defaults.
         """
         self.address = address
         self._tls = tls
         self._application = application
         self._drain_seconds = drain_seconds
         self._date = DateHeader(clock)
+        self._arrival_limits = arrival_limits or ArrivalLimits()
         self._connections: set[Connection] = set()
         self._all_closed = asyncio.Event()
         self._all_closed.set()
@@ -104,7 +108,11 @@ class HttpServer:
 
     def _connection(self) -> Connection:
         return Connection(
-            self._application, date=self._date, on_open=self._opened, on_closed=self._closed
+            self._application,
+            date=self._date,
+            arrival_limits=self._arrival_limits,
+            on_open=self._opened,
+            on_closed=self._closed,
         )
 
     def _opened(self, connection: Connection) -> None:

@@ -12,7 +12,7 @@ from headrace.inference.v1 import inference_internal_pb2_grpc
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
 from libs.bus.subjects import USAGE
-from libs.http1 import HttpServer
+from libs.http1 import ArrivalLimits, HttpServer
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
 from libs.process import process, run
@@ -90,6 +90,9 @@ async def main() -> None:
             drain_seconds=settings.drain_seconds,
             clock=clock,
             tls=settings.tls,
+            arrival_limits=ArrivalLimits(
+                settings.http_idle_seconds, settings.http_min_bytes_per_second
+            ),
         )
 
         await running.serve(ready=False, beside=http)
