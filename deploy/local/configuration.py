@@ -23,6 +23,7 @@ def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
         CliError: a setting of the user is invalid, or a key cannot be created.
     """
     keys.ensure_keys(layout.home)
+    keys.ensure_triton_control_key(layout.home)
     ensure_certificates(layout.home)
     try:
         render.write(edge_settings(layout, ports))

@@ -20,7 +20,7 @@ import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deploy.host import free_ports
-from deploy.keys import ensure_keys, triton_control_key_path
+from deploy.keys import ensure_triton_control_key, triton_control_key_path
 from deploy.triton.artifact import model_files
 from deploy.triton.command import CONTROL_HEADER, region_prefix, remove_shared_memory
 
@@ -159,7 +159,7 @@ class RunningTriton:
 @contextmanager
 def running_triton(home: Path, models: Sequence[str] = ()) -> Iterator[RunningTriton]:
     """Runs a Triton with some of the bundled models loaded."""
-    ensure_keys(home)
+    ensure_triton_control_key(home)
     triton = RunningTriton(home, free_ports(1)[0])
     for model in models:
         triton.link_model(model)

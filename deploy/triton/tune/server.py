@@ -120,8 +120,7 @@ def tuning_triton(log: Path) -> Iterator[TuningTriton]:
         address = f"unix:{home / 'grpc'}:1"
         argv += ["--home", temporary, "--grpc-address", address]
         argv += ["--metrics-address", f"{LOOPBACK}:{metrics_port}"]
-        keys.ensure_keys(home)
-        argv += ["--control-key-file", str(keys.triton_control_key_path(home))]
+        argv += ["--control-key-file", str(keys.ensure_triton_control_key(home))]
         with log.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603  # this Python
                 argv, cwd=REPOSITORY, stdout=stream, stderr=stream, start_new_session=True
