@@ -38,7 +38,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 3
     """The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
-    Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
+    Example: `CreateModel` without the scope `registry`. Metadata: `scope`.
     """
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 4
     """No model has this name. Comes with `NOT_FOUND`.
@@ -96,9 +96,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: no route snapshot has been received yet. Metadata: `dependency`.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 15
-    """A queue is full. Comes with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+    """A queue is full, or holds as much of the caller's tenant as it may at this moment. Comes with
+    `RESOURCE_EXHAUSTED` and `RetryInfo`.
 
-    Metadata: `queue`, `limit`.
+    Example: too many requests of the tenant wait for a model. Metadata: `queue`, `limit` (of the tenant, where
+    the queue is shared by tenants).
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 16
     """The deadline passed. Comes with `DEADLINE_EXCEEDED`.
@@ -154,6 +156,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Metadata: `resource`, `state`.
     """
+    ERROR_REASON_PRIORITY_NOT_ALLOWED: _ErrorReason.ValueType  # 27
+    """The request asks for a higher priority than the token allows. Comes with `PERMISSION_DENIED`. Ask for less, or
+    use a token with a higher `max_priority`.
+
+    Metadata: `max_priority`.
+    """
+    ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 29
+    """A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings
+    `HEADRACE_PROVIDER_ALLOWED_NETWORKS` and `HEADRACE_PROVIDER_PRIVATE_NETWORKS`. Comes with `FAILED_PRECONDITION`.
+
+    Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that a Headrace error can carry.
@@ -179,7 +193,7 @@ Example: the token is expired. Metadata: none.
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 3
 """The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
-Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
+Example: `CreateModel` without the scope `registry`. Metadata: `scope`.
 """
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 4
 """No model has this name. Comes with `NOT_FOUND`.
@@ -237,9 +251,11 @@ ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 14
 Example: no route snapshot has been received yet. Metadata: `dependency`.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 15
-"""A queue is full. Comes with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+"""A queue is full, or holds as much of the caller's tenant as it may at this moment. Comes with
+`RESOURCE_EXHAUSTED` and `RetryInfo`.
 
-Metadata: `queue`, `limit`.
+Example: too many requests of the tenant wait for a model. Metadata: `queue`, `limit` (of the tenant, where
+the queue is shared by tenants).
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 16
 """The deadline passed. Comes with `DEADLINE_EXCEEDED`.
@@ -294,5 +310,17 @@ ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 25
 """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
 
 Metadata: `resource`, `state`.
+"""
+ERROR_REASON_PRIORITY_NOT_ALLOWED: ErrorReason.ValueType  # 27
+"""The request asks for a higher priority than the token allows. Comes with `PERMISSION_DENIED`. Ask for less, or
+use a token with a higher `max_priority`.
+
+Metadata: `max_priority`.
+"""
+ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 29
+"""A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings
+`HEADRACE_PROVIDER_ALLOWED_NETWORKS` and `HEADRACE_PROVIDER_PRIVATE_NETWORKS`. Comes with `FAILED_PRECONDITION`.
+
+Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
