@@ -47,7 +47,7 @@ async def check_durable(url: str, credentials_file: Path, *, tls: TlsFiles | Non
                 )
             except (nats.errors.Error, TimeoutError) as error:
                 if not is_logged:
-                    _log.warning("waiting for the configuration of NATS", error=repr(error))
+                    _log.warning("waiting for the configuration of NATS", error=error)
                     is_logged = True
                 await asyncio.sleep(AWAY_PAUSE_SECONDS)
                 continue
