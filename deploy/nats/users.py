@@ -48,6 +48,7 @@ class Access:
         owns: the streams whose settings it may change.
         reads: the streams whose state it reads.
         reads_messages: the streams whose messages it may read without consuming them.
+        erases: the streams whose messages it may remove and overwrite.
     """
 
     publishes: Sequence[str] = ()
@@ -56,6 +57,7 @@ class Access:
     owns: Sequence[Stream] = ()
     reads: Sequence[Stream] = ()
     reads_messages: Sequence[Stream] = ()
+    erases: Sequence[Stream] = ()
 
     def streams(self) -> list[Stream]:
         """Returns the streams that it needs, which it creates where they are missing."""
@@ -80,11 +82,13 @@ USERS: Mapping[str, Access] = MappingProxyType(
             owns=[JOBS, OUTCOMES],
             reads=[JOBS, OUTCOMES],
             reads_messages=[JOBS],
+            erases=[JOBS, OUTCOMES],
         ),
         "worker": Access(
             publishes=(JOB_STARTED, JOB_FINISHED, *_USAGE),
             listens=(JOB_CANCELLED,),
             consumes=WORKER,
+            erases=[JOBS],
         ),
     }
 )
@@ -102,6 +106,7 @@ def permissions(user: str) -> dict[str, list[str]]:
     publish += [f"{_API}.STREAM.UPDATE.{stream.name}" for stream in access.owns]
     publish += [f"{_API}.STREAM.INFO.{stream.name}" for stream in access.reads]
     publish += [f"{_API}.STREAM.MSG.GET.{stream.name}" for stream in access.reads_messages]
+    publish += [f"{_API}.STREAM.MSG.DELETE.{stream.name}" for stream in access.erases]
     if access.consumes is not None:
         consumer = f"{access.consumes.stream.name}.{access.consumes.name}"
         publish += [
