@@ -10,12 +10,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from typing_extensions import override
 
+from libs.addresses import unix_path
 from libs.clock import Clock
 from libs.errors import NotFound
 from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.interceptors import ServedCalls
 from libs.rpc.reflection import reflect
+from libs.tls import TlsFiles
 
 # How soon it is noticed that gRPC itself has ended the server: it tells only when a wait times out.
 _WAIT_SECONDS = 1.0
@@ -24,9 +26,11 @@ _WAIT_SECONDS = 1.0
 class RpcServer:
     """One process's server.
 
-    Register servicers on `grpc`, then `start()`. Health is NOT_SERVING until `set_ready(True)`.
+    Register servicers on `grpc`, then `start()`. On TCP, with `tls`, it accepts clients with a
+    certificate of the mesh only. Health is NOT_SERVING until `set_ready(True)`.
 
     Attributes:
+        address: `host:port`, after `start()` with the port that was bound, or `unix:/path`.
         ready: whether health checks report SERVING.
     """
 
@@ -36,9 +40,11 @@ class RpcServer:
         *,
         clock: Clock,
         reuse_port: bool = False,
+        tls: TlsFiles | None = None,
         scope_of: Callable[[str], str] = required_scope,
     ) -> None:
         self.address = address
+        self._tls = None if unix_path(address) is not None else tls
         self.grpc = grpc.aio.server(
             interceptors=[ServedCalls(clock, scope_of)],
             options=[
@@ -61,10 +67,15 @@ class RpcServer:
 
         Raises:
             RuntimeError: the address cannot be bound.
+            OSError: a file of TLS cannot be read.
         """
         reflect(self.grpc)
-        port = self.grpc.add_insecure_port(self.address)
-        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        if self._tls is None:
+            port = self.grpc.add_insecure_port(self.address)
+        else:
+            port = self.grpc.add_secure_port(self.address, _credentials(self._tls))
+        if unix_path(self.address) is None:
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self.set_ready(ready)
         await self.grpc.start()
 
@@ -104,3 +115,11 @@ class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
         if request.service:
             raise NotFound.of_resource(request.service)
         return await super().Check(request, context)
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+        root_certificates=tls.ca.read_bytes(),
+        require_client_auth=True,
+    )

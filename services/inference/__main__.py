@@ -15,6 +15,7 @@ from headrace.inference.v1 import (
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
+from libs.bus.subjects import USAGE
 from libs.clock import Clock
 from libs.http1 import ArrivalLimits, HttpServer
 from libs.http_client import AddressPolicy, Network, Proxies
@@ -28,6 +29,7 @@ from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
 from services.inference.admission import Admission
+from services.inference.api.arrivals import Arrivals
 from services.inference.api.grpc import GENERATE_PATH, InferenceInternalServicer, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from services.inference.api.openai import OpenAIHandlers
@@ -48,14 +50,22 @@ async def main() -> None:
     settings = Settings()
     async with process("inference", settings) as running:
         clock = running.clock
-        if settings.nats_monitoring_url is not None:
-            await check_durable(settings.nats_monitoring_url)
-        bus = await connect(settings.nats_url, name="inference")
+        if settings.nats_system_credentials_file is not None:
+            await check_durable(
+                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
+            )
+        bus = await connect(
+            settings.nats_url,
+            name="inference",
+            credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
+        )
         jetstream = bus.jetstream()
-        await ensure_streams(jetstream)
+        await ensure_streams(jetstream, streams=[USAGE], update=False)
         snapshots = Snapshots(
             router_address=settings.router_address,
             cost_address=settings.cost_address,
+            tls=settings.tls,
             running=running,
         )
         routes = snapshots.routes
@@ -64,7 +74,12 @@ async def main() -> None:
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
         backends = _backends(settings, clock)
 
-        admission = Admission(clock)
+        admission = Admission(
+            clock,
+            memory_limit_bytes=settings.request_memory_limit_bytes,
+            weights=settings.weights_of_tenants(),
+        )
+        counter = TokenCounter(routes=routes, backends=backends, admission=admission)
         generator = Generator(
             routes=routes,
             backends=backends,
@@ -72,6 +87,14 @@ async def main() -> None:
             recorder=recorder,
             hedge=_hedge_limits(settings),
             relay=_relay_limits(settings),
+            count_prompt=counter.count_unfinished,
+            clock=clock,
+        )
+        embedder = Embedder(
+            routes=routes,
+            backends=backends,
+            admission=admission,
+            recorder=recorder,
             clock=clock,
         )
         tensors = OpenInference(
@@ -89,18 +112,23 @@ async def main() -> None:
 
         servicer = InferenceServicer(
             generator=generator,
-            counter=TokenCounter(routes=routes, backends=backends),
+            counter=counter,
             clock=clock,
         )
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
-            InferenceInternalServicer(Embedder(routes=routes, backends=backends), clock), server
+            InferenceInternalServicer(embedder, clock), server
         )
-        server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
+        arrivals = Arrivals(admission.memory, clock)
+        server.add_generic_rpc_handlers(
+            (handlers(OpenInferenceServicer(tensors, arrivals, clock=clock)),)
+        )
         openai = OpenAIHandlers(generator=generator, routes=routes, clock=clock)
 
         await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))
+        await embedder.drain()
+        await tensors.drain()
         await recorder.drain()
         await backends.close()
         await bus.drain()
@@ -122,6 +150,7 @@ def _relay_limits(settings: Settings) -> RelayLimits:
 def _backends(settings: Settings, clock: Clock) -> Backends:
     return Backends(
         clock=clock,
+        tls=settings.tls,
         keys=ApiKeys(settings.home / "secrets", clock=clock),
         stall=StallLimits(
             first_token_seconds=settings.stall_first_token_seconds,
@@ -164,6 +193,7 @@ def _http_server(
         api,
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
+        tls=settings.tls,
         arrival_limits=ArrivalLimits(
             settings.http_idle_seconds, settings.http_min_bytes_per_second
         ),
