@@ -35,8 +35,8 @@ _OPENAI = {
     EMBEDDINGS_PATH: EXAMPLES["embedding_body"],
 }
 _CALL_SECONDS = 5.0
-# What callers' mistakes, and a mesh without models, may lead to. 503 is the wait for a model.
-_EXPECTED = frozenset({200, 400, 404, 408, 409, 413, 415, 429, 501, 504})
+# What callers' mistakes, and a mesh without models, may lead to.
+_EXPECTED = frozenset({200, 400, 403, 404, 408, 409, 413, 415, 429, 501, 504})
 
 
 class Request(NamedTuple):
