@@ -17,8 +17,11 @@ from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.interceptors import ServedCalls
 from libs.rpc.reflection import reflect
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.tls import TlsFiles
 
+# More than a request may have, so that the error of one that is too long can carry `ErrorInfo`.
+MAX_RECEIVED_BYTES = 2 * MAX_REQUEST_BYTES
 # How soon it is noticed that gRPC itself has ended the server: it tells only when a wait times out.
 _WAIT_SECONDS = 1.0
 
@@ -41,14 +44,26 @@ class RpcServer:
         clock: Clock,
         reuse_port: bool = False,
         tls: TlsFiles | None = None,
+        max_message_bytes: int = MAX_RECEIVED_BYTES,
         scope_of: Callable[[str], str] = required_scope,
     ) -> None:
+        """Creates a server.
+
+        Args:
+            address: where it listens.
+            clock: the time.
+            reuse_port: whether several processes may share a TCP port.
+            tls: the files of TLS, for TCP.
+            max_message_bytes: the longest message that gRPC receives, of any method: it is in
+                memory before the call is looked at.
+            scope_of: returns the scope that a method's path requires.
+        """
         self.address = address
         self._tls = None if unix_path(address) is not None else tls
         self.grpc = grpc.aio.server(
             interceptors=[ServedCalls(clock, scope_of)],
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # gRPC decompresses before anybody sees the call: 64 KiB become 64 MiB, also
                 # without a token. Only the first algorithm, identity, is left.

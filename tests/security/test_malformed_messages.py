@@ -20,7 +20,7 @@ from libs.rpc.channel import open_channel
 from libs.rpc.framing import framed
 from libs.rpc.interceptors import MAX_OPEN_REQUESTS
 from libs.rpc.served_call import MAX_OPEN_REQUEST_BYTES
-from libs.rpc.server import RpcServer
+from libs.rpc.server import MAX_RECEIVED_BYTES, RpcServer
 from tests.support.http2_frames import END_HEADERS, PREFACE, FrameType, frame, literal, settings
 from tests.support.rpc import Calls, handled_by, reason_of, value
 from tests.support.scripted import scripted_mesh
@@ -132,6 +132,13 @@ async def test_a_name_in_an_open_method_may_be_long(channel):
     call = channel.stream_stream(REFLECTION.format("v1"))(iter([asked.SerializeToString()]))
     answer = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
     assert answer.list_services_response.service
+
+
+async def test_grpc_receives_little_more_than_a_request_may_have(channel):
+    """It is in memory before the call is looked at; only tensors are larger."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await channel.unary_unary(f"{HEALTH}Check")(bytes(MAX_RECEIVED_BYTES + 1))
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_stream_without_a_token_ends(channel):
