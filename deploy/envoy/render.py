@@ -6,23 +6,34 @@ import json
 import secrets
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy.envoy import replies, routes
+from deploy.envoy import overload, replies, routes
+from deploy.envoy.actions import complete_marker
+from deploy.envoy.cors import Cors
+from deploy.envoy.limits import MAX_OPEN_BODY_BYTES, Limits
+from deploy.envoy.tls import (
+    HANDSHAKE_SECONDS,
+    SDS_FILE,
+    Tls,
+    certificate_source,
+    response_headers,
+    transport_socket,
+)
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
 CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
-LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1)(:[0-9]+)?"
 CONFIG_FILE = "envoy.yaml"
 DESCRIPTORS_FILE = "headrace.pb"
 
 _TEMPLATES = Path(__file__).resolve().parent
 _REFLECTING = ("registry", "router", "cost", "jobs")
 _OTLP_PORT = 4317
+_EVERY_IPV6 = "::"  # a socket with this address also takes IPv4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +42,7 @@ class Edge:
 
     Attributes:
         folder: the absolute folder that Envoy reads the rendered files from.
-        listen_address: the `host:port` for callers.
+        listen_address: the `host:port` for callers; an IPv6 address has brackets.
         admin_address: the `host:port` of Envoy's admin interface; Prometheus metrics are at
             `/stats/prometheus`.
         services: the `host:port` of each replica, by cluster; see `CLUSTERS`.
@@ -41,8 +52,12 @@ class Edge:
             its folder makes Envoy read it again.
         otlp_endpoint: where traces are sent, such as `http://127.0.0.1:4317`; None: nowhere.
         trace_sample_percent: share of the traces started by the edge that is exported.
-        cors_origin_regex: the origins whose pages may call.
+        cors: the web pages that may call.
+        tls: the certificate; None: callers speak without TLS.
+        trusted_proxies: how many proxies before the edge add the address of the caller to
+            `x-forwarded-for`. 0: the caller is who connects.
         worker_threads: the number of Envoy's worker threads.
+        limits: what callers may use.
     """
 
     folder: Path
@@ -54,8 +69,11 @@ class Edge:
     jwks_file: Path
     otlp_endpoint: str | None = None
     trace_sample_percent: float = 100.0
-    cors_origin_regex: str = LOCAL_ORIGINS
+    cors: Cors = field(default_factory=Cors)
+    tls: Tls | None = None
+    trusted_proxies: int = 0
     worker_threads: int = 2
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def config_file(self) -> Path:
@@ -74,8 +92,10 @@ def files(edge: Edge) -> Mapping[str, bytes]:
         raise ValueError(f"the edge needs an address of {', '.join(missing)}")
     template = string.Template((_TEMPLATES / CONFIG_FILE).read_text())
     values = {name: _yaml(value) for name, value in _values(edge).items()}
+    sources = {SDS_FILE: certificate_source(edge.tls)} if edge.tls else {}
     return {
         DESCRIPTORS_FILE: routes.descriptors(),
+        **sources,
         CONFIG_FILE: template.substitute(values).encode(),
     }
 
@@ -125,8 +145,18 @@ def _values(edge: Edge) -> dict[str, Any]:
         "descriptors_file": str(edge.folder / DESCRIPTORS_FILE),
         "transcoded_services": routes.service_names(),
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,
-        "cors_origin_regex": edge.cors_origin_regex,
-        "routes": routes.routes(),
+        "cors_policy": edge.cors.policy(),
+        "response_headers": response_headers(edge.tls),
+        "transport_socket": transport_socket(edge.folder) if edge.tls else None,
+        "handshake_timeout": f"{HANDSHAKE_SECONDS}s",
+        "trusted_proxies": edge.trusted_proxies,
+        "routes": routes.routes(edge.limits),
+        "max_open_body_bytes": MAX_OPEN_BODY_BYTES,
+        "max_requests": edge.limits.max_requests,
+        "body_timeout": f"{edge.limits.body_seconds}s",
+        "complete_marker": complete_marker(),
+        "rate_limits": overload.tenant_rate(edge.limits),
+        "overload_manager": overload.overload_manager(edge.limits),
         "otlp": _endpoints(
             "otlp", [_otlp_address(edge.otlp_endpoint)] if edge.otlp_endpoint else []
         ),
@@ -134,6 +164,10 @@ def _values(edge: Edge) -> dict[str, Any]:
             "reflection", [address for name in _REFLECTING for address in edge.services[name]]
         ),
         **{name: _endpoints(name, edge.services[name]) for name in CLUSTERS},
+        **{
+            name: _endpoints(name, edge.services[service])
+            for name, service in routes.LIMITED_CLUSTERS.items()
+        },
     }
 
 
@@ -156,7 +190,10 @@ def _address(address: str) -> dict[str, Any]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"invalid address {address!r}; use host:port")
-    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    socket: dict[str, Any] = {"address": host.strip("[]"), "port_value": int(port)}
+    if socket["address"] == _EVERY_IPV6:
+        socket["ipv4_compat"] = True
+    return {"socket_address": socket}
 
 
 def _endpoints(cluster: str, addresses: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import grpc
 from deploy import keys
 from deploy.envoy.render import CLUSTERS, Edge, argv, write
 from deploy.host import PROGRAMS
+from deploy.local.edge_settings import host_port
 from libs.clock import SystemClock
 from libs.http1 import HttpServer
 from libs.rpc.access import required_scope
@@ -41,16 +43,20 @@ class RunningEdge:
         address: `host:port` for callers.
         admin: URL of Envoy's admin interface.
         log: standard output, one line of JSON for each request.
+        pid: the process of Envoy.
+        root: what clients trust, PEM; empty: the edge speaks without TLS.
     """
 
     home: Path
     address: str
     admin: str
     log: Path
+    pid: int
+    root: str = ""
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{'https' if self.root else 'http'}://{self.address}"
 
     def token(self, **claims: Any) -> str:
         """Signs a token; by default of tenant `acme` and user `ann`, with all scopes."""
@@ -66,7 +72,14 @@ class RunningEdge:
         return tuple(self.bearer(**claims).items())
 
     def channel(self) -> grpc.aio.Channel:
+        if self.root:
+            trusting = grpc.ssl_channel_credentials(self.root.encode())
+            return grpc.aio.secure_channel(self.address, trusting)
         return grpc.aio.insecure_channel(self.address)
+
+    def session(self) -> aiohttp.ClientSession:
+        trusting = ssl.create_default_context(cadata=self.root) if self.root else True
+        return aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(ssl=trusting))
 
     async def requests_logged(self, count: int) -> list[dict[str, Any]]:
         """Waits until the log has this many requests and returns them."""
@@ -92,15 +105,23 @@ class RunningEdge:
 
 @asynccontextmanager
 async def running_edge(
-    home: Path, services: Mapping[str, Sequence[str]], **settings: Any
+    home: Path,
+    services: Mapping[str, Sequence[str]],
+    *,
+    root: str = "",
+    listen_address: str = "127.0.0.1:0",
+    **settings: Any,
 ) -> AsyncIterator[RunningEdge]:
-    """Runs an edge on free ports. Clusters without an address refuse connections."""
+    """Runs an edge on free ports. Clusters without an address refuse connections.
+
+    `root` is the authority of the certificate in the setting `tls`.
+    """
     edge = Edge(
         folder=home / "run",
         jwt_issuer=keys.ISSUER,
         jwt_audience=keys.AUDIENCE,
         jwks_file=keys.jwks_path(home),
-        listen_address="127.0.0.1:0",
+        listen_address=listen_address,
         admin_address="127.0.0.1:0",
         services={name: services.get(name, [NOWHERE]) for name in CLUSTERS},
         **settings,
@@ -119,7 +140,9 @@ async def running_edge(
     try:
         async with asyncio.timeout(START_SECONDS):
             admin, address = await _ready(process, admin_file)
-        yield RunningEdge(home=home, address=address, admin=admin, log=log)
+        yield RunningEdge(
+            home=home, address=address, admin=admin, log=log, pid=process.pid, root=root
+        )
     except TimeoutError as error:
         raise AssertionError(f"Envoy is not ready: {errors.read_text()[-2000:]}") from error
     finally:
@@ -180,7 +203,7 @@ async def _ready(process: asyncio.subprocess.Process, admin_file: Path) -> tuple
                     listeners = (await response.json()).get("listener_statuses", [])
                 if live and listeners:
                     socket = listeners[0]["local_address"]["socket_address"]
-                    return admin, f"{socket['address']}:{socket['port_value']}"
+                    return admin, host_port(socket["address"], socket["port_value"])
             await asyncio.sleep(_POLL_SECONDS)
     raise TimeoutError
 

@@ -231,6 +231,6 @@ async def scripted_mesh(home: Path, **settings: Any) -> AsyncIterator[ScriptedMe
             **settings,
         ) as mesh.edge,
         mesh.edge.channel() as mesh.channel,
-        aiohttp.ClientSession(mesh.edge.url) as mesh.http,
+        mesh.edge.session() as mesh.http,
     ):
         yield mesh

@@ -111,9 +111,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: `trace_id`.
     """
     ERROR_REASON_EDGE_UNAVAILABLE: _ErrorReason.ValueType  # 18
-    """The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE`.
+    """The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE` and `RetryInfo`.
 
-    Metadata: none.
+    Metadata: `cause`, where the edge is at a limit: "overflow" (as many requests run in the service as the
+    edge allows) or "overload" (the edge's memory is used up).
     """
     ERROR_REASON_METHOD_NOT_FOUND: _ErrorReason.ValueType  # 19
     """No service or method has this path. Comes with `UNIMPLEMENTED`.
@@ -153,6 +154,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
 
     Metadata: `resource`, `state`.
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 28
+    """The tenant, or without a token the caller's address, sends requests faster than the edge allows. Comes
+    with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+
+    Metadata: none.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -252,9 +259,10 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
 Metadata: `trace_id`.
 """
 ERROR_REASON_EDGE_UNAVAILABLE: ErrorReason.ValueType  # 18
-"""The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE`.
+"""The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE` and `RetryInfo`.
 
-Metadata: none.
+Metadata: `cause`, where the edge is at a limit: "overflow" (as many requests run in the service as the
+edge allows) or "overload" (the edge's memory is used up).
 """
 ERROR_REASON_METHOD_NOT_FOUND: ErrorReason.ValueType  # 19
 """No service or method has this path. Comes with `UNIMPLEMENTED`.
@@ -294,5 +302,11 @@ ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 25
 """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
 
 Metadata: `resource`, `state`.
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 28
+"""The tenant, or without a token the caller's address, sends requests faster than the edge allows. Comes
+with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+
+Metadata: none.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
