@@ -9,10 +9,13 @@ from pathlib import Path
 
 from deploy import keys
 from deploy.envoy import render, routes
+from deploy.envoy.tls import Tls
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
+from deploy.local import edge_certificate
+from deploy.local.edge import write_edge
 from deploy.local.layout import Layout
-from deploy.local.ports import address, replicas
+from deploy.local.ports import EDGE, address, replicas
 
 
 def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
@@ -22,10 +25,14 @@ def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
         CliError: a setting of the user is invalid, or a key cannot be created.
     """
     keys.ensure_keys(layout.home)
+    edge = layout.edge
     try:
+        if edge.certificate_file and edge.key_file:
+            edge_certificate.install(edge.certificate_file, edge.key_file, layout.edge_tls)
         render.write(edge_settings(layout, ports))
     except ValueError as error:
         raise CliError(str(error)) from error
+    write_edge(layout, ports)
     template = string.Template((REPOSITORY / "deploy/nats/nats.conf").read_text())
     nats_config(layout).write_text(
         template.substitute(
@@ -50,7 +57,7 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
     """
     return render.Edge(
         folder=layout.run.absolute(),
-        listen_address=address(ports, "envoy.edge"),
+        listen_address=layout.edge.listen_address(ports[EDGE]),
         admin_address=address(ports, "envoy.admin"),
         services={
             **{name: addresses(ports, name) for name in render.GRPC_CLUSTERS},
@@ -64,6 +71,21 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
         jwks_file=keys.jwks_path(layout.home).absolute(),
         otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         trace_sample_percent=_trace_sample_percent(),
+        tls=_tls(layout),
+        cors=layout.edge.cors,
+        limits=layout.edge.limits,
+        trusted_proxies=layout.edge.trusted_proxies,
+    )
+
+
+def _tls(layout: Layout) -> Tls | None:
+    if layout.edge.certificate_file is None:
+        return None
+    certificate, key = edge_certificate.installed(layout.edge_tls)
+    return Tls(
+        certificate_file=certificate.absolute(),
+        key_file=key.absolute(),
+        hsts_seconds=layout.edge.hsts_seconds,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
+from deploy.local.edge_settings import EdgeSettings
 
 DEFAULT_EDGE_PORT = 8080
 # The longest path of a Unix socket on Linux.
@@ -25,16 +26,18 @@ class Layout:
         edge_port: the port that the user set for the edge; None: the one it has, or the default.
         inference_replicas: the number of processes that relay tokens; up to one per core is useful.
         triton_backends: the number of Tritons, each with a pool agent, all with the same versions.
+        edge: where the edge listens, and for whom.
     """
 
     home: Path
     edge_port: int | None = None
     inference_replicas: int = 1
     triton_backends: int = 1
+    edge: EdgeSettings = field(default_factory=EdgeSettings)
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Layout:
-        """Reads `HEADRACE_HOME`, `HEADRACE_EDGE_PORT` and the numbers of replicas.
+        """Reads `HEADRACE_HOME`, the numbers of replicas and the settings of the edge.
 
         Raises:
             CliError: one of them is invalid.
@@ -48,6 +51,7 @@ class Layout:
             edge_port=int(port) if port else None,
             inference_replicas=_replica_count(environment, "HEADRACE_INFERENCE_REPLICAS"),
             triton_backends=_replica_count(environment, "HEADRACE_TRITON_BACKENDS"),
+            edge=EdgeSettings.of(environment),
         )
         if len(os.fsencode(layout.socket)) > SOCKET_PATH_LIMIT_BYTES:
             raise CliError(
@@ -69,6 +73,16 @@ class Layout:
     def socket(self) -> Path:
         """The socket that the supervisor listens on."""
         return self.run / "supervisor.sock"
+
+    @property
+    def edge_file(self) -> Path:
+        """The file that says how to call the edge."""
+        return self.run / "edge.json"
+
+    @property
+    def edge_tls(self) -> Path:
+        """The folder of the copies of the edge's certificate."""
+        return self.run / "tls"
 
     @property
     def ports_file(self) -> Path:
