@@ -11,6 +11,8 @@ MAX_OPEN_BODY_BYTES = 16 * 1024
 # How long calls of open methods may run: a check, and what stays open.
 MAX_CHECK_SECONDS = 5
 MAX_OPEN_STREAM_SECONDS = 60
+# Connections with HTTP/1.1 to a service beyond its requests, for those that it refuses.
+SPARE_CONNECTIONS = 128
 # Envoy itself, with its configuration, uses a third of this.
 MIN_HEAP_MIB = 128
 

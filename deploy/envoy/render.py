@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from deploy.envoy import overload, replies, routes
 from deploy.envoy.actions import complete_marker
 from deploy.envoy.cors import Cors
-from deploy.envoy.limits import MAX_OPEN_BODY_BYTES, Limits
+from deploy.envoy.limits import MAX_OPEN_BODY_BYTES, SPARE_CONNECTIONS, Limits
 from deploy.envoy.tls import (
     HANDSHAKE_SECONDS,
     SDS_FILE,
@@ -153,6 +153,7 @@ def _values(edge: Edge) -> dict[str, Any]:
         "routes": routes.routes(edge.limits),
         "max_open_body_bytes": MAX_OPEN_BODY_BYTES,
         "max_requests": edge.limits.max_requests,
+        "max_http_connections": edge.limits.max_requests + SPARE_CONNECTIONS,
         "body_timeout": f"{edge.limits.body_seconds}s",
         "complete_marker": complete_marker(),
         "rate_limits": overload.tenant_rate(edge.limits),
