@@ -138,11 +138,6 @@ def _replies() -> Iterator[_Reply]:
         http_status=404,
     )
     yield _Reply(
-        _statuses(415, 415),
-        Unimplemented("this method takes no compressed messages", reason="INVALID_FIELD"),
-        http_status=415,
-    )
-    yield _Reply(
         _code_details(f" in {_TIMEOUTS} && xds.route_name == '{INCOMPLETE}'"),
         DeadlineExceeded(
             "the body of the request did not arrive in time; send it faster",
@@ -160,6 +155,14 @@ def _replies() -> Iterator[_Reply]:
         ),
     )
     yield _Reply(_statuses(413, 413), _too_large("body", MAX_JSON_BODY_BYTES))
+    yield _Reply(
+        _statuses(415, 415),
+        Unimplemented(
+            "compressed messages are not accepted; send them without compression",
+            reason="INVALID_FIELD",
+        ),
+        http_status=415,
+    )
     yield _Reply(_statuses(431, 431), _too_large("headers", MAX_HEADERS_BYTES))
     yield _Reply(
         _code_details(f" in {_TIMEOUTS}"),

@@ -79,6 +79,24 @@ _WATCHES: Mapping[str, str] = MappingProxyType(
 )
 # Forwarded as HTTP/1.1, with the status in trailers: every token is a message.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
+# The services' gRPC servers decompress no messages, see `libs.rpc.server`; the methods of
+# `_OVER_HTTP` do, within a limit.
+_COMPRESSED = MappingProxyType(
+    {
+        "match": {
+            "prefix": "/",
+            "headers": [
+                {"name": "grpc-encoding", "present_match": True},
+                {
+                    "name": "grpc-encoding",
+                    "string_match": {"exact": "identity"},
+                    "invert_match": True,
+                },
+            ],
+        },
+        "direct_response": {"status": 415},
+    }
+)
 _CHECK = "/grpc.health.v1.Health/Check"
 _WATCH = "/grpc.health.v1.Health/Watch"
 _REFLECTION = (
@@ -106,11 +124,15 @@ _MAX_TENSOR_BODY_BYTES = PREFIX.size + MAX_MESSAGE_BYTES
 def routes(limits: Limits) -> list[dict[str, Any]]:
     """Returns Envoy's routes, in the order in which they are tried."""
     found = _openai_routes("POST", {"path": CHAT_COMPLETIONS_PATH}, "inference_http", limits)
-    for service, cluster in _services():
-        for method in service.methods:
-            scope_of(method)  # a method without a scope is a mistake: nothing is rendered
-            over_http = method.full_name in _OVER_HTTP
-            found.extend(_routes(method, "inference_http" if over_http else cluster, limits))
+    methods = [(method, name) for service, name in _services() for method in service.methods]
+    for method, _ in methods:
+        scope_of(method)  # a method without a scope is a mistake: nothing is rendered
+        if method.full_name in _OVER_HTTP:
+            found.extend(_routes(method, "inference_http", limits))
+    found.append(dict(_COMPRESSED))
+    for method, cluster in methods:
+        if method.full_name not in _OVER_HTTP:
+            found.extend(_routes(method, cluster, limits))
     found.extend(_openai_routes("POST", {"path": EMBEDDINGS_PATH}, "embedding_cache_http", limits))
     found.extend(
         _openai_routes("GET", {"path_separated_prefix": MODELS_PATH}, "inference_http", limits)
@@ -217,22 +239,6 @@ def _open_routes(limits: Limits) -> Iterator[dict[str, Any]]:
     They use connections of their own, so that however many there are, calls with a token find a
     place. Only `GET /healthz` goes the way of chat completions: it tells whether these find one.
     """
-    paths = (_CHECK, _WATCH, *OPEN_INFERENCE_HEALTH, *_REFLECTION)
-    for path in paths:
-        yield {
-            "match": {
-                "path": path,
-                "headers": [
-                    {"name": "grpc-encoding", "present_match": True},
-                    {
-                        "name": "grpc-encoding",
-                        "string_match": {"exact": "identity"},
-                        "invert_match": True,
-                    },
-                ],
-            },
-            "direct_response": {"status": 415},
-        }
     for path in (_CHECK, *OPEN_INFERENCE_HEALTH):
         yield from _open_call(path, "health", MAX_CHECK_SECONDS, limits)
     yield from _open_call(_WATCH, "health_watch", MAX_OPEN_STREAM_SECONDS, limits)
