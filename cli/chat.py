@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `headrace token` must not import them
     from rich.console import Console
 
     from deploy.client.answers import Answer
-    from deploy.local.edge import LocalEdge
+    from deploy.local.edge_record import LocalEdge
 
 MODEL = "smollm2"
 PROMPT = "Why is the sky blue? Answer in three sentences."
@@ -74,7 +74,8 @@ def demo(
 
     from deploy.client.answers import booked_cost, stream_answer
     from deploy.client.edge import describe
-    from deploy.local.edge import connect, local_edge
+    from deploy.local.edge import connect
+    from deploy.local.edge_record import local_edge
     from libs.chat.wire import text_message
 
     console = Console()

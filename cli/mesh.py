@@ -27,7 +27,7 @@ def up(
     from rich.console import Console
 
     from cli.progress import ConsoleProgress
-    from deploy.local.edge import local_edge
+    from deploy.local.edge_record import local_edge
     from deploy.local.lifecycle import deploy_models, start
 
     mesh = layout()
@@ -52,7 +52,7 @@ def down() -> None:
 
 def status(as_json: Json = False) -> None:
     """Show every process of the mesh and what is deployed. Fails unless all is ready."""
-    from deploy.local.edge import local_edge
+    from deploy.local.edge_record import local_edge
     from deploy.local.status import deployment_statuses, process_statuses
 
     mesh = layout()

@@ -13,7 +13,7 @@ from deploy.envoy.tls import Tls
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
 from deploy.local import edge_certificate
-from deploy.local.edge import write_edge
+from deploy.local.edge_record import write_edge
 from deploy.local.layout import Layout
 from deploy.local.ports import EDGE, address, replicas
 

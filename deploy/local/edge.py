@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import time
+
+import grpc
+from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
 from deploy import keys
 from deploy.client.edge import EdgeClient
+from deploy.envoy import render
 from deploy.errors import CliError
-from deploy.local import edge_certificate
+from deploy.local.configuration import edge_settings
+from deploy.local.edge_record import LocalEdge, local_edge
 from deploy.local.layout import Layout
-from deploy.local.ports import EDGE
+from deploy.local.ports import EDGE, read_ports
 
 TOKEN_SECONDS = 3600
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalEdge:
-    """How programs on this machine call the edge.
-
-    Attributes:
-        address: `host:port`.
-        certificate_file: the edge's certificate, which its own clients trust; empty: no TLS.
-    """
-
-    address: str
-    certificate_file: str = ""
-
-    @property
-    def url(self) -> str:
-        """The address as a URL."""
-        return f"{'https' if self.certificate_file else 'http'}://{self.address}"
+ACCEPT_SECONDS = 10.0
+# All threads of the edge get a new key within milliseconds of the first.
+SETTLE_SECONDS = 0.2
+_POLL_SECONDS = 0.02
+_CALL_SECONDS = 2.0
 
 
 def connect(layout: Layout, *, tenant: str, user: str, scopes: str) -> EdgeClient:
@@ -46,29 +35,48 @@ def connect(layout: Layout, *, tenant: str, user: str, scopes: str) -> EdgeClien
         token = keys.mint_token(
             layout.home, tenant=tenant, user=user, scopes=scopes, ttl_seconds=TOKEN_SECONDS
         )
-        certificate = found.certificate_file and Path(found.certificate_file).read_text()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise CliError(str(error)) from error
-    return EdgeClient(found.address, token=token, certificate=certificate)
+    return _client(found, token)
 
 
-def local_edge(layout: Layout) -> LocalEdge:
-    """Returns how to call the edge of the mesh in this folder.
+def introduce(layout: Layout, token: str) -> None:
+    """Lets the edge read its keys again, and returns when it accepts a token of a new one.
+
+    Returns at once where no edge runs.
+
+    Args:
+        layout: the mesh.
+        token: one without scopes: the call that tries it needs one, so that it does nothing.
 
     Raises:
-        CliError: no mesh was ever started in it.
+        CliError: the edge does not accept it.
     """
-    try:
-        return LocalEdge(**json.loads(layout.edge_file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CliError(f"no mesh was started in {layout.home}; `headrace up` starts one") from error
-
-
-def write_edge(layout: Layout, ports: Mapping[str, int]) -> None:
-    """Records how to call the edge: a command may run without the variables that started it."""
-    certificate, _ = edge_certificate.installed(layout.edge_tls)
-    edge = LocalEdge(
-        address=layout.edge.call_address(ports[EDGE]),
-        certificate_file=str(certificate) if layout.edge.certificate_file else "",
+    ports = read_ports(layout)
+    if EDGE not in ports:
+        return
+    render.write_tokens(edge_settings(layout, ports))
+    deadline = time.monotonic() + ACCEPT_SECONDS
+    with _client(local_edge(layout), token) as edge:
+        stub = registry_pb2_grpc.RegistryServiceStub(edge.channel)
+        while time.monotonic() < deadline:
+            try:
+                stub.ListModels(
+                    registry_pb2.ListModelsRequest(), metadata=edge.metadata, timeout=_CALL_SECONDS
+                )
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                    time.sleep(SETTLE_SECONDS)
+                    return
+            time.sleep(_POLL_SECONDS)
+    raise CliError(
+        f"the edge does not accept the new key after {ACCEPT_SECONDS:g} s; see `headrace logs "
+        "envoy`, and rotate again"
     )
-    layout.edge_file.write_text(json.dumps(asdict(edge)))
+
+
+def _client(edge: LocalEdge, token: str) -> EdgeClient:
+    try:
+        return EdgeClient(edge.address, token=token, certificate=edge.certificate())
+    except ValueError as error:
+        raise CliError(str(error)) from error

@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from cli.chat import _command, _next_steps
-from deploy.local.edge import LocalEdge
+from deploy.local.edge_record import LocalEdge
 from tests.support.certificates import Authority
 
 
