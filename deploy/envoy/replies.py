@@ -179,7 +179,15 @@ def _replies() -> Iterator[_Reply]:
         has_envoy_text=True,
     )
     yield _Reply(
-        _statuses(500, 501), Internal("the edge failed", reason="INTERNAL"), http_status=500
+        _statuses(501, 501),
+        Unimplemented(
+            "this transfer coding is not supported; send the body with a length, or chunked",
+            reason="INVALID_FIELD",
+        ),
+        http_status=501,
+    )
+    yield _Reply(
+        _statuses(500, 500), Internal("the edge failed", reason="INTERNAL"), http_status=500
     )
     for condition, cause, message in (
         (_FULL, "overflow", "the service takes no more requests now"),

@@ -6,7 +6,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -290,6 +290,29 @@ async def test_open_methods_take_small_uncompressed_messages(tmp_path, path: str
             await method(b"", compression=grpc.Compression.Gzip).read()
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert "compressed" in (caught.value.details() or "")
+
+
+async def test_silent_connections_take_no_places(tmp_path) -> None:
+    """3,000 connections that send nothing or half a request: chat goes on."""
+    async with _attacked(tmp_path, Limits(), 0) as (mesh, victim, _), AsyncExitStack() as stack:
+        host, _, port = mesh.edge.address.rpartition(":")
+        for number in range(3000):
+            _, writer = await asyncio.open_connection(host, int(port))
+            stack.callback(writer.transport.abort)
+            if number % 2:
+                writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: edge\r\n")
+        await victim.is_well()
+
+
+async def test_connections_beyond_the_limit_are_closed(tmp_path) -> None:
+    """Those that were there before go on."""
+    async with scripted_mesh(tmp_path, limits=Limits(max_connections=20)) as mesh:
+        await _generate(mesh)
+        async with attackers(mesh.edge.address, 40) as made:
+            async with asyncio.timeout(5):
+                while sum(attacker.closed for attacker in made) < 20:  # noqa: ASYNC110 - read by tasks
+                    await asyncio.sleep(0.05)
+            await _generate(mesh)
 
 
 async def test_memory_of_the_edge_is_bounded(tmp_path) -> None:
