@@ -130,13 +130,13 @@ class CollectorThread:
 
 
 @contextmanager
-def running_mesh(home: Path, *, models: bool, **shape: int) -> Iterator[RunningMesh]:
+def running_mesh(home: Path, *, models: bool, **shape: Any) -> Iterator[RunningMesh]:
     """Starts a mesh on free ports and stops it at the end.
 
     Args:
         home: an empty folder.
         models: whether to deploy the bundled models.
-        shape: `inference_replicas`, `triton_backends`.
+        shape: `inference_replicas`, `triton_backends`, `edge`.
     """
     layout = Layout(home=home, edge_port=free_port(), **shape)
     with pytest.MonkeyPatch.context() as environment:
