@@ -18,7 +18,7 @@ from libs.background import start_task
 from libs.clock import Clock, SystemClock
 from libs.config import ServiceSettings
 from libs.rpc.server import RpcServer
-from libs.telemetry.logs import setup_logging
+from libs.telemetry.logs import log_loop_error, setup_logging
 from libs.telemetry.metrics import serve_metrics
 from libs.telemetry.tracing import setup_tracing
 
@@ -36,7 +36,9 @@ class Process:
     def __init__(self, name: str, settings: ServiceSettings, clock: Clock) -> None:
         self.name = name
         self.clock = clock
-        self.server = RpcServer(settings.listen_address, clock=clock, reuse_port=False)
+        self.server = RpcServer(
+            settings.listen_address, clock=clock, reuse_port=False, tls=settings.tls
+        )
         self._drain_seconds = settings.drain_seconds
         self._main = asyncio.current_task()
         self._serving = False
@@ -113,6 +115,7 @@ async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process
     metrics = serve_metrics(settings.metrics_address)
     running = Process(name, settings, SystemClock())
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
     _TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.stop)

@@ -46,7 +46,7 @@ def certificate_source(tls: Tls) -> bytes:
     return json.dumps({"resources": [resource]}, indent=1).encode()
 
 
-def transport_socket(folder: Path) -> dict[str, Any]:
+def listener_socket(folder: Path) -> dict[str, Any]:
     """Returns the part of the listener that speaks TLS.
 
     Args:

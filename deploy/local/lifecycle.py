@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def start(layout: Layout, progress: StartProgress) -> list[ProcessSpec]:
     layout.edge.check()
     binaries.check(_PROGRAMS)
     layout.make_folders()
-    with _start_lock(layout):
+    with _private_files(), _start_lock(layout):
         processes = _running_with_current_settings(layout)
         if processes is not None:
             supervisor.start_stopped(layout)
@@ -87,7 +88,10 @@ def deploy_models(layout: Layout, progress: DeployProgress) -> None:
     Raises:
         CliError: see `deploy_bundled_models`.
     """
-    with connect(layout, tenant="headrace", user="operator", scopes=DEPLOY_SCOPES) as edge:
+    with (
+        _private_files(),
+        connect(layout, tenant="headrace", user="operator", scopes=DEPLOY_SCOPES) as edge,
+    ):
         deploy_bundled_models(edge, home=layout.home, progress=progress)
 
 
@@ -118,6 +122,16 @@ def _running_with_current_settings(layout: Layout) -> list[ProcessSpec] | None:
     if config.read_text() != supervisor.render(layout, processes):
         return None
     return processes
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Makes files that are created in the block readable by their owner only."""
+    before = os.umask(supervisor.PRIVATE_UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from libs.db import create_engine, migrate
 from libs.process import process, run
 from services.jobs.config import Settings
 from services.jobs.consumer import JobEvent, OutcomeConsumer
+from services.jobs.erasure import Erasure
 from services.jobs.expiry import ExpiredJobs
 from services.jobs.outbox import OutboxPublisher
 from services.jobs.outbox_store import OutboxStore
@@ -43,9 +44,16 @@ async def main() -> None:
         store, outbox_store = JobStore(engine), OutboxStore(engine)
         retention = timedelta(seconds=settings.job_retention_seconds)
 
-        if settings.nats_monitoring_url is not None:
-            await check_durable(settings.nats_monitoring_url)
-        bus = await connect(settings.nats_url, name="jobs")
+        if settings.nats_system_credentials_file is not None:
+            await check_durable(
+                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
+            )
+        bus = await connect(
+            settings.nats_url,
+            name="jobs",
+            credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
+        )
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])
 
@@ -53,10 +61,12 @@ async def main() -> None:
             limit=settings.max_job_watchers, poll_seconds=settings.watch_poll_seconds
         )
         running.on_drain(watchers.close)
+        erasure = Erasure(store=store, js=jetstream)
         records = JobRecords(
             store=store,
             watchers=watchers,
             broadcaster=Broadcaster(bus),
+            erasure=erasure,
             clock=clock,
             retention=retention,
             max_result_bytes=settings.max_result_bytes,
@@ -82,6 +92,7 @@ async def main() -> None:
         )
         expired = ExpiredJobs(
             store=store,
+            erasure=erasure,
             clock=clock,
             interval_seconds=settings.job_expiry_seconds,
             retention=retention,

@@ -40,7 +40,7 @@ class Certificates:
         """Returns what `scripted_mesh` needs."""
         certificate, key = installed(self._folder)
         tls = Tls(certificate_file=certificate, key_file=key, **more)
-        return {"tls": tls, "root": self.root}
+        return {"listener_tls": tls, "root": self.root}
 
     def replace(self) -> str:
         """Installs a new certificate and returns it."""

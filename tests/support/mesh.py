@@ -88,7 +88,7 @@ class RunningMesh:
         """Waits until a process reports that it is ready."""
         (process,) = [process for process in self.processes if process.name == name]
         deadline = time.monotonic() + seconds
-        with Probe(process) as probe:
+        with Probe(self.layout, process) as probe:
             while not probe.is_ready():
                 assert time.monotonic() < deadline, f"{name} is not ready after {seconds} s"
                 time.sleep(_POLL_SECONDS)
@@ -136,7 +136,7 @@ def running_mesh(home: Path, *, models: bool, **shape: Any) -> Iterator[RunningM
     Args:
         home: an empty folder.
         models: whether to deploy the bundled models.
-        shape: `inference_replicas`, `triton_backends`, `edge`.
+        shape: `inference_replicas`, `triton_backends`, `transport`, `edge`.
     """
     layout = Layout(home=home, edge_port=free_port(), **shape)
     with pytest.MonkeyPatch.context() as environment:
