@@ -252,7 +252,9 @@ def _open_routes(limits: Limits) -> Iterator[dict[str, Any]]:
 
 
 def _open_call(path: str, cluster: str, max_seconds: int, limits: Limits) -> list[dict[str, Any]]:
-    route = _open_route(path, forwarded(cluster, limits, max_seconds=max_seconds), limits)
+    action = forwarded(cluster, limits, max_seconds=max_seconds)
+    action["retry_policy"] = retries(RETRY_UNSENT)  # no health checks find a dead host there
+    route = _open_route(path, action, limits)
     return once_complete(route, limits, max_body_bytes=MAX_OPEN_BODY_BYTES)
 
 
