@@ -32,7 +32,7 @@ class Limits:
         open_requests_per_second: the calls without a token from one address, likewise.
         max_requests: the requests that run in all replicas of a service, of all callers.
         max_connections: the connections of all callers.
-        max_heap_mib: the memory of Envoy. From 85 % on, it ends the streams that hold the most; at
+        max_heap_mib: the memory of Envoy. From 60 % on, it ends the streams that hold the most; at
             95 % it refuses requests, and at 98 % connections.
     """
 

@@ -74,10 +74,11 @@ def overload_manager(limits: Limits) -> dict[str, Any]:
             },
         ],
         "actions": [
-            _action("shrink_heap", {"threshold": {"value": 0.75}}),
+            _returned_memory(limits),
             _shorter_timeouts(),
-            # Those that hold the most of the memory first.
-            _action("reset_high_memory_stream", _between(0.85, 0.95)),
+            # Those that hold the most of the memory first, long before others are refused. It acts
+            # when the pressure changes, so the range goes up to where it is too late.
+            _action("reset_high_memory_stream", _between(0.60, 0.98)),
             _action("disable_http_keepalive", {"threshold": {"value": 0.92}}),
             _action("stop_accepting_requests", {"threshold": {"value": 0.95}}),
             _action("stop_accepting_connections", {"threshold": {"value": 0.98}}),
@@ -85,9 +86,21 @@ def overload_manager(limits: Limits) -> dict[str, Any]:
     }
 
 
+def _returned_memory(limits: Limits) -> dict[str, Any]:
+    """Gives memory back that streams have freed; else it would count as used."""
+    return {
+        **_action("shrink_heap", {"threshold": {"value": 0.60}}),
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.config.overload.v3.ShrinkHeapConfig",
+            "timer_interval": "1s",
+            "max_unfreed_memory_bytes": limits.max_heap_mib * MIB // 16,
+        },
+    }
+
+
 def _shorter_timeouts() -> dict[str, Any]:
     return {
-        **_action("reduce_timeouts", _between(0.70, 0.90)),
+        **_action("reduce_timeouts", _between(0.60, 0.80)),
         "typed_config": {
             "@type": "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig",
             "timer_scale_factors": [
