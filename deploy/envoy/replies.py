@@ -180,10 +180,7 @@ def _replies() -> Iterator[_Reply]:
     )
     yield _Reply(
         _statuses(501, 501),
-        Unimplemented(
-            "this transfer coding is not supported; send the body with a length, or chunked",
-            reason="INVALID_FIELD",
-        ),
+        Unimplemented("the transfer coding is unknown; use chunked", reason="INVALID_FIELD"),
         http_status=501,
     )
     yield _Reply(

@@ -245,7 +245,7 @@ async def test_health_tells_that_no_request_finds_a_place(tmp_path) -> None:
         for call in calls:
             assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]  # stubs lack it
         async with asyncio.timeout(5):
-            while not await _is_healthy(mesh):
+            while not await _is_healthy(mesh):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
 
 
@@ -335,7 +335,7 @@ async def test_memory_of_the_edge_is_bounded(tmp_path) -> None:
             await attacker.sent()
             peak_bytes = max(peak_bytes, process.memory_info().rss)
         async with asyncio.timeout(3):
-            while not await _is_healthy(mesh):
+            while not await _is_healthy(mesh):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
         await victim.is_well()
         assert peak_bytes < 1.5 * limits.max_heap_mib * MIB
