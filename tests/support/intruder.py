@@ -56,6 +56,12 @@ _HTTP = (
     ("POST", "/v2/repository/models/x/load"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/RPC2"),
+    ("GET", "/health"),
+    ("GET", "/props"),
+    ("GET", "/slots"),
+    ("POST", "/tokenize"),
+    ("POST", "/completion"),
+    ("POST", "/apply-template"),
 )
 
 
