@@ -53,4 +53,8 @@ def keep_memory_private() -> None:
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
         _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
     ):
-        raise OSError(ctypes.get_errno(), "the kernel refuses the seccomp filter")
+        raise OSError(
+            ctypes.get_errno(),
+            "the kernel refuses the seccomp filter that keeps prompts in shared memory private; "
+            "allow prctl(PR_SET_SECCOMP) where this runs",
+        )

@@ -100,7 +100,11 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
 def _prepare(parent: int) -> None:
     """Runs in the process that becomes Triton."""
     _die_with(parent)
-    keep_memory_private()
+    try:
+        keep_memory_private()
+    except OSError as error:  # what is raised here does not reach the parent
+        print(f"Triton cannot start: {error}", flush=True)
+        raise
 
 
 def _die_with(parent: int) -> None:
