@@ -146,8 +146,8 @@ def _http(ports: list[int]) -> Iterator[str]:
                 connection.request(method, path, body=b"{}", headers=dict(FORGED))
                 answer = connection.getresponse()
                 body = answer.read(1 << 20)
-                if answer.status == http.client.OK:
-                    # Some servers answer every path with their metrics.
+                # Servers of metrics answer every path with 200: with the metrics, or nothing.
+                if answer.status == http.client.OK and body:
                     is_metrics = b"# HELP" in body or b"# TYPE" in body
                     yield f"{port} {'metrics' if is_metrics else f'{method} {path}'}"
             connection.close()
