@@ -157,7 +157,11 @@ def _replies() -> Iterator[_Reply]:
         has_envoy_text=True,
     )
     yield _Reply(
-        _statuses(500, 501), Internal("the edge failed", reason="INTERNAL"), http_status=500
+        _statuses(501, 501),
+        Unimplemented("the transfer coding is unknown; use chunked", reason="INVALID_FIELD"),
+    )
+    yield _Reply(
+        _statuses(500, 500), Internal("the edge failed", reason="INTERNAL"), http_status=500
     )
     yield _Reply(
         _statuses(502, 599),
