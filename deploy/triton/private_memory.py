@@ -32,10 +32,6 @@ _PROGRAM = (
 )
 
 
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-
 def keep_memory_private() -> None:
     """Applies to this process, after an `exec`, and to those that it starts.
 
@@ -47,11 +43,12 @@ def keep_memory_private() -> None:
         raise OSError("keeping Triton's shared memory private needs Linux on x86-64")
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in _PROGRAM)
     buffer = ctypes.create_string_buffer(code, len(code))
-    program = _Program(len(_PROGRAM), ctypes.addressof(buffer))
+    # `struct sock_fprog`: the number of instructions, and where they are.
+    program = struct.pack("@HP", len(_PROGRAM), ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
     # A process that cannot gain privileges may install filters without being root.
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0
     ):
         raise OSError(
             ctypes.get_errno(),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from headrace.common.v1 import model_pb2
+from headrace.common.v1 import backend_pb2, model_pb2
 from headrace.cost.v1 import cost_internal_pb2, cost_internal_pb2_grpc, cost_pb2, cost_pb2_grpc
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
@@ -206,7 +206,7 @@ def _calls(
     )
     yield (
         "WatchDeployments",
-        lambda: next(
+        lambda: _first(
             internal.WatchDeployments(
                 registry_internal_pb2.WatchDeploymentsRequest(pool="default"), **options
             )
@@ -217,7 +217,9 @@ def _calls(
         lambda: internal.ReportBackend(
             registry_internal_pb2.ReportBackendRequest(
                 deployment="deployments/x",
-                backend={"status": {"id": "x", "state": model_pb2.BACKEND_STATE_FAILED}},
+                backend=backend_pb2.Backend(
+                    status=model_pb2.BackendStatus(id="x", state=model_pb2.BACKEND_STATE_FAILED)
+                ),
             ),
             **options,
         ),
@@ -226,7 +228,7 @@ def _calls(
     yield "QueryUsage", lambda: cost.QueryUsage(cost_pb2.QueryUsageRequest(), **options)
     yield (
         "WatchPrices",
-        lambda: next(prices.WatchPrices(cost_internal_pb2.WatchPricesRequest(), **options)),
+        lambda: _first(prices.WatchPrices(cost_internal_pb2.WatchPricesRequest(), **options)),
     )
     yield (
         "Generate",
@@ -247,6 +249,10 @@ def _calls(
         "LogSettings",
         lambda: triton.LogSettings(service_pb2.LogSettingsRequest(), **options),
     )
+
+
+def _first(stream: Any) -> object:
+    return next(iter(stream))
 
 
 def _bus(port: int, passwords: list[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -41,8 +42,8 @@ class Settings(ServiceSettings):
     nats_url: str
 
 
-def settings(**changes: object) -> Settings:
-    given = {
+def settings(**changes: Any) -> Settings:
+    given: dict[str, Any] = {
         "home": Path("/x"),
         "listen_address": "unix:/x/a",
         "metrics_address": "127.0.0.1:1",
@@ -56,7 +57,7 @@ def settings(**changes: object) -> Settings:
     return Settings(**{**given, **changes})
 
 
-NO_TLS = dict.fromkeys(("tls_ca_file", "tls_certificate_file", "tls_key_file"))
+NO_TLS: dict[str, Any] = dict.fromkeys(("tls_ca_file", "tls_certificate_file", "tls_key_file"))
 
 
 def test_with_certificates_any_address_is_good():
