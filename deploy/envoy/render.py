@@ -283,7 +283,10 @@ def _transport_socket(edge: Edge, protocol: str) -> dict[str, Any] | None:
             "@type": _UPSTREAM_TLS,
             "sni": MESH_NAME,
             "common_tls_context": {
-                "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                "tls_params": {
+                    "tls_minimum_protocol_version": "TLSv1_3",
+                    "tls_maximum_protocol_version": "TLSv1_3",
+                },
                 "alpn_protocols": [protocol],
                 "tls_certificates": [certificate],
                 "validation_context": expected,
