@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 
 _VARINT, _BYTES = 0, 2
 # Of the other wire types: 8 and 4 bytes, and the ends of groups, whose fields stand between them.
@@ -63,7 +63,7 @@ def _message_fields(kind: Descriptor) -> Mapping[int, Descriptor]:
     return {
         field.number: field.message_type
         for field in kind.fields
-        if field.type == FieldDescriptor.TYPE_MESSAGE
+        if field.message_type is not None
     }
 
 

@@ -138,12 +138,12 @@ def read_message(
     """
     if len(message) > limit_bytes:
         raise too_large(f"the message has {len(message)} bytes,", limit_bytes)
-    kind = getattr(parse, "__self__", None)  # of `FromString`: the class of the message
-    may_have_more = len(message) > 2 * MAX_FIELDS and kind is not None  # one has at least 2 bytes
-    if may_have_more and has_more_fields(message, kind.DESCRIPTOR, limit=MAX_FIELDS):
-        raise InvalidArgument(
-            f"the message has more than {MAX_FIELDS} fields", reason="INVALID_FIELD"
-        )
+    if len(message) > 2 * MAX_FIELDS:  # one has at least two bytes
+        kind = getattr(parse, "__self__", None)  # of `FromString`: the class of the message
+        if kind is not None and has_more_fields(message, kind.DESCRIPTOR, limit=MAX_FIELDS):
+            raise InvalidArgument(
+                f"the message has more than {MAX_FIELDS} fields", reason="INVALID_FIELD"
+            )
     try:
         return parse(message)
     except DecodeError as error:
