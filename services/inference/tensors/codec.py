@@ -31,6 +31,8 @@ _MAX_VARINT_BYTES = 10
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
 _PARAMETER_NAME = 1
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
+# Where tensors of a request have their parameters.
+_TENSOR_PARAMETERS = {_INPUTS: 4, _REQUESTED_OUTPUTS: _REQUESTED_PARAMETERS}
 # ModelInferResponse; name and version are as in the request
 _OUTPUTS, _RAW_OUTPUTS = 5, 6
 _OUTPUT_NAME = 1
@@ -39,6 +41,11 @@ _ERROR_MESSAGE, _INFER_RESPONSE = 1, 2
 
 # Of a requested output: its name and parameters; of a parameter: its name and its value.
 _MAX_FIELDS_OF_PART = 32
+_MAX_FIELDS_OF_INPUT = 64
+# Parameters that make Triton read or write memory of its machine instead of the message.
+_SHARED_MEMORY = b"shared_memory_"
+# So many inputs may contain that text, as texts of a tensor may.
+_MAX_SUSPECTS = 64
 
 _MALFORMED = (ValueError, IndexError, struct.error)
 
@@ -104,9 +111,13 @@ def read_request(message: bytes) -> InferRequestHead:
     outputs: list[str] = []
     altered: set[str] = set()
     parameters: set[str] = set()
+    suspects = 0
     tensors_at = len(message)
     try:
         for number, start, end in _fields(message, 0, len(message)):
+            if number in _TENSOR_PARAMETERS and message.find(_SHARED_MEMORY, start, end) >= 0:
+                suspects += 1
+                _check_parameters(message, start, end, _TENSOR_PARAMETERS[number], suspects)
             if number in found:
                 found[number] = message[start:end].decode()
             elif number == _INPUTS:
@@ -233,6 +244,21 @@ def _parameter_name(message: bytes, start: int, end: int) -> str:
         if number == _PARAMETER_NAME:
             name = message[first:last].decode()
     return name
+
+
+def _check_parameters(message: bytes, start: int, end: int, parameters: int, suspects: int) -> None:
+    """Refuses parameters for shared memory.
+
+    Raises:
+        ValueError: a tensor has one.
+    """
+    if suspects > _MAX_SUSPECTS:
+        raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
+    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+        if number == parameters:
+            name = _last_string(message, first, last, number=_PARAMETER_NAME)
+            if name.startswith(_SHARED_MEMORY.decode()):
+                raise ValueError(f"the parameter {name} is not allowed; send the tensor itself")
 
 
 def _check_count(outputs: Collection[str]) -> None:
