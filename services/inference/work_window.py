@@ -19,7 +19,7 @@ TARGET_TO_FASTEST = 2.0
 CORRECTION = 1.05
 # How fast the window changes, as a share of the work that was done.
 GAIN = 0.25
-INITIAL_WORK = 1024
+INITIAL_WORK = 256
 MIN_WORK = 64
 MAX_WORK = 1 << 20
 

@@ -114,7 +114,7 @@ class OpenInference:
         self._retrier = Retrier(backends)
         self._recorder = recorder
         self._admission = admission
-        self._abandoned: set[asyncio.Task[bytes]] = set()
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self._clock = clock
 
     @property
@@ -171,21 +171,25 @@ class OpenInference:
             if run.count(streamed.tokens):
                 run.is_recorded = True
                 await self._recorder.record(self._outcome(run, None))
-            await deliver(codec.renamed_streamed(answer, run.choice.model, run.version))
+            if not run.is_abandoned:
+                await deliver(codec.renamed_streamed(answer, run.choice.model, run.version))
+
+        is_chat = run.kind == model_pb2.MODEL_KIND_CHAT
 
         async def attempt(lease: Lease) -> None:
+            run.is_running = True
             await calls.stream(
                 lease.triton,
                 run.request(lease.target.model),
                 request_id=run.head.request_id,
-                deadline_seconds=caller.deadline_seconds,
+                deadline_seconds=caller.deadline_seconds if is_chat else None,
                 on_message=on_message,
             )
             if not run.is_recorded:  # a stream without an end is cut, also with status OK
                 raise BackendFailedError("the stream ended before the answer was complete")
 
         with metrics.LIVE_STREAMS.track_inprogress():
-            await self._attempts(run, attempt)
+            await (self._attempts if is_chat else self._to_its_end)(run, attempt)
 
     async def describe(
         self,
@@ -249,14 +253,14 @@ class OpenInference:
         """Returns when the requests that were left to end have ended."""
         await asyncio.gather(*self._abandoned, return_exceptions=True)
 
-    async def _to_its_end(self, run: _Run, attempt: Attempt[bytes]) -> bytes:
-        """Makes attempts, and returns the answer.
+    async def _to_its_end(self, run: _Run, attempt: Attempt[Any]) -> Any:
+        """Makes attempts at a model that does not generate, and returns the answer.
 
         A backend cannot stop in the middle of such a request. If its caller leaves then, or its
         deadline passes, it is left to end, with its slot, and billed: else work would be free for
         those who always leave in time.
         """
-        work: asyncio.Task[bytes] = asyncio.create_task(self._attempts(run, attempt))
+        work: asyncio.Task[Any] = asyncio.create_task(self._attempts(run, attempt))
         left = seconds_left(run.caller.deadline_seconds, self._clock, waiting_for="backend")
         try:
             done, _ = await asyncio.wait({work}, timeout=left)
@@ -270,16 +274,16 @@ class OpenInference:
             raise deadline_exceeded("backend")
         return work.result()
 
-    def _leave(self, run: _Run, work: asyncio.Task[bytes]) -> None:
+    def _leave(self, run: _Run, work: asyncio.Task[Any]) -> None:
         """Stops a request that waits; bills one that runs when it has ended."""
         run.is_abandoned = True
         if not run.is_running:
             work.cancel()
 
-        def ended(task: asyncio.Task[bytes]) -> None:
+        def ended(task: asyncio.Task[Any]) -> None:
             self._abandoned.discard(task)
             # One that failed has recorded itself.
-            if not task.cancelled() and task.exception() is None:
+            if not task.cancelled() and task.exception() is None and not run.is_recorded:
                 self._recorder.record_later(self._outcome(run, asyncio.CancelledError()))
 
         self._abandoned.add(work)
@@ -319,6 +323,7 @@ def _demand(run: _Run) -> Demand:
     return Demand(
         tenant=run.caller.identity.tenant,
         work=tensor_work(run.message, run.choice.target.schema),
+        size_bytes=None,
         deadline_seconds=run.caller.deadline_seconds,
     )
 
