@@ -144,8 +144,8 @@ class SlotQueue:
         self._held_seconds += weight * (held - self._held_seconds)
         if size_bytes := demand.held_bytes:
             self._memory.release(demand.tenant, size_bytes)
-        if self._window is not None and succeeded:
-            self._window.learn(demand.work, held, others_wait=bool(self._queue))
+        if self._window is not None and succeeded and self._queue:
+            self._window.learn(demand.work, held)
         self._end(demand.tenant, demand.work)
         if self._queue:
             self._admit()

@@ -170,7 +170,7 @@ async def _read(context: Context) -> bytes | None:
     The iterator of gRPC would keep each message until the next one has arrived.
     """
     message: Any = await context.read()
-    return None if message is grpc.aio.EOF else message
+    return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]  # not in the stubs
 
 
 def _error_message(error: HeadraceError, request: bytes) -> bytes:

@@ -272,7 +272,12 @@ class OpenInference:
         if not done:
             self._leave(run, work)
             raise deadline_exceeded("backend")
-        return work.result()
+        try:
+            return work.result()
+        finally:
+            # The traceback of its error has this frame: only a collection would free the cycle, and
+            # with it the request.
+            del work, done
 
     def _leave(self, run: _Run, work: asyncio.Task[Any]) -> None:
         """Stops a request that waits; bills one that runs when it has ended."""
