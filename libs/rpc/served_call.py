@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 from libs.clock import Clock
-from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, forget_frames
 from libs.http1 import Request
 from libs.rpc.access import OPEN
 from libs.rpc.call_observer import CallObserver
@@ -28,9 +28,6 @@ from libs.telemetry.tracing import server_span
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 # The longest request of a method that needs no token: those carry a name, or nothing.
 MAX_OPEN_REQUEST_BYTES = 4 * 1024
-
-# Of an error, so many causes are followed.
-MAX_CAUSES = 32
 
 _tracer = trace.get_tracer("headrace.rpc")
 
@@ -108,7 +105,7 @@ async def serve_call(
                     raise
                 error = as_headrace_error(raised)
                 code = error.code
-                _forget_frames(raised)
+                forget_frames(raised)
                 await carrier.fail(error, expected=error is raised)
                 return None
             code = "OK"
@@ -116,20 +113,6 @@ async def serve_call(
             return result
         finally:
             observer.ended(code, clock.monotonic_seconds() - started_seconds)
-
-
-def _forget_frames(error: BaseException) -> None:
-    """Drops the frames that an error came through, once it was logged.
-
-    They have the request. gRPC, and the frame that handles it, keep an error in reference cycles
-    until the garbage collector runs: large requests would fill the memory until then.
-    """
-    found: BaseException | None = error
-    for _ in range(MAX_CAUSES):
-        if found is None:
-            return
-        found.__traceback__ = None
-        found = found.__cause__ or found.__context__
 
 
 def read_message(

@@ -15,7 +15,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, InvalidArgument, NotFound, Unavailable
+from libs.errors import HeadraceError, InvalidArgument, NotFound, Unavailable, forget_frames
 from libs.rpc.identity import Context, identity_of
 from services.inference.api.arrivals import Arrivals
 from services.inference.api.convert import deadline_seconds
@@ -115,6 +115,7 @@ class OpenInferenceServicer:
             try:
                 await self._service.stream(request, caller, deliver)
             except HeadraceError as error:
+                forget_frames(error)
                 await deliver(_error_message(error, request))
             finally:
                 self._arrivals.release(tenant, request)
