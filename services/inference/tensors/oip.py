@@ -29,7 +29,7 @@ from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
-from services.inference.work import tensor_work
+from services.inference.work import max_text_bytes, tensor_work
 
 # What gRPC accepts, less what renaming adds.
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
@@ -230,6 +230,7 @@ class OpenInference:
             raise InvalidArgument.too_large("", text, limit_bytes=MAX_TENSOR_REQUEST_BYTES)
         head = codec.read_request(message)
         choice = self.choose(head.model_name, head.model_version)
+        _check_texts(message, max_text_bytes(choice.target.schema))
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
         if altered := sorted(head.altered_outputs & set(usage_outputs)):
             raise InvalidArgument.of_field(
@@ -322,6 +323,20 @@ class OpenInference:
             finish_reason=run.finish_reason,
             error=error,
         )
+
+
+def _check_texts(message: bytes, limit_bytes: int) -> None:
+    """Returns if no text is so long that it need not be tokenized to see that it cannot fit.
+
+    Raises:
+        InvalidArgument: one is (`MESSAGE_TOO_LARGE`).
+    """
+    if not limit_bytes:
+        return
+    longest = codec.longest_element_bytes(message, enough=limit_bytes)
+    if longest > limit_bytes:
+        text = f"a text has {longest} bytes, more than this model can take: {limit_bytes}"
+        raise InvalidArgument.too_large("inputs", text, limit_bytes=limit_bytes)
 
 
 def _demand(run: _Run) -> Demand:
