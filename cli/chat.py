@@ -1,17 +1,15 @@
-"""`headrace chat` and `headrace demo`: answers of a model on the terminal."""
+"""`headrace demo`: one answer, what is known about it, and commands to try next."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import DEFAULT_TENANT, DEFAULT_USER, Tenant, User, layout
+from cli.options import DEFAULT_TENANT, DEFAULT_USER, dollars, layout
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
 
@@ -24,47 +22,10 @@ if TYPE_CHECKING:  # `headrace token` must not import them
 MODEL = "smollm2"
 PROMPT = "Why is the sky blue? Answer in three sentences."
 DEMO_MAX_TOKENS = 160
-NANO_USD_PER_USD = 1_000_000_000
-
-
-def chat(
-    model: Annotated[
-        str, typer.Option(help="A model's name, or one version of it: smollm2@1.0.0.")
-    ] = MODEL,
-    tenant: Tenant = DEFAULT_TENANT,
-    user: User = DEFAULT_USER,
-    max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy, up to 2.")] = 0.7,
-) -> None:
-    """Talk to a model."""
-    import readline  # noqa: F401 - gives `input` line editing and a history
-
-    import grpc
-    from rich.console import Console
-
-    from deploy.client.conversation import Conversation
-    from deploy.client.edge import describe
-    from deploy.local.edge import connect
-
-    console = Console(soft_wrap=True)
-    edge = connect(layout(), tenant=tenant, user=user, scopes="infer")
-    conversation = Conversation(edge, model=model, max_tokens=max_tokens, temperature=temperature)
-    if sys.stdin.isatty():
-        console.print(f"[dim]{model}; /exit or Ctrl-D ends[/]", highlight=False)
-    with edge, contextlib.suppress(EOFError):
-        while (question := input("> ").strip()) != "/exit":
-            if not question:
-                continue
-            try:
-                answer = conversation.ask(question, lambda text: _show(console, text, end=""))
-            except grpc.RpcError as error:
-                _show(console, describe(error), style="red")
-            else:
-                console.print(f"\n[dim]{_footer(answer)}[/]", highlight=False)
 
 
 def demo(
-    prompt: Annotated[str, typer.Option(help="The question.", show_default=PROMPT)] = "",
+    prompt: Annotated[str, typer.Option(help="The question.")] = PROMPT,
 ) -> None:
     """Stream a real model's answer through the edge and show its version, tokens and cost."""
     import grpc
@@ -77,14 +38,15 @@ def demo(
     from libs.chat.wire import text_message
 
     console = Console()
-    question = prompt or PROMPT
+    if not prompt.strip():
+        raise CliError("--prompt must have text")
     request = inference_pb2.GenerateRequest(
         model=MODEL,
-        messages=[text_message(inference_pb2.ROLE_USER, question)],
+        messages=[text_message(inference_pb2.ROLE_USER, prompt)],
         max_tokens=DEMO_MAX_TOKENS,
     )
     with connect(layout(), tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes="infer read") as edge:
-        _show(console, f"\n{question}\n", style="bold")
+        _show(console, f"\n{prompt}\n", style="bold")
         try:
             answer = stream_answer(edge, request, lambda text: _show(console, text, end=""))
             booked = booked_cost(edge, answer.final.request_id)
@@ -99,23 +61,9 @@ def demo(
         _show(console, text)
 
 
-def dollars(nano_usd: int) -> str:
-    """Returns an amount in dollars, exact to the nano-dollar."""
-    units, nanos = divmod(nano_usd, NANO_USD_PER_USD)
-    return f"${units}.{nanos:09}"
-
-
 def _show(console: Console, text: str, *, style: str = "", end: str = "\n") -> None:
     """Prints text unchanged: without markup and added line breaks, so that it can be copied."""
     console.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
-
-
-def _footer(answer: Answer) -> str:
-    usage = answer.final.usage
-    return (
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.cached_tokens} cached, "
-        f"{dollars(answer.final.cost_nano_usd)}, {answer.tokens_per_second:.0f} tokens/s"
-    )
 
 
 def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Json, layout
+from cli.options import Json, console, layout
 from deploy.errors import CliError
 
 if TYPE_CHECKING:  # `headrace token` must not import them
@@ -98,17 +98,15 @@ def logs(
 def _print_status(
     processes: Sequence[ProcessStatus], deployments: Sequence[DeploymentStatus], problem: str
 ) -> None:
-    from rich.console import Console
-
-    console = Console()
+    out = console()
     if processes:
-        console.print(_process_table(processes))
+        out.print(_process_table(processes))
     if problem:
         style = "red" if processes else ""
-        console.print(problem, style=style, markup=False, highlight=False, soft_wrap=True)
+        out.print(problem, style=style, markup=False, highlight=False, soft_wrap=True)
     else:
-        console.print()
-        console.print(_deployment_table(deployments))
+        out.print()
+        out.print(_deployment_table(deployments))
 
 
 def _process_table(processes: Sequence[ProcessStatus]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,12 +23,19 @@ def headrace(home: Path, *arguments: str, **environment: str) -> subprocess.Comp
     return subprocess.run(
         [Path(sys.executable).with_name("headrace"), *arguments],
         cwd=home,
-        env={"PATH": os.environ["PATH"], "HEADRACE_HOME": str(home), **environment},
+        env={"PATH": os.environ["PATH"], "HEADRACE_HOME": str(home)} | environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
+
+
+def free_port() -> str:
+    """Returns a port that is free at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
@@ -86,11 +94,7 @@ def test_an_error_that_the_user_can_fix_is_one_line(
     tmp_path: Path, arguments: list[str], environment: dict[str, str], line: str
 ):
     """No traceback: what is wrong and what to do, and an exit status for scripts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = {"HEADRACE_EDGE_PORT": str(free.getsockname()[1])}
-
-    done = headrace(tmp_path, *arguments, **{**port, **environment})
+    done = headrace(tmp_path, *arguments, **{"HEADRACE_EDGE_PORT": free_port(), **environment})
 
     assert done.returncode == 1
     assert done.stderr.startswith(line)
@@ -147,3 +151,37 @@ def test_status_fails_when_nothing_runs(tmp_path: Path):
         "processes": [],
         "deployments": [],
     }
+
+
+def test_the_version_is_printed(tmp_path: Path):
+    """For reports of problems."""
+    done = headrace(tmp_path, "--version")
+
+    assert done.returncode == 0
+    assert re.fullmatch(r"headrace \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(tmp_path: Path, shell: str):
+    """With what `--show-completion` prints, or after `--install-completion`."""
+    done = headrace(
+        tmp_path, _HEADRACE_COMPLETE=f"complete_{shell}", COMP_WORDS="headrace st", COMP_CWORD="1",
+        _TYPER_COMPLETE_ARGS="headrace st", _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )  # fmt: skip
+
+    assert "status" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "token"])
+@pytest.mark.parametrize("home", ["file", "file/mesh"])
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path, command: str, home: str):
+    """With the reason of the system."""
+    (tmp_path / "file").touch()
+
+    done = headrace(
+        tmp_path, command, HEADRACE_HOME=str(tmp_path / home), HEADRACE_EDGE_PORT=free_port()
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"headrace: {tmp_path}/file")
+    assert done.stderr.count("\n") == 1
