@@ -16,7 +16,7 @@ from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.clock import Clock
-from libs.http1 import HttpServer
+from libs.http1 import ArrivalLimits, HttpServer
 from libs.http_client import Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
@@ -161,6 +161,9 @@ def _http_server(
         api,
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
+        arrival_limits=ArrivalLimits(
+            settings.http_idle_seconds, settings.http_min_bytes_per_second
+        ),
     )
 
 
