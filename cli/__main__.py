@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, cost, jobs, mesh, models, registry, talk, tokens
+from cli import chat, cost, jobs, keys, mesh, models, providers, registry, talk, tokens
 from deploy.errors import CliError
 
 # Errors of the system that the user can fix, and that name a file. Others are faults of Headrace.
@@ -63,6 +63,8 @@ app.add_typer(models.app, name="model")
 app.add_typer(registry.app, name="deployment")
 app.add_typer(cost.prices, name="price")
 app.add_typer(cost.costs, name="cost")
+app.add_typer(keys.app, name="key")
+app.add_typer(providers.app, name="provider")
 
 
 def main() -> None:

@@ -186,8 +186,11 @@ class _AioCall:
 
 
 def _unknown(method: str) -> Behavior:
+    # The edge records the message, and a query may hold a secret.
+    text = f"no method {method.partition('?')[0]}"
+
     async def refuse(_request: Any, context: Any) -> None:
-        await _abort(context, Unimplemented(f"no method {method}", reason="METHOD_NOT_FOUND"))
+        await _abort(context, Unimplemented(text, reason="METHOD_NOT_FOUND"))
 
     return refuse
 

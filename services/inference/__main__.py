@@ -17,7 +17,7 @@ from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.clock import Clock
 from libs.http1 import ArrivalLimits, HttpServer
-from libs.http_client import Network, Proxies
+from libs.http_client import AddressPolicy, Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
 from libs.process import Process, process, run
@@ -133,6 +133,9 @@ def _backends(settings: Settings, clock: Clock) -> Backends:
                 https=settings.provider_https_proxy,
                 http=settings.provider_http_proxy,
                 no_proxy=settings.provider_no_proxy,
+            ),
+            policy=AddressPolicy.parse(
+                settings.provider_allowed_networks, private=settings.provider_private_networks
             ),
         ),
     )

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from libs.config import ServiceSettings
+from libs.config import ProviderSettings
 from libs.http1 import ArrivalLimits
 
 _ARRIVAL = ArrivalLimits()
 
 
-class Settings(ServiceSettings):
+class Settings(ProviderSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     http_listen_address: str = Field(description="Where the HTTP server listens, `host:port`.")

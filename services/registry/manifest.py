@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from libs.artifact_tar import TarRefusedError, tar_files
 from libs.errors import FailedPrecondition, InvalidArgument
+from libs.http_client import Url
 from services.registry.artifacts import ArtifactStore
 from services.registry.domain import Kind, Manifest, ProviderTarget, Schema
 
 MANIFEST_NAME = "headrace.json"
 MAX_MANIFEST_BYTES = 256 * 1024
-MAX_URL_LENGTH = 2048
 _PROVIDER_MODEL = re.compile(r"[^\x00-\x1f\ud800-\udfff]{1,256}")
 _API_KEY_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _FIELD = "model_version.artifact_digest"
@@ -124,16 +123,12 @@ def _provider(values: Mapping[str, Any], kind: Kind) -> ProviderTarget | None:
 
 
 def _is_base_url(text: str) -> bool:
-    """Returns whether a text is a URL without user, password, query and fragment."""
-    if len(text) > MAX_URL_LENGTH or not text.isascii() or not text.isprintable() or " " in text:
-        return False
+    """Returns whether a text is a URL in ASCII about which no parsers disagree."""
     try:
-        parts = urlsplit(text)
-        named = bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")  # checks the labels: not empty, at most 63 characters
+        Url.parse(text)
     except ValueError:
         return False
-    return named and parts.scheme in ("http", "https") and not any(c in text for c in "@?#")
+    return text.isascii()
 
 
 def _refused(description: str) -> InvalidArgument:
