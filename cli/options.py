@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.errors import CliError
 from deploy.local.layout import Layout
 
 if TYPE_CHECKING:  # `headrace token` must not import it
@@ -31,6 +32,20 @@ def layout() -> Layout:
         CliError: a variable is invalid.
     """
     return Layout.of(os.environ)
+
+
+def started_layout() -> Layout:
+    """Returns the mesh that the environment selects, if one was ever started there.
+
+    Raises:
+        CliError: none was, or a variable is invalid.
+    """
+    from deploy import keys
+
+    found = layout()
+    if not keys.jwks_path(found.home).exists():
+        raise CliError(f"no mesh was started in {found.home}; `headrace up` starts one")
+    return found
 
 
 def console() -> Console:

@@ -163,7 +163,9 @@ def test_ctrl_c_at_the_prompt_drops_the_line(home: Path, service: _Service):
     """As in shells: it does not end the conversation."""
     terminal = _Terminal(home)
     terminal.wait_for("> ")
-    terminal.type(f"never sent{CTRL_C}")
+    terminal.type("never sent")
+    terminal.wait_for("never sent")  # while the command starts to read, a signal would wait
+    terminal.type(CTRL_C)
     terminal.ask("sent", "two")
 
     assert terminal.end() == 0

@@ -38,9 +38,26 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
+@pytest.fixture
+def keyed(tmp_path: Path) -> Path:
+    """The folder of a mesh that was started once."""
+    keys.ensure_keys(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", [["token"], ["key", "ls"], ["key", "rotate"]])
+def test_no_keys_are_made_for_a_mesh_that_does_not_exist(tmp_path: Path, arguments: list[str]):
+    """Their tokens would be valid nowhere, and the typo in HEADRACE_HOME would stay unseen."""
+    done = headrace(tmp_path, *arguments)
+
+    assert done.returncode == 1
+    assert done.stderr == f"headrace: no mesh was started in {tmp_path}; `headrace up` starts one\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_token_prints_a_token_and_nothing_else(keyed: Path):
     """It is used in other command lines: one line, with the claims of its options."""
-    done = headrace(tmp_path, "token", "--tenant", "acme", "--user", "ann", "--scopes", "infer")
+    done = headrace(keyed, "token", "--tenant", "acme", "--user", "ann", "--scopes", "infer")
 
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
@@ -48,9 +65,9 @@ def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
     assert (claims["tenant"], claims["sub"], claims["scopes"]) == ("acme", "ann", "infer")
 
 
-def test_a_token_allows_calls_and_reads_by_default(tmp_path: Path):
+def test_a_token_allows_calls_and_reads_by_default(keyed: Path):
     """Changing models or prices requires scopes of its own."""
-    done = headrace(tmp_path, "token", "--json")
+    done = headrace(keyed, "token", "--json")
 
     answer = json.loads(done.stdout)
     claims = jwt.decode(answer["access_token"], options={"verify_signature": False})
@@ -97,10 +114,10 @@ def test_the_help_lists_all_scopes(tmp_path: Path):
     ],
 )
 def test_an_error_that_the_user_can_fix_is_one_line(
-    tmp_path: Path, arguments: list[str], environment: dict[str, str], line: str
+    keyed: Path, arguments: list[str], environment: dict[str, str], line: str
 ):
     """No traceback: what is wrong and what to do, and an exit status for scripts."""
-    done = headrace(tmp_path, *arguments, **{"HEADRACE_EDGE_PORT": free_port(), **environment})
+    done = headrace(keyed, *arguments, **{"HEADRACE_EDGE_PORT": free_port(), **environment})
 
     assert done.returncode == 1
     assert done.stderr.startswith(line)
@@ -185,7 +202,7 @@ def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path, comma
     (tmp_path / "file").touch()
 
     done = headrace(
-        tmp_path, command, HEADRACE_HOME=str(tmp_path / home), HEADRACE_EDGE_PORT=free_port()
+        tmp_path, "up", HEADRACE_HOME=str(tmp_path / home), HEADRACE_EDGE_PORT=free_port()
     )
 
     assert done.returncode == 1
