@@ -27,6 +27,7 @@ class MockTriton:
         address: `host:port`.
         dies_after: number of tokens after which it aborts the stream, or None.
         stalls_after: number of tokens after which it stalls, or None.
+        stalls_counting: whether requests for numbers of tokens get no answer.
         hidden: number of further tokens, without text and ID, after each token.
         final: fields to add or replace in the JSON at the end.
         requests: the JSON of all requests so far.
@@ -37,6 +38,7 @@ class MockTriton:
     address: str = ""
     dies_after: int | None = None
     stalls_after: int | None = None
+    stalls_counting: bool = False
     hidden: int = 0
     final: dict[str, Any] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -47,6 +49,11 @@ class MockTriton:
         body = json.loads(request.raw_input_contents[0][4:])
         self.requests.append(body)
         self.timeouts.append(context.time_remaining())
+        if body.get("operation") == "count_tokens":
+            if self.stalls_counting:
+                await asyncio.sleep(3600)
+            yield _response("", [], json.dumps({"prompt_tokens": 5}).encode())
+            return
         delivered = len((body.get("resume") or {"pieces": []})["pieces"])
         try:
             for count, (token, text) in enumerate(list(TOKENS.items())[delivered:]):
