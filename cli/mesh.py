@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,7 +75,7 @@ def status(as_json: Json = False) -> None:
         }
         print(json.dumps(body, indent=2))
     else:
-        _print_status(processes, deployments, problem)
+        _print_status(mesh.home, processes, deployments, problem)
     if not ready:
         raise typer.Exit(1)
 
@@ -96,11 +97,14 @@ def logs(
 
 
 def _print_status(
-    processes: Sequence[ProcessStatus], deployments: Sequence[DeploymentStatus], problem: str
+    home: Path,
+    processes: Sequence[ProcessStatus],
+    deployments: Sequence[DeploymentStatus],
+    problem: str,
 ) -> None:
     out = console()
     if processes:
-        out.print(_process_table(processes))
+        out.print(_process_table(home, processes))
     if problem:
         style = "red" if processes else ""
         out.print(problem, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -109,16 +113,16 @@ def _print_status(
         out.print(_deployment_table(deployments))
 
 
-def _process_table(processes: Sequence[ProcessStatus]) -> Table:
+def _process_table(home: Path, processes: Sequence[ProcessStatus]) -> Table:
     from rich.table import Table
 
-    table = Table("process", "ready", "version", "port", "pid", "memory", box=None)
+    table = Table("process", "ready", "version", "address", "pid", "memory", box=None)
     for process in processes:
         table.add_row(
             process.name,
             "[green]yes[/]" if process.ready else f"[red]no ({process.state})[/]",
             process.version,
-            str(process.port),
+            process.address.replace(f"unix:{home}/", ""),
             str(process.pid or ""),
             f"{process.memory_bytes / 2**20:.0f} MiB" if process.pid else "",
         )
