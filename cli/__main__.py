@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, cost, jobs, keys, mesh, models, providers, registry, talk, tokens
+from cli import chat, cost, demo, jobs, keys, mesh, models, providers, registry, tokens, tools
 from deploy.errors import CliError
 
 # Errors of the system that the user can fix, and that name a file. Others are faults of Headrace.
@@ -51,8 +51,8 @@ for command in (
     mesh.up,
     mesh.down,
     mesh.status,
-    chat.demo,
-    talk.chat,
+    demo.demo,
+    chat.chat,
     tokens.token,
     mesh.logs,
 ):
@@ -65,6 +65,7 @@ app.add_typer(cost.prices, name="price")
 app.add_typer(cost.costs, name="cost")
 app.add_typer(keys.app, name="key")
 app.add_typer(providers.app, name="provider")
+app.add_typer(tools.app, name="tools")
 
 
 def main() -> None:

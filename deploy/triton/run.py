@@ -26,6 +26,7 @@ from deploy.triton.command import (
     command,
     remove_shared_memory,
 )
+from deploy.triton.private_memory import keep_memory_private
 from deploy.triton.stubs import Stubs
 from libs.tls import TlsFiles
 
@@ -74,7 +75,7 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
     server = subprocess.Popen(  # noqa: S603  # the tritonserver of our environment
         triton.argv,
         env=triton.env,
-        preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509  # there are no other threads yet
+        preexec_fn=lambda: _prepare(parent),  # noqa: PLW1509  # there are no other threads yet
     )
     kill_at_seconds = math.inf
 
@@ -94,6 +95,16 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
             server.kill()
             server.wait()
     return server.returncode
+
+
+def _prepare(parent: int) -> None:
+    """Runs in the process that becomes Triton."""
+    _die_with(parent)
+    try:
+        keep_memory_private()
+    except OSError as error:  # what is raised here does not reach the parent
+        print(f"Triton cannot start: {error}", flush=True)
+        raise
 
 
 def _die_with(parent: int) -> None:

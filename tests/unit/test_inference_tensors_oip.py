@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -19,7 +19,14 @@ from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from tritonclient.grpc import service_pb2
 
 from libs.clock import SystemClock
-from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, NotFound, Unavailable
+from libs.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
@@ -132,6 +139,23 @@ async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):
     altered = {"name": "token_count", "parameters": {"classification": {"int64_param": 1}}}
     with pytest.raises(InvalidArgument, match="token_count"):
         await mesh.infer(request("embedder", outputs=[altered]))
+
+
+async def test_the_priority_of_triton_needs_the_highest_one_of_a_token(tmp_path):
+    """In it 1 is the highest, so that it cannot be compared with the token's."""
+    server = TensorServer()
+    first = {"priority": {"int64_param": 1}}
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        mesh.caller = Caller(replace(CALLER.identity, max_priority=8), None)
+        for call in (mesh.infer, mesh.stream):
+            with pytest.raises(PermissionDenied) as caught:
+                await call(request("embedder", parameters=first))
+            assert caught.value.reason == "PRIORITY_NOT_ALLOWED"
+        assert server.requests == []
+        await mesh.infer(request("embedder", parameters={"timeout": {"int64_param": 1000}}))
+        mesh.caller = Caller(replace(CALLER.identity, max_priority=9), None)
+        await mesh.infer(request("embedder", parameters=first))
+    assert server.requests[-1].parameters["priority"].int64_param == 1
 
 
 async def test_another_backend_answers_if_one_failed(tmp_path):

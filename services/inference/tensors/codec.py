@@ -28,16 +28,24 @@ _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BYTES = 10
 
 # ModelInferRequest
-_NAME, _VERSION, _ID, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 5, 6
+_NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
+_PARAMETER_NAME = 1
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
+# Where tensors of a request have their parameters.
+_TENSOR_PARAMETERS = {_INPUTS: 4, _REQUESTED_OUTPUTS: _REQUESTED_PARAMETERS}
 # ModelInferResponse; name and version are as in the request
 _OUTPUTS, _RAW_OUTPUTS = 5, 6
 _OUTPUT_NAME = 1
 # ModelStreamInferResponse
 _ERROR_MESSAGE, _INFER_RESPONSE = 1, 2
 
-# A name and parameters, of which a request has a few.
-_MAX_FIELDS_OF_OUTPUT = 32
+# Of a requested output: its name and parameters; of a parameter: its name and its value.
+_MAX_FIELDS_OF_PART = 32
+_MAX_FIELDS_OF_INPUT = 64
+# Parameters that make Triton read or write memory of its machine instead of the message.
+_SHARED_MEMORY = b"shared_memory_"
+# So many inputs may contain that text, as texts of a tensor may.
+_MAX_SUSPECTS = 64
 
 _MALFORMED = (ValueError, IndexError, struct.error)
 
@@ -52,6 +60,7 @@ class InferRequestHead(NamedTuple):
     """The fields of a `ModelInferRequest`, apart from its tensors.
 
     Attributes:
+        parameters: the names of the parameters of the whole request.
         outputs: the names of the requested outputs; none: all.
         altered_outputs: those of them that are not requested as they are, but as classes, say.
         tensors_at: the position in the message at which the tensors start.
@@ -60,6 +69,7 @@ class InferRequestHead(NamedTuple):
     model_name: str
     model_version: str
     request_id: str
+    parameters: frozenset[str]
     outputs: tuple[str, ...]
     altered_outputs: frozenset[str]
     tensors_at: int
@@ -100,13 +110,20 @@ def read_request(message: bytes) -> InferRequestHead:
     found = {_NAME: "", _VERSION: "", _ID: ""}
     outputs: list[str] = []
     altered: set[str] = set()
+    parameters: set[str] = set()
+    suspects = 0
     tensors_at = len(message)
     try:
         for number, start, end in _fields(message, 0, len(message)):
+            if number in _TENSOR_PARAMETERS and message.find(_SHARED_MEMORY, start, end) >= 0:
+                suspects += 1
+                _check_parameters(message, start, end, _TENSOR_PARAMETERS[number], suspects)
             if number in found:
                 found[number] = message[start:end].decode()
             elif number == _INPUTS:
                 tensors_at = min(tensors_at, start)
+            elif number == _PARAMETERS:
+                parameters.add(_parameter_name(message, start, end))
             elif number == _REQUESTED_OUTPUTS:
                 _check_count(outputs)
                 name, has_parameters = _requested_output(message, start, end)
@@ -118,7 +135,13 @@ def read_request(message: bytes) -> InferRequestHead:
         ) from error
     name, version, request_id = found.values()
     return InferRequestHead(
-        name, version, request_id, tuple(outputs), frozenset(altered), tensors_at
+        name,
+        version,
+        request_id,
+        frozenset(parameters),
+        tuple(outputs),
+        frozenset(altered),
+        tensors_at,
     )
 
 
@@ -208,11 +231,34 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_OUTPUT):
+    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
     return name, has_parameters
+
+
+def _parameter_name(message: bytes, start: int, end: int) -> str:
+    name = ""
+    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+        if number == _PARAMETER_NAME:
+            name = message[first:last].decode()
+    return name
+
+
+def _check_parameters(message: bytes, start: int, end: int, parameters: int, suspects: int) -> None:
+    """Refuses parameters for shared memory.
+
+    Raises:
+        ValueError: a tensor has one.
+    """
+    if suspects > _MAX_SUSPECTS:
+        raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
+    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+        if number == parameters:
+            name = _last_string(message, first, last, number=_PARAMETER_NAME)
+            if name.startswith(_SHARED_MEMORY.decode()):
+                raise ValueError(f"the parameter {name} is not allowed; send the tensor itself")
 
 
 def _check_count(outputs: Collection[str]) -> None:
