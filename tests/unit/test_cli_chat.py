@@ -95,7 +95,7 @@ def home(service: _Service, tmp_path: Path) -> Iterator[Path]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "ports.json").write_text(f'{{"envoy.edge": {port}}}')
+    (tmp_path / "run" / "edge.json").write_text(f'{{"address": "127.0.0.1:{port}"}}')
     yield tmp_path
     server.stop(None).wait()
 
@@ -257,7 +257,7 @@ def test_a_wrong_model_is_refused_before_the_first_question(home: Path, model: s
 
 def test_a_mesh_that_is_down_is_named(home: Path):
     """Instead of what gRPC says about addresses."""
-    (home / "run" / "ports.json").write_text('{"envoy.edge": 9}')
+    (home / "run" / "edge.json").write_text('{"address": "127.0.0.1:9"}')
 
     done = _piped(home, "a\n")
 
