@@ -27,6 +27,7 @@ class MockTriton:
         address: `host:port`.
         dies_after: number of tokens after which it aborts the stream, or None.
         stalls_after: number of tokens after which it stalls, or None.
+        error_message: of the model, in place of an answer; empty: it answers.
         hidden: number of further tokens, without text and ID, after each token.
         final: fields to add or replace in the JSON at the end.
         requests: the JSON of all requests so far.
@@ -37,6 +38,7 @@ class MockTriton:
     address: str = ""
     dies_after: int | None = None
     stalls_after: int | None = None
+    error_message: str = ""
     hidden: int = 0
     final: dict[str, Any] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -47,6 +49,9 @@ class MockTriton:
         body = json.loads(request.raw_input_contents[0][4:])
         self.requests.append(body)
         self.timeouts.append(context.time_remaining())
+        if self.error_message:
+            yield service_pb2.ModelStreamInferResponse(error_message=self.error_message)
+            return
         delivered = len((body.get("resume") or {"pieces": []})["pieces"])
         try:
             for count, (token, text) in enumerate(list(TOKENS.items())[delivered:]):

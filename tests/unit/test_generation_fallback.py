@@ -138,7 +138,7 @@ async def test_if_all_fail_the_first_one_is_retried(mesh, servers):
     mesh.route(providers)
     with pytest.raises(Unavailable) as raised:
         await mesh.ask()
-    assert raised.value.metadata == {"backend": "provider-2"}
+    assert raised.value.metadata == {"backend": "provider-2", "request_id": "r"}
     assert len(providers[0].requests) > 1
     assert len(providers[1].requests) == 1
 

@@ -19,7 +19,15 @@ from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from tritonclient.grpc import service_pb2
 
 from libs.clock import SystemClock
-from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, NotFound, Unavailable
+from libs.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
@@ -158,6 +166,72 @@ async def test_a_wrong_request_is_tried_once_and_opens_no_breaker(tmp_path):
         await mesh.recorder.drain()
     assert len(server.requests) == 24
     assert mesh.bills.recorded == []
+
+
+RAISED = (
+    "Failed to process the request(s) for model instance 'm', message: ValueError: canary\n\n"
+    "At:\n  /srv/model.py(1): execute\n"
+)
+
+
+async def test_requests_on_which_the_model_fails_open_no_breaker_for_others(tmp_path, capsys):
+    """Whoever sends them, and however many: the others are answered."""
+    servers = [TensorServer(), TensorServer()]
+    async with mesh_of(*servers, tmp_path=tmp_path) as mesh:
+        for _ in range(30):
+            for server in servers:
+                server.fails, server.error_message = (grpc.StatusCode.INTERNAL, RAISED), RAISED
+            for call in (mesh.infer(request("embedder")), mesh.stream(request("chatter", id=UUID))):
+                with pytest.raises(Internal) as caught:
+                    await call
+                assert caught.value.reason == "MODEL_FAILED"
+                assert "canary" not in str(caught.value)
+            assert caught.value.metadata["request_id"] == UUID
+        for server in servers:
+            server.fails, server.error_message = None, ""
+        received = sum(len(server.requests) for server in servers)
+        await mesh.infer(request("embedder"))
+        await mesh.stream(request("chatter"))
+    assert received == 30 * 2 * 2  # each is tried twice
+    assert sum(len(server.requests) for server in servers) == received + 2
+    logged = capsys.readouterr().out
+    assert "/srv/model.py(1): execute" in logged
+    assert "canary" not in logged
+
+
+async def test_a_backend_that_fails_on_what_another_answers_is_at_fault(tmp_path):
+    """Its breaker opens after a few requests; all of them were answered."""
+    broken, good = TensorServer(fails=(grpc.StatusCode.INTERNAL, RAISED)), TensorServer()
+    async with mesh_of(broken, good, tmp_path=tmp_path) as mesh:
+        for _ in range(20):
+            await mesh.infer(request("embedder"))
+    assert len(good.requests) == 20
+    assert len(broken.requests) == 5
+
+
+async def test_a_full_queue_opens_no_breaker(tmp_path):
+    """One tenant can fill it."""
+    server = TensorServer(fails=(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"))
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        for _ in range(10):
+            with pytest.raises(ResourceExhausted) as caught:
+                await mesh.infer(request("embedder"))
+            assert caught.value.reason == "QUEUE_FULL"
+        server.fails = None
+        await mesh.infer(request("embedder"))
+
+
+async def test_bytes_that_are_no_text_reach_no_model(tmp_path):
+    """A model may fail on them, together with the batch that they are in."""
+    server = TensorServer()
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1]}
+    message = service_pb2.ModelInferRequest(
+        model_name="embedder", inputs=[tensor], raw_input_contents=[b"\x02\0\0\0a\xff"]
+    )
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        with pytest.raises(InvalidArgument, match="UTF-8"):
+            await mesh.infer(message)
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("how", [{"dies_after": 2}, {"final": {}}, {"stalls": True}])

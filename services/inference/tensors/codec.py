@@ -97,7 +97,7 @@ def read_request(message: bytes) -> InferRequestHead:
     altered: set[str] = set()
     tensors_at = len(message)
     try:
-        for number, start, end in _fields(message, 0, len(message)):
+        for number, start, end in fields(message, 0, len(message)):
             if number in found:
                 found[number] = message[start:end].decode()
             elif number == _INPUTS:
@@ -151,9 +151,9 @@ def read_streamed(message: bytes) -> StreamedResponse:
     """
     error_message, tokens = "", InferResponseTokens()
     try:
-        for number, start, end in _fields(message, 0, len(message)):
-            if number == _ERROR_MESSAGE:
-                error_message = message[start:end].decode()
+        for number, start, end in fields(message, 0, len(message)):
+            if number == _ERROR_MESSAGE:  # it may quote what the caller sent, in any bytes
+                error_message = message[start:end].decode(errors="replace")
             elif number == _INFER_RESPONSE:
                 tokens = _tokens(message, start, end)
     except _MALFORMED as error:
@@ -175,7 +175,7 @@ def streamed_error(error_message: str, request_id: str) -> bytes:
 def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
     names: list[str] = []
     raw: list[tuple[int, int]] = []
-    for number, first, last in _fields(message, start, end):
+    for number, first, last in fields(message, start, end):
         if number == _OUTPUTS:
             names.append(_last_string(message, first, last, number=_OUTPUT_NAME))
         elif number == _RAW_OUTPUTS:
@@ -202,7 +202,7 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in _fields(message, start, end):
+    for number, first, last in fields(message, start, end):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
@@ -211,13 +211,13 @@ def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
 
 def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
     value = ""
-    for found, first, last in _fields(message, start, end):
+    for found, first, last in fields(message, start, end):
         if found == number:
             value = message[first:last].decode()
     return value
 
 
-def _fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yields number, start and end of each length-delimited field; skips the others.
 
     Raises:

@@ -25,6 +25,7 @@ from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
 from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.tensors import calls, codec
+from services.inference.tensors.inputs import check_texts
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
 
 # What gRPC accepts, less what renaming adds.
@@ -218,6 +219,7 @@ class OpenInference:
             raise InvalidArgument.too_large("", text, limit_bytes=MAX_TENSOR_REQUEST_BYTES)
         head = codec.read_request(message)
         choice = self.choose(head.model_name, head.model_version)
+        check_texts(message, choice.target.schema.kind)
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
         if altered := sorted(head.altered_outputs & set(usage_outputs)):
             raise InvalidArgument.of_field(
@@ -246,7 +248,10 @@ class OpenInference:
                 priority=0,
             ):
                 return await self._retrier.run(
-                    run.choice, attempt, may_retry=lambda: run.first_seconds is None
+                    run.choice,
+                    attempt,
+                    may_retry=lambda: run.first_seconds is None,
+                    request_id=run.request_id,
                 )
         except BaseException as error:
             if not run.is_recorded:

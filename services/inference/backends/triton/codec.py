@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2
 
 from libs.chat.request import Message
 from services.inference.backends.counts import token_count
-from services.inference.backends.triton.errors import error_of_model
+from services.inference.backends.triton.errors import triton_error
 from services.inference.domain import (
     BackendFailedError,
     ChatCall,
@@ -186,7 +186,7 @@ def _count(fields: Mapping[str, Any], name: str) -> int:
 def _stream_outputs(message: bytes) -> Mapping[str, bytes]:
     response = service_pb2.ModelStreamInferResponse.FromString(message)
     if response.error_message:
-        raise error_of_model(response.error_message)
+        raise triton_error(response.error_message, request_id=response.infer_response.id)
     return _outputs(response.infer_response)
 
 

@@ -88,7 +88,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BACKEND_FAILED: _ErrorReason.ValueType  # 13
     """The backend failed while it processed the request. Comes with `UNAVAILABLE`.
 
-    Example: Triton was killed in the middle of a stream. Metadata: `backend`.
+    Example: Triton was killed in the middle of a stream. Metadata: `backend`, and `request_id` or `trace_id`.
     """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 14
     """A dependency cannot be reached. Comes with `UNAVAILABLE` and `RetryInfo`.
@@ -153,6 +153,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
 
     Metadata: `resource`, `state`.
+    """
+    ERROR_REASON_MODEL_FAILED: _ErrorReason.ValueType  # 30
+    """The model failed on this request, also on a second try. Comes with `INTERNAL`; the log has the details. A
+    retry of the same request fails again.
+
+    Example: the model's code raised an exception. Metadata: `backend`, and `request_id` or `trace_id`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -229,7 +235,7 @@ Example: `CreateModelVersion` before `UploadArtifact`. Metadata: `digest`.
 ERROR_REASON_BACKEND_FAILED: ErrorReason.ValueType  # 13
 """The backend failed while it processed the request. Comes with `UNAVAILABLE`.
 
-Example: Triton was killed in the middle of a stream. Metadata: `backend`.
+Example: Triton was killed in the middle of a stream. Metadata: `backend`, and `request_id` or `trace_id`.
 """
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 14
 """A dependency cannot be reached. Comes with `UNAVAILABLE` and `RetryInfo`.
@@ -294,5 +300,11 @@ ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 25
 """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
 
 Metadata: `resource`, `state`.
+"""
+ERROR_REASON_MODEL_FAILED: ErrorReason.ValueType  # 30
+"""The model failed on this request, also on a second try. Comes with `INTERNAL`; the log has the details. A
+retry of the same request fails again.
+
+Example: the model's code raised an exception. Metadata: `backend`, and `request_id` or `trace_id`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

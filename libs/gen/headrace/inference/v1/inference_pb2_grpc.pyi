@@ -48,6 +48,7 @@ class InferenceServiceStub:
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
       `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
@@ -59,6 +60,7 @@ class InferenceServiceStub:
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -82,6 +84,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
       `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
@@ -93,6 +96,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -119,6 +123,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
           `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
         * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 
@@ -136,6 +141,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 
