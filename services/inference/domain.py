@@ -21,12 +21,14 @@ class ChatCall:
         request_id: the one of the request, or a generated one.
         streamed: False: the caller receives the answer at once, so backends need not stream it.
         deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        cache_salt: of the tenant; engines share prompts only between calls with the same one.
     """
 
     request_id: str
     request: GenerationRequest
     streamed: bool = True
     deadline_seconds: float | None = None
+    cache_salt: str = ""
 
     def check(self) -> None:
         """Returns if every field of the request is valid.

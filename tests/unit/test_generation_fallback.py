@@ -18,11 +18,13 @@ from libs.clock import SystemClock
 from libs.errors import ResourceExhausted, Unavailable
 from libs.routes import EMPTY, RouteTable
 from libs.rpc.identity import Identity
+from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Outcome, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
+from services.inference.cache_salts import CacheSalts
 from services.inference.domain import ChatCall, Chunk, Started
 from services.inference.generation import relay as relay_module
 from services.inference.generation.generator import Generator
@@ -67,6 +69,7 @@ class Mesh:
             recorder=cast("Recorder", self.notes),
             hedge=HedgeLimits(),
             relay=RelayLimits(slow_reader_seconds=0.1),
+            cache_salts=CacheSalts(InputHasher(bytes(32))),
             clock=clock,
         )
 

@@ -36,6 +36,7 @@ from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
+from services.inference.cache_salts import CacheSalts
 from services.inference.tensors.oip import Caller, OpenInference
 from tests.support.backends import provider_backend, triton_backend
 from tests.support.tensor_server import FINAL, TensorServer, serving
@@ -105,6 +106,7 @@ async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
             backends=backends,
             recorder=recorder,
             admission=Admission(clock),
+            cache_salts=CacheSalts(InputHasher(bytes(32))),
             clock=clock,
         )
         yield Mesh(service, bills, recorder)
@@ -128,6 +130,23 @@ async def test_the_client_sees_public_names_and_the_backend_its_own(tmp_path):
     (bill,) = mesh.bills.recorded
     assert (bill["request_id"], bill["operation"], bill["model"]) == (UUID, "infer", "embedder")
     assert bill["usage"].prompt_tokens == 7
+
+
+async def test_a_tenant_cannot_choose_the_salt_of_its_prefix_cache(tmp_path):
+    """It would read what another one has asked; its own salt is the same in each request."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        await mesh.stream(request("chatter", parameters={"cache_salt": {"string_param": "theirs"}}))
+        mesh.caller = Caller(Identity("other", "ann"), None)
+        await mesh.stream(request("chatter", parameters={"cache_salt": {"int64_param": 3}}))
+        mesh.caller = CALLER
+        await mesh.stream(request("chatter"))
+        await mesh.infer(request("embedder"))
+    mine, other, again, vectors = (each.parameters for each in server.requests)
+    salt = mine["cache_salt"].string_param
+    assert len(salt) == 32
+    assert salt == again["cache_salt"].string_param != other["cache_salt"].string_param != ""
+    assert "cache_salt" not in vectors
 
 
 async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):

@@ -23,6 +23,7 @@ from services.inference.accounting import Outcome, Recorder
 from services.inference.admission import Admission, slots_of
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
+from services.inference.cache_salts import CacheSalts
 from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.tensors import calls, codec
 from services.inference.tensors.inputs import check_texts
@@ -52,6 +53,7 @@ class _Run:
     caller: Caller
     choice: Choice
     usage_outputs: tuple[str, ...]
+    cache_salt: str
     request_id: str
     started_seconds: float
     first_seconds: float | None = None
@@ -71,7 +73,9 @@ class _Run:
         """Returns the message for one backend."""
         requested = self.head.outputs  # none: all
         more = [name for name in self.usage_outputs if requested and name not in requested]
-        return codec.renamed_request(self.message, backend_model, more_outputs=more)
+        return codec.renamed_request(
+            self.message, backend_model, more_outputs=more, cache_salt=self.cache_salt
+        )
 
     def count(self, tokens: codec.InferResponseTokens) -> bool:
         """Adds the tokens of a message; returns whether it is the end of the answer.
@@ -103,12 +107,14 @@ class OpenInference:
         backends: Backends,
         recorder: Recorder,
         admission: Admission,
+        cache_salts: CacheSalts,
         clock: Clock,
     ) -> None:
         self._routes = routes
         self._retrier = Retrier(backends)
         self._recorder = recorder
         self._admission = admission
+        self._cache_salts = cache_salts
         self._clock = clock
 
     @property
@@ -220,6 +226,7 @@ class OpenInference:
         head = codec.read_request(message)
         choice = self.choose(head.model_name, head.model_version)
         check_texts(message, choice.target.schema.kind)
+        is_chat = choice.target.schema.kind == model_pb2.MODEL_KIND_CHAT
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
         if altered := sorted(head.altered_outputs & set(usage_outputs)):
             raise InvalidArgument.of_field(
@@ -235,6 +242,7 @@ class OpenInference:
             caller=caller,
             choice=choice,
             usage_outputs=tuple(usage_outputs),
+            cache_salt=self._cache_salts.of(caller.identity.tenant) if is_chat else "",
             request_id=request_id or uuid7(self._clock),
             started_seconds=self._clock.monotonic_seconds(),
         )
