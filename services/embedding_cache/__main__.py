@@ -61,6 +61,7 @@ async def main() -> None:
             inference=inference,
             usage=usage,
             hasher=InputHasher.from_file(settings.input_hash_key_file),
+            shared_models=settings.embedding_shared_models.split(),
             clock=clock,
         )
 
@@ -81,6 +82,7 @@ async def main() -> None:
         )
 
         await running.serve(ready=False, beside=http)
+        await embedder.drain()
         await bus.drain()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from libs.errors import InvalidArgument, Unavailable
 
 RETRY_SECONDS = 1.0
+# The owner of the vectors of models whose cache is shared; no tenant has an empty name.
+SHARED = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,18 @@ class Vector:
 
     encoded: bytes
     token_count: int
+
+
+class Caller(NamedTuple):
+    """For whom texts are computed.
+
+    Attributes:
+        tenant: who asked, and pays.
+        owner: whose vectors they are: the tenant's, or `SHARED`.
+    """
+
+    tenant: str
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,23 @@ class Lookup:
         )
 
 
-def text_key(artifact_digest: str, text: str) -> bytes:
-    """Returns the cache key of a text: the digests of artifact and text, 32 bytes each."""
-    return bytes.fromhex(artifact_digest.removeprefix("sha256:")) + sha256(text.encode()).digest()
+def text_keys(artifact_digest: str, owner: str, texts: Sequence[str]) -> list[bytes]:
+    """Returns the cache keys of texts: 32 bytes of the artifact, 32 of the owner and the text.
+
+    Args:
+        artifact_digest: `sha256:` and 64 hex digits.
+        owner: whose vectors they are. Nobody can make the key of another owner's vector.
+        texts: what the vectors are of.
+    """
+    artifact = bytes.fromhex(artifact_digest.removeprefix("sha256:"))
+    # Hashed, so that it has a fixed length: owner and text cannot be divided in two ways.
+    start = sha256(sha256(owner.encode()).digest())
+    keys = []
+    for text in texts:
+        hashed = start.copy()
+        hashed.update(text.encode())
+        keys.append(artifact + hashed.digest())
+    return keys
 
 
 def check_dimensions(wanted: int | None, actual: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
 from headrace.common.v1 import model_pb2, usage_pb2
 
+from libs.background import start_task
 from libs.clock import Clock
 from libs.embedding_texts import check_texts
 from libs.errors import HeadraceError
@@ -18,10 +20,12 @@ from libs.telemetry.hashing import InputHasher
 from libs.telemetry.tracing import current_trace_id
 from services.embedding_cache import metrics
 from services.embedding_cache.domain import (
+    SHARED,
+    Caller,
     Lookup,
     Vector,
     check_dimensions,
-    text_key,
+    text_keys,
 )
 from services.embedding_cache.inference_client import InferenceClient
 from services.embedding_cache.query import Answer, Query
@@ -43,6 +47,7 @@ class Embedder:
         inference: InferenceClient,
         usage: UsageRecorder,
         hasher: InputHasher,
+        shared_models: Collection[str],
         clock: Clock,
     ) -> None:
         """Makes an embedder.
@@ -54,6 +59,8 @@ class Embedder:
             inference: computes vectors.
             usage: prices and records usage.
             hasher: hashes inputs for the log.
+            shared_models: public names of models whose vectors tenants share: a tenant then learns
+                which texts others have embedded. The vectors of all other models are each tenant's.
             clock: measures durations and dates request IDs.
         """
         self._routes = routes
@@ -62,6 +69,8 @@ class Embedder:
         self._inference = inference
         self._usage = usage
         self._hasher = hasher
+        self._shared_models = frozenset(shared_models)
+        self._recording: set[asyncio.Task[int]] = set()
         self._clock = clock
         self._metrics: dict[tuple[str, str], ModelMetrics] = {}
 
@@ -89,20 +98,17 @@ class Embedder:
         self._log(query, answer, seconds)
         return answer
 
+    async def drain(self) -> None:
+        """Returns when the usage of requests that were abandoned is recorded, or has failed."""
+        await asyncio.gather(*self._recording, return_exceptions=True)
+
     async def _answer(self, query: Query, choice: Choice) -> Answer:
-        lookup = await self._look_up(query, choice)
+        request_id = query.request_id or uuid7(self._clock)
+        lookup = await self._look_up(query, choice, request_id)
         usage = usage_pb2.TokenUsage(
             prompt_tokens=lookup.token_count, cached_tokens=lookup.cached_token_count
         )
-        request_id = query.request_id or uuid7(self._clock)
-        cost_nano_usd = await self._usage.record(
-            request_id=request_id,
-            identity=query.identity,
-            model=choice.model,
-            model_version=choice.target.model_version,
-            usage=usage,
-            operation="embed",
-        )
+        cost_nano_usd = await self._record(query, choice, request_id, usage)
         return Answer(
             lookup=lookup,
             choice=choice,
@@ -112,14 +118,17 @@ class Embedder:
             trace_id=current_trace_id(),
         )
 
-    async def _look_up(self, query: Query, choice: Choice) -> Lookup:
-        digest = choice.target.artifact_digest
-        keys = [text_key(digest, text) for text in query.texts]
+    async def _look_up(self, query: Query, choice: Choice, request_id: str) -> Lookup:
+        tenant = query.identity.tenant
+        caller = Caller(tenant, SHARED if choice.model in self._shared_models else tenant)
+        keys = text_keys(choice.target.artifact_digest, caller.owner, query.texts)
         first_index: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             first_index.setdefault(key, index)
         cached = {
-            key: vector for key in first_index if (vector := self._cache.get(key)) is not None
+            key: vector
+            for key in first_index
+            if (vector := self._cache.get(caller.owner, key)) is not None
         }
         missing = {key: query.texts[first_index[key]] for key in first_index if key not in cached}
         # No await between the lookup in the cache and `fetch`: no computation ends in between.
@@ -129,8 +138,38 @@ class Embedder:
         async def compute(texts: Sequence[str]) -> Sequence[Vector]:
             return await self._inference.embed(texts, choice=choice, identity=query.identity)
 
-        fetched = await self._single_flight.fetch(missing, compute) if missing else {}
+        def unpaid(vectors: Sequence[Vector]) -> None:
+            tokens = sum(vector.token_count for vector in vectors)
+            self._record_later(query, choice, request_id, tokens)
+
+        fetched: Mapping[bytes, Vector] = {}
+        if missing:
+            fetched = await self._single_flight.fetch(
+                missing, compute, caller=caller, unpaid=unpaid
+            )
         return Lookup([cached.get(key) or fetched[key] for key in keys], computed)
+
+    async def _record(
+        self, query: Query, choice: Choice, request_id: str, usage: usage_pb2.TokenUsage
+    ) -> int:
+        return await self._usage.record(
+            request_id=request_id,
+            identity=query.identity,
+            model=choice.model,
+            model_version=choice.target.model_version,
+            usage=usage,
+            operation="embed",
+        )
+
+    def _record_later(self, query: Query, choice: Choice, request_id: str, tokens: int) -> None:
+        """Records what was computed for a request that failed, or whose caller has left."""
+        if query.identity.usage_id:  # a job is tried again, and booked once: when it succeeds
+            return
+        usage = usage_pb2.TokenUsage(prompt_tokens=tokens)
+        record = self._record(query, choice, request_id, usage)
+        task = start_task(record, name="record abandoned usage")
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
 
     def _metrics_of(self, choice: Choice) -> ModelMetrics:
         # Grows with the versions that requests were routed to.

@@ -1,27 +1,39 @@
-"""Computes each text at most once at a time, however many requests ask for it."""
+"""Computes each text at most once at a time, however many requests of a tenant ask for it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import islice
 
 from libs.errors import ResourceExhausted
+from libs.shared_limit import SharedLimit
 from services.embedding_cache import metrics
-from services.embedding_cache.domain import RETRY_SECONDS, Vector, backend_failed
+from services.embedding_cache.domain import RETRY_SECONDS, Caller, Vector, backend_failed
 
 # Takes texts, returns their vectors in the same order.
 Compute = Callable[[Sequence[str]], Awaitable[Sequence[Vector]]]
+# Takes what was computed for a request that did not get it.
+Unpaid = Callable[[Sequence[Vector]], None]
+
+# A batch is computed in calls of so many texts. What a call has computed is stored, and billed,
+# also if the batch is cancelled later.
+TEXTS_PER_CALL = 256
+# A tenant may have twice as many texts in computation as are left to all others: alone two thirds.
+ALPHA = 2.0
 
 
 class _Batch:
     """Texts that one task computes. The task does not belong to the request that started it."""
 
-    __slots__ = ("task", "texts", "waiter_count")
+    __slots__ = ("caller", "task", "texts", "vectors", "waiter_count")
 
     task: asyncio.Task[Mapping[bytes, Vector]]
 
-    def __init__(self, texts: Mapping[bytes, str]) -> None:
+    def __init__(self, texts: Mapping[bytes, str], caller: Caller) -> None:
         self.texts = texts
+        self.caller = caller
+        self.vectors: dict[bytes, Vector] = {}
         self.waiter_count = 0
 
 
@@ -32,15 +44,16 @@ class SingleFlight:
     leaves. If it fails, all waiters fail, and the next request starts a new computation.
     """
 
-    def __init__(self, *, store: Callable[[bytes, Vector], None], limit_texts: int) -> None:
+    def __init__(self, *, store: Callable[[str, bytes, Vector], None], limit_texts: int) -> None:
         """Starts without computations.
 
         Args:
-            store: called with each computed vector, before its waiters resume.
-            limit_texts: most texts that are computed at the same time.
+            store: called with owner, key and vector of each text that was computed, before its
+                waiters resume.
+            limit_texts: most texts that are computed at the same time, for all tenants.
         """
         self._store = store
-        self._limit_texts = limit_texts
+        self._limit = SharedLimit(limit_texts, alpha=ALPHA)
         self._batches: dict[bytes, _Batch] = {}
         metrics.IN_FLIGHT_LIMIT_TEXTS.set(limit_texts)
 
@@ -48,10 +61,19 @@ class SingleFlight:
         """Returns whether the text with this key is being computed."""
         return key in self._batches
 
-    async def fetch(self, texts: Mapping[bytes, str], compute: Compute) -> Mapping[bytes, Vector]:
+    async def fetch(
+        self, texts: Mapping[bytes, str], compute: Compute, *, caller: Caller, unpaid: Unpaid
+    ) -> Mapping[bytes, Vector]:
         """Returns vectors: joins the computations that run, and computes the rest in one batch.
 
         It joins and starts them before its first await, in the same step as its caller.
+
+        Args:
+            texts: by key.
+            compute: computes the vectors of some texts.
+            caller: whose limit counts, and who owns the vectors.
+            unpaid: called if this raises, after the batch that it started has ended: with what
+                that batch computed, if anything.
 
         Raises:
             ResourceExhausted: too many texts are being computed (`QUEUE_FULL`).
@@ -59,38 +81,49 @@ class SingleFlight:
         """
         batches = {self._batches[key] for key in texts if key in self._batches}
         missing = {key: text for key, text in texts.items() if key not in self._batches}
+        own: _Batch | None = None
         if missing:
-            batches.add(self._start(missing, compute))
+            own = self._start(missing, compute, caller)
+            batches.add(own)
         for batch in batches:
             batch.waiter_count += 1
         try:
             return await _results(batches)
+        except BaseException:
+            if own is not None:
+                _call_with_vectors(unpaid, own)
+            raise
         finally:
             for batch in batches:
                 self._leave(batch)
 
-    def _start(self, texts: Mapping[bytes, str], compute: Compute) -> _Batch:
-        if len(self._batches) + len(texts) > self._limit_texts:
+    def _start(self, texts: Mapping[bytes, str], compute: Compute, caller: Caller) -> _Batch:
+        if not self._limit.take(caller.tenant, len(texts)):
+            share = self._limit.share_of(caller.tenant)
             raise ResourceExhausted(
-                f"more than {self._limit_texts} texts are being computed; retry later",
+                f"{self._limit.held_by(caller.tenant)} texts of this tenant are being computed, "
+                f"and it may have {share} now; retry later",
                 reason="QUEUE_FULL",
-                metadata={"queue": "embedding_cache.in_flight", "limit": str(self._limit_texts)},
+                metadata={"queue": "embedding_cache.in_flight", "limit": str(share)},
                 retry_after_seconds=RETRY_SECONDS,
             )
-        batch = _Batch(texts)
+        batch = _Batch(texts, caller)
         batch.task = asyncio.create_task(self._run(batch, compute))
+        batch.task.add_done_callback(lambda _: self._limit.release(caller.tenant, len(texts)))
         batch.task.add_done_callback(_mark_error_as_retrieved)
         self._batches.update(dict.fromkeys(texts, batch))
         metrics.IN_FLIGHT_TEXTS.set(len(self._batches))
         return batch
 
     async def _run(self, batch: _Batch, compute: Compute) -> Mapping[bytes, Vector]:
+        remaining = iter(batch.texts.items())
         try:
-            computed = await compute(list(batch.texts.values()))
-            vectors = dict(zip(batch.texts, computed, strict=True))
-            for key, vector in vectors.items():
-                self._store(key, vector)
-            return vectors
+            while part := dict(islice(remaining, TEXTS_PER_CALL)):
+                computed = await compute(list(part.values()))
+                for key, vector in zip(part, computed, strict=True):
+                    self._store(batch.caller.owner, key, vector)
+                    batch.vectors[key] = vector
+            return batch.vectors
         finally:
             # In the same step as the end of the task, so that no request joins a failed batch.
             self._remove(batch)
@@ -119,6 +152,14 @@ async def _results(batches: set[_Batch]) -> Mapping[bytes, Vector]:
             raise backend_failed("the computation was cancelled; retry")
         vectors.update(task.result())
     return vectors
+
+
+def _call_with_vectors(unpaid: Unpaid, batch: _Batch) -> None:
+    def ended(_: asyncio.Task[Mapping[bytes, Vector]]) -> None:
+        if batch.vectors:
+            unpaid(list(batch.vectors.values()))
+
+    batch.task.add_done_callback(ended)
 
 
 def _mark_error_as_retrieved(task: asyncio.Task[Mapping[bytes, Vector]]) -> None:

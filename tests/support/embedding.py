@@ -71,6 +71,8 @@ class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
     Attributes:
         batches: the model and texts of each call.
         unblocked: calls wait until it is set.
+        seconds: how long each call takes.
+        block_after: after so many more calls `unblocked` is cleared; None: never.
         cancelled: number of calls that were cancelled while they waited.
         error: raised instead of an answer.
         digest: artifact digest in responses.
@@ -81,6 +83,8 @@ class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
         self.metadata: dict[str, Any] = {}
         self.unblocked = asyncio.Event()
         self.unblocked.set()
+        self.seconds = 0.0
+        self.block_after: int | None = None
         self.cancelled = 0
         self.error: Exception | None = None
         self.digest = DIGEST
@@ -89,7 +93,14 @@ class Inference(inference_internal_pb2_grpc.InferenceInternalServiceServicer):
     async def Embed(self, request: Any, context: Any) -> inference_internal_pb2.EmbedResponse:
         self.batches.append((request.model, list(request.texts)))
         self.metadata = dict(context.invocation_metadata())
+        if self.block_after is not None:
+            if not self.block_after:
+                self.unblocked.clear()
+                self.block_after = None
+            else:
+                self.block_after -= 1
         try:
+            await asyncio.sleep(self.seconds)
             await self.unblocked.wait()
         except asyncio.CancelledError:
             self.cancelled += 1

@@ -10,7 +10,7 @@ from services.embedding_cache.domain import (
     Lookup,
     Vector,
     check_dimensions,
-    text_key,
+    text_keys,
 )
 
 _DIGEST = "sha256:" + "ab" * 32
@@ -46,17 +46,19 @@ def test_dimensions_must_be_those_of_the_model():
     assert caught.value.field_violations[0][0] == "dimensions"
 
 
-def test_a_key_identifies_artifact_and_text():
-    """Another artifact or another text has another key; all keys have the same size."""
-    keys = {
-        text_key(_DIGEST, "a"),
-        text_key(_DIGEST, "b"),
-        text_key(_DIGEST, "á"),
-        text_key("sha256:" + "cd" * 32, "a"),
-    }
+def test_a_key_identifies_artifact_owner_and_text():
+    """Another artifact, owner or text has another key; all keys have the same size."""
+    other = "sha256:" + "cd" * 32
+    keys = [
+        *text_keys(_DIGEST, "acme", ["a", "b", "á"]),
+        *text_keys(_DIGEST, "beta", ["a"]),
+        *text_keys(_DIGEST, "", ["a", "acmea"]),
+        *text_keys(_DIGEST, "acmea", ["", "a"]),
+        *text_keys(other, "acme", ["a"]),
+    ]
     assert {len(key) for key in keys} == {64}
-    assert len(keys) == 4
-    assert text_key(_DIGEST, "a") in keys
+    assert len(set(keys)) == len(keys)
+    assert text_keys(_DIGEST, "acme", ["b", "a"]) == [keys[1], keys[0]]
 
 
 def test_texts_that_were_not_computed_are_hits():
