@@ -132,7 +132,7 @@ class RunningTriton:
         self.process.send_signal(number)
         self.process.wait(STOP_SECONDS)
 
-    def link_model(self, model: str, *, name: str = "", **parameters: int) -> None:
+    def link_model(self, model: str, *, name: str = "", **parameters: int | str) -> None:
         """Links a bundled model into the repository, optionally with another name or parameters."""
         folder = self.repository / (name or model)
         for inside, source in model_files(model).items():
@@ -231,17 +231,23 @@ class ModelError(Exception):
 
 
 async def stream_chat(
-    channel: grpc.aio.Channel, content: str, *, model: str = "smollm2", **settings: Any
+    channel: grpc.aio.Channel,
+    content: str,
+    *,
+    model: str = "smollm2",
+    salt: str = "mine",
+    **settings: Any,
 ) -> AsyncGenerator[Chunk, None]:
-    """Yields the responses of a chat model as they arrive.
+    """Yields the responses of a chat model as they arrive; `salt` separates prefix caches.
 
     Raises:
         ModelError: the model refused.
     """
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 24, **settings}
-    call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
-        iter([infer_request(model, "request", [json.dumps(body).encode()], [1])])
-    )
+    request = infer_request(model, "request", [json.dumps(body).encode()], [1])
+    if salt:
+        request.parameters["cache_salt"].string_param = salt
+    call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request]))
     try:
         async for message in call:
             if message.error_message:

@@ -204,8 +204,8 @@ async def test_requests_on_which_the_model_fails_open_no_breaker_for_others(tmp_
                 with pytest.raises(Internal) as caught:
                     await call
                 assert caught.value.reason == "MODEL_FAILED"
+                assert caught.value.metadata["request_id"]
                 assert "canary" not in str(caught.value)
-            assert caught.value.metadata["request_id"] == UUID
         for server in servers:
             server.fails, server.error_message = None, ""
         received = sum(len(server.requests) for server in servers)
