@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, cost, jobs, mesh, models, registry, tokens
+from cli import chat, cost, jobs, keys, mesh, models, providers, registry, tokens
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ app.add_typer(models.app, name="model")
 app.add_typer(registry.app, name="deployment")
 app.add_typer(cost.prices, name="price")
 app.add_typer(cost.costs, name="cost")
+app.add_typer(keys.app, name="key")
+app.add_typer(providers.app, name="provider")
 
 
 def main() -> None:

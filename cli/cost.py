@@ -33,7 +33,7 @@ def list_prices(
     as_json: Json = False,
 ) -> None:
     """List prices, the newest first."""
-    with _cost_client() as client:
+    with _cost_client("read billing") as client:
         found = client.prices(model=model, tenant=tenant)
     _print_prices(found, as_json=as_json)
 
@@ -71,7 +71,7 @@ def set_price(  # noqa: PLR0917  # typer makes options of them
         name=name,
         now=datetime.now(UTC),
     )
-    with _cost_client() as client:
+    with _cost_client("billing") as client:
         created = client.create_price(price)
     _print_prices([created], as_json=as_json)
 
@@ -101,7 +101,7 @@ def report(  # noqa: PLR0917  # typer makes options of them
     if bucket:
         _words("--bucket", bucket, BUCKETS)
     start_time, end_time = _moment("--since", since), _moment("--until", until)
-    with _cost_client() as client:
+    with _cost_client("read billing") as client:
         found = client.usage(
             tenant=tenant,
             group_by=group_by,
@@ -119,15 +119,15 @@ def report(  # noqa: PLR0917  # typer makes options of them
 
 
 @contextmanager
-def _cost_client() -> Iterator[CostClient]:
-    """Connects as an operator. A failed call is an error that the user can fix."""
+def _cost_client(scopes: str) -> Iterator[CostClient]:
+    """Connects with some scopes. A failed call is an error that the user can fix."""
     import grpc
 
-    from deploy.client.costs import OPERATOR_SCOPES, CostClient
+    from deploy.client.costs import CostClient
     from deploy.client.edge import describe
     from deploy.local.edge import connect
 
-    edge = connect(layout(), tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes=OPERATOR_SCOPES)
+    edge = connect(layout(), tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes=scopes)
     with edge:
         try:
             yield CostClient(edge)

@@ -51,7 +51,7 @@ def update_deployment(
 
     if version is None and pool is None:
         raise CliError("nothing to change: give --version, --pool or both")
-    with _connect("read admin") as edge:
+    with _connect("read registry") as edge:
         changed = Registry(edge).update_deployment(name, version=version, pool=pool, etag=etag)
     _show([changed], as_json=as_json)
 
@@ -61,7 +61,7 @@ def delete_deployment(name: Name, etag: Etag = "") -> None:
     """Delete a deployment. Its backends then unload the version."""
     from deploy.client.registry import Registry
 
-    with _connect("admin") as edge:
+    with _connect("registry") as edge:
         Registry(edge).delete_deployment(name, etag=etag)
     print(f"deleted {name}")
 

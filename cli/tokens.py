@@ -11,7 +11,7 @@ from cli.options import DEFAULT_TENANT, DEFAULT_USER, Json, Tenant, User, layout
 from deploy.errors import CliError
 
 
-def token(
+def token(  # noqa: PLR0917  # typer makes options of them
     tenant: Tenant = DEFAULT_TENANT,
     user: User = DEFAULT_USER,
     # The words of `keys.SCOPES`, which would take too long to import for every other command.
@@ -19,13 +19,18 @@ def token(
         str | None,
         typer.Option(
             help="Separated by spaces: infer (call models and submit jobs), read (see models, "
-            "deployments, routes, prices and costs), admin (change them).",
+            "deployments, routes, prices and own costs), registry (change models and deployments), "
+            "router (change routes), billing (set prices; see costs of all tenants), operator "
+            "(operate the mesh).",
             show_default="infer read",
         ),
     ] = None,
     ttl: Annotated[
         int | None, typer.Option(help="Seconds until it expires.", show_default="12 hours")
     ] = None,
+    max_priority: Annotated[
+        int, typer.Option(help="The highest priority that its requests may ask for, 0 to 9.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Print a token for calls through the edge."""
@@ -35,7 +40,12 @@ def token(
     ttl = keys.DEFAULT_TTL_SECONDS if ttl is None else ttl
     try:
         signed = keys.mint_token(
-            layout().home, tenant=tenant, user=user, scopes=scopes, ttl_seconds=ttl
+            layout().home,
+            tenant=tenant,
+            user=user,
+            scopes=scopes,
+            max_priority=max_priority,
+            ttl_seconds=ttl,
         )
     except ValueError as error:
         raise CliError(str(error)) from error

@@ -29,6 +29,21 @@ class ServiceSettings(BaseSettings):
     )
 
 
+class ProviderSettings(ServiceSettings):
+    """The settings of services that check where external providers are."""
+
+    provider_allowed_networks: str = Field(
+        default="",
+        description="Networks that providers may be in beside the public internet, such as "
+        "127.0.0.0/8, separated by commas.",
+    )
+    provider_private_networks: bool = Field(
+        default=False,
+        description="Whether providers may be in the networks for private use: 10.0.0.0/8, "
+        "172.16.0.0/12, 192.168.0.0/16, fc00::/7.",
+    )
+
+
 def default_database_url(home: Path, service: str) -> str:
     """Returns the URL of the default SQLite file of a service."""
     return f"sqlite+aiosqlite:///{home.absolute()}/data/{service}.db"

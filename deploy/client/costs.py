@@ -15,8 +15,6 @@ from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from deploy.client.edge import EdgeClient
 from deploy.errors import CliError
 
-# What the calls need: creating prices and reading those of all tenants needs `admin`.
-OPERATOR_SCOPES = "read admin"
 CALL_TIMEOUT_SECONDS = 20.0
 PAGE_SIZE = 1000
 PER_MILLION = 1_000_000
@@ -48,7 +46,9 @@ class UsageReport:
 
 
 class CostClient:
-    """Calls the cost service. The client's token must have `OPERATOR_SCOPES`.
+    """Calls the cost service.
+
+    Creating prices needs the scope `billing`; reading what belongs to all tenants `read billing`.
 
     Raises:
         grpc.RpcError: a call failed, from any method.

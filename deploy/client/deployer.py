@@ -23,8 +23,8 @@ CALL_TIMEOUT_SECONDS = 20.0
 UPLOAD_TIMEOUT_SECONDS = 120.0
 READY_TIMEOUT_SECONDS = 180.0
 ROUTE_PAUSE_SECONDS = 0.05
-# What the calls need: creating needs `admin`, asking whether a version is ready `read`.
-OPERATOR_SCOPES = "infer read admin"
+# What the calls need: a price, a version with its deployment, and whether the version is ready.
+DEPLOY_SCOPES = "billing registry read"
 
 # The router does not know the deployment yet, or no backend has the version ready.
 _NOT_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
@@ -46,7 +46,7 @@ class DeployProgress(Protocol):
 class Deployer:
     """Makes the calls that deploy a model version. Every method may be called again.
 
-    The client's token must have `OPERATOR_SCOPES`.
+    The client's token must have `DEPLOY_SCOPES`.
     """
 
     def __init__(self, edge: EdgeClient, progress: DeployProgress) -> None:

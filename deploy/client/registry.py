@@ -53,7 +53,7 @@ class ModelInfo:
 
 
 class Registry:
-    """The calls of one client. Reading needs the scope `read`, changing `admin`.
+    """The calls of one client. Reading needs the scope `read`, changing `registry`.
 
     Raises:
         CliError: a call failed, from any method.

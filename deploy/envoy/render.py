@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy.envoy import replies, routes
+from deploy.envoy import replies, routes, tokens
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
@@ -19,10 +19,12 @@ CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1)(:[0-9]+)?"
 CONFIG_FILE = "envoy.yaml"
 DESCRIPTORS_FILE = "headrace.pb"
+TOKENS_FILE = "tokens.json"
 
 _TEMPLATES = Path(__file__).resolve().parent
 _REFLECTING = ("registry", "router", "cost", "jobs")
 _OTLP_PORT = 4317
+_PATH = "%PATH(NQ:ORIG_OR_PATH)%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,8 @@ class Edge:
         services: the `host:port` of each replica, by cluster; see `CLUSTERS`.
         jwt_issuer: the issuer of valid tokens.
         jwt_audience: the audience of valid tokens.
-        jwks_file: the absolute path of the public keys that tokens are verified with. A change in
-            its folder makes Envoy read it again.
+        jwks_file: the path of the public keys that tokens are verified with. `write_tokens` makes
+            an edge that runs use a changed file.
         otlp_endpoint: where traces are sent, such as `http://127.0.0.1:4317`; None: nowhere.
         trace_sample_percent: share of the traces started by the edge that is exported.
         cors_origin_regex: the origins whose pages may call.
@@ -68,6 +70,7 @@ def files(edge: Edge) -> Mapping[str, bytes]:
 
     Raises:
         ValueError: a setting is invalid, or a service has no address.
+        OSError: the public keys cannot be read.
     """
     missing = [name for name in CLUSTERS if not edge.services.get(name)]
     if missing:
@@ -76,6 +79,7 @@ def files(edge: Edge) -> Mapping[str, bytes]:
     values = {name: _yaml(value) for name, value in _values(edge).items()}
     return {
         DESCRIPTORS_FILE: routes.descriptors(),
+        TOKENS_FILE: _tokens(edge),
         CONFIG_FILE: template.substitute(values).encode(),
     }
 
@@ -91,6 +95,17 @@ def write(edge: Edge) -> Path:
     for name, content in rendered.items():
         _replace(edge.folder / name, content)
     return edge.config_file
+
+
+def write_tokens(edge: Edge) -> None:
+    """Lets an edge that runs verify tokens with the public keys that its file holds now.
+
+    It goes on with its calls and its connections, and uses the keys within milliseconds.
+
+    Raises:
+        OSError: the keys cannot be read.
+    """
+    _replace(edge.folder / TOKENS_FILE, _tokens(edge))
 
 
 def argv(edge: Edge, *, program: str = "envoy", log_level: str = "warning") -> list[str]:
@@ -118,10 +133,8 @@ def _values(edge: Edge) -> dict[str, Any]:
         "tracing": _tracing(edge),
         "chat_completions_path": CHAT_COMPLETIONS_PATH,
         "local_replies": replies.local_replies(),
-        "jwt_issuer": edge.jwt_issuer,
-        "jwt_audience": edge.jwt_audience,
-        "jwks_file": str(edge.jwks_file),
-        "keys_dir": str(edge.jwks_file.parent),
+        "token_filter": tokens.filter_in(edge.folder / TOKENS_FILE),
+        "claim_rules": tokens.claim_rules(),
         "descriptors_file": str(edge.folder / DESCRIPTORS_FILE),
         "transcoded_services": routes.service_names(),
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,
@@ -135,6 +148,13 @@ def _values(edge: Edge) -> dict[str, Any]:
         ),
         **{name: _endpoints(name, edge.services[name]) for name in CLUSTERS},
     }
+
+
+def _tokens(edge: Edge) -> bytes:
+    resource = tokens.filter_file(
+        issuer=edge.jwt_issuer, audience=edge.jwt_audience, jwks=edge.jwks_file.read_text()
+    )
+    return json.dumps(resource, indent=2).encode()
 
 
 def _yaml(value: Any) -> str:
@@ -178,6 +198,11 @@ def _tracing(edge: Edge) -> dict[str, Any] | None:
         return None
     return {
         "random_sampling": {"value": edge.trace_sample_percent},
+        # In place of Envoy's own, which have the query: callers put secrets into it.
+        "custom_tags": [
+            {"tag": "http.url", "value": f"%REQ(:SCHEME)%://%REQ(:AUTHORITY)%{_PATH}"},
+            {"tag": "grpc.path", "value": _PATH},
+        ],
         "provider": {
             "name": "envoy.tracers.opentelemetry",
             "typed_config": {

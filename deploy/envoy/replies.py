@@ -133,6 +133,14 @@ def _replies() -> Iterator[_Reply]:
         http_status=404,
     )
     yield _Reply(_statuses(413, 413), _too_large("body", MAX_JSON_BODY_BYTES))
+    yield _Reply(
+        _statuses(415, 415),
+        Unimplemented(
+            "compressed messages are not accepted; send them without compression",
+            reason="INVALID_FIELD",
+        ),
+        http_status=415,
+    )
     yield _Reply(_statuses(431, 431), _too_large("headers", MAX_HEADERS_BYTES))
     yield _Reply(
         _code_details(" in ['max_duration_timeout', 'response_timeout', 'stream_idle_timeout']"),

@@ -43,6 +43,24 @@ _CLUSTER_OF_PACKAGE = MappingProxyType(
 _INTERNAL_PATHS = r"/headrace\.[a-z_]+\.v[0-9]+\.[A-Za-z]+InternalService/.*"
 # Forwarded as HTTP/1.1, with the status in trailers: every token is a message.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
+# The services' gRPC servers decompress no messages, see `libs.rpc.server`; the methods of
+# `_OVER_HTTP` do, within a limit.
+_COMPRESSED = MappingProxyType(
+    {
+        "match": {
+            "prefix": "/",
+            "headers": [
+                {"name": "grpc-encoding", "present_match": True},
+                {
+                    "name": "grpc-encoding",
+                    "string_match": {"exact": "identity"},
+                    "invert_match": True,
+                },
+            ],
+        },
+        "direct_response": {"status": 415},
+    }
+)
 _HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 _REFLECTION = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -82,11 +100,13 @@ def routes() -> list[dict[str, Any]]:
     found = [
         _openai_route("POST", {"path": CHAT_COMPLETIONS_PATH}, "inference_http"),
     ]
-    for service, cluster in _services():
-        for method in service.methods:
-            scope_of(method)  # a method without a scope is a mistake: nothing is rendered
-            over_http = method.full_name in _OVER_HTTP
-            found.append(_route(method, "inference_http" if over_http else cluster))
+    methods = [(method, name) for service, name in _services() for method in service.methods]
+    for method, _ in methods:
+        scope_of(method)  # a method without a scope is a mistake: nothing is rendered
+        if method.full_name in _OVER_HTTP:
+            found.append(_route(method, "inference_http"))
+    found.append(dict(_COMPRESSED))
+    found += [_route(*each) for each in methods if each[0].full_name not in _OVER_HTTP]
     found.append(_openai_route("POST", {"path": EMBEDDINGS_PATH}, "embedding_cache_http"))
     found.append(_openai_route("GET", {"path_separated_prefix": MODELS_PATH}, "inference_http"))
     found.extend(_open_inference_routes())

@@ -11,7 +11,7 @@ from typing import Protocol
 import psutil
 
 from deploy.client.bundled import deploy_bundled_models
-from deploy.client.deployer import OPERATOR_SCOPES, DeployProgress
+from deploy.client.deployer import DEPLOY_SCOPES, DeployProgress
 from deploy.errors import CliError
 from deploy.local import supervisor
 from deploy.local.configuration import write_configurations
@@ -82,7 +82,7 @@ def deploy_models(layout: Layout, progress: DeployProgress) -> None:
     Raises:
         CliError: see `deploy_bundled_models`.
     """
-    with connect(layout, tenant="headrace", user="operator", scopes=OPERATOR_SCOPES) as edge:
+    with connect(layout, tenant="headrace", user="operator", scopes=DEPLOY_SCOPES) as edge:
         deploy_bundled_models(edge, home=layout.home, progress=progress)
 
 

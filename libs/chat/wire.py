@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from headrace.inference.v1 import inference_pb2
 
-from libs.chat.request import NOT_SUPPORTED, GenerationRequest, Message, Violations
+from libs.chat.request import (
+    MAX_MESSAGES,
+    NOT_SUPPORTED,
+    GenerationRequest,
+    Message,
+    Violations,
+)
 
 _ROLES: Mapping[int, str] = {
     inference_pb2.ROLE_SYSTEM: "system",
@@ -16,6 +22,9 @@ _ROLES: Mapping[int, str] = {
     inference_pb2.ROLE_ASSISTANT: "assistant",
     inference_pb2.ROLE_TOOL: "tool",
 }
+# Of all messages together. They are counted before any is read: a request of 4 MiB can have two
+# million empty ones, which would take seconds.
+MAX_PARTS = 4096
 # Fields that no backend supports yet, and which values of them change nothing.
 _NOT_SUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "frequency_penalty": lambda _value: False,
@@ -59,10 +68,14 @@ def count_request(request: inference_pb2.CountTokensRequest) -> GenerationReques
 
 
 def read_messages(
-    given: Iterable[inference_pb2.Message],
+    given: Sequence[inference_pb2.Message],
 ) -> tuple[tuple[Message, ...], Violations]:
     """Returns the messages of a conversation, and what of them cannot be read."""
     refused: Violations = []
+    if len(given) > MAX_MESSAGES:
+        return (), refused  # which says how many messages there may be
+    if sum(len(message.parts) for message in given) > MAX_PARTS:
+        return (), [("messages", f"must have at most {MAX_PARTS} parts in all")]
     messages = tuple(
         Message(_ROLES.get(message.role, ""), _content(index, message.parts, refused))
         for index, message in enumerate(given)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Protocol, cast
 
 from typing_extensions import override
 
+from libs.http1.arrival import TIMEOUTS, ArrivalLimits
 from libs.http1.date import DateHeader
 from libs.http1.exchange import Exchange
 from libs.http1.request import BadRequestError, Request, RequestLimits, RequestReader
@@ -38,6 +40,7 @@ class Connection(asyncio.Protocol):
         application: Application,
         *,
         date: DateHeader,
+        arrival_limits: ArrivalLimits,
         on_open: Callable[[Connection], None],
         on_closed: Callable[[Connection], None],
     ) -> None:
@@ -46,6 +49,7 @@ class Connection(asyncio.Protocol):
         Args:
             application: answers its requests.
             date: formats the `Date` header.
+            arrival_limits: how slowly a request may arrive.
             on_open: called when the connection is made.
             on_closed: called when it is closed and no task works for it any more.
         """
@@ -63,6 +67,10 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self._drained: asyncio.Future[None] | None = None
         self.active_seconds = self._loop.time()
+        self._arrival_limits = arrival_limits
+        self._progress_seconds = 0.0  # when the request that arrives grew last
+        self._progress_bytes = 0
+        self._arrival_timer: asyncio.TimerHandle | None = None
 
     @property
     def task(self) -> asyncio.Task[None] | None:
@@ -100,19 +108,23 @@ class Connection(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        reader = self._reader
         try:
-            self._reader.feed(data)
-        except BadRequestError:
-            self._refuse()
+            reader.feed(data)
+        except BadRequestError as error:
+            self._refuse(error.status)
         except BaseException:
             self._refuse()
             raise
+        if reader.receiving:  # nearly always the read had all of the request
+            self._note_progress()
 
     # Called by the reader.
 
     def request_began(self) -> None:
         """A request starts to arrive."""
         self.active_seconds = self._loop.time()
+        self._progress_bytes = 0
 
     def continue_expected(self) -> None:
         """The client waits for status 100; inside a response it would be a part of that."""
@@ -148,6 +160,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._waiting.clear()
         self._wake_writer()
+        if self._arrival_timer is not None:
+            self._arrival_timer.cancel()
         if self._task is None:
             self._on_closed(self)
         else:
@@ -186,11 +200,51 @@ class Connection(asyncio.Protocol):
             if not self._waiting:
                 self.transport.resume_reading()
 
-    def _refuse(self) -> None:
+    def _note_progress(self) -> None:
+        """Notes that a part of a request arrived, and sees to it that the rest does."""
+        size = self._reader.received_bytes
+        if size != self._progress_bytes:
+            self._progress_bytes = size
+            self._progress_seconds = self._loop.time()
+        if self._arrival_timer is None:
+            self._watch_arrival()
+
+    def _watch_arrival(self) -> None:
+        self._arrival_timer = self._loop.call_at(self._due_seconds(), self._check_progress)
+
+    def _due_seconds(self) -> float:
+        return self._arrival_limits.due_seconds(
+            began_seconds=self.active_seconds,
+            grew_seconds=self._progress_seconds,
+            size_bytes=self._progress_bytes,
+        )
+
+    def _check_progress(self) -> None:
+        """Ends the request that arrives, if it has arrived too slowly."""
+        self._arrival_timer = None
+        if not self._reader.receiving or self.transport.is_closing():
+            return
+        if self._waiting:  # not read meanwhile
+            self.active_seconds = self._progress_seconds = self._loop.time()
+        elif self._loop.time() >= self._due_seconds():
+            self._time_out()
+            return
+        self._watch_arrival()
+
+    def _time_out(self) -> None:
+        TIMEOUTS.inc()
+        if self._exchange is not None:
+            self.finish()  # the response to an earlier request is under way
+        elif self._reader.in_head:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        else:
+            self._start(self._reader.time_out())
+
+    def _refuse(self, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         """Ends a connection whose bytes cannot be read."""
         if self._exchange is None and not self.transport.is_closing():
             self.transport.write(
-                f"HTTP/1.1 400 Bad Request\r\n{self.date.line()}"
+                f"HTTP/1.1 {status.value} {status.phrase}\r\n{self.date.line()}"
                 "content-length: 0\r\nconnection: close\r\n\r\n".encode()
             )
             self.transport.close()

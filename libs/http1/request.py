@@ -7,6 +7,7 @@ leaves to its user. A request is passed on when all of it has arrived.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
 import httptools
@@ -40,7 +41,19 @@ def _lower(name: bytes) -> str:
 
 
 class BadRequestError(Exception):
-    """The bytes are not an HTTP/1.1 request; nothing after them on the connection can be read."""
+    """The bytes are not an HTTP/1.1 request; nothing after them on the connection can be read.
+
+    Attributes:
+        status: the response's.
+    """
+
+    def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _UnknownCodingError(ValueError):
+    """The body is encoded in a way that this server does not understand."""
 
 
 class Request(NamedTuple):
@@ -56,6 +69,8 @@ class Request(NamedTuple):
         violation: what is wrong with the head, as a message for the client, or empty. Such
             a request must be refused with status 400.
         keep_alive: the client may use the connection again.
+        timed_out: the body arrived too slowly, and only a part of it; `body` is empty. Such a
+            request must be refused with status 408.
     """
 
     method: str
@@ -65,6 +80,7 @@ class Request(NamedTuple):
     too_large: bool
     violation: str
     keep_alive: bool
+    timed_out: bool = False
 
 
 class RequestLimits(Protocol):
@@ -101,6 +117,7 @@ class RequestReader:
 
     Attributes:
         receiving: a part of a request has arrived, and the rest has not.
+        in_head: that part is not all of the head.
     """
 
     def __init__(self, events: RequestEvents, limits: RequestLimits) -> None:
@@ -113,9 +130,11 @@ class RequestReader:
         self._repeated: set[str] = set()
         self._keep_alive = True
         self._head_bytes = self._unparsed_bytes = 0
-        self._body: list[bytes] = []
+        # A chunk may have a single byte, so that a list of them would need 40 times their size.
+        self._body: bytes | bytearray = b""
         self._body_bytes = self._body_limit = 0
-        self._in_head = self._tunnel = False
+        self.in_head = False
+        self._ignoring = False  # what follows is no request
         # The framing header of a body that the parser stopped at, because of an `Upgrade`.
         self._skipped_framing = b""
         self._resuming = False
@@ -127,7 +146,7 @@ class RequestReader:
         Raises:
             BadRequestError: they are not HTTP/1.1, or a head is too long.
         """
-        if self._tunnel:
+        if self._ignoring:
             return
         self._unparsed_bytes += len(data)
         rest: bytes | memoryview | None = data
@@ -141,12 +160,15 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._tunnel:
+            if self._ignoring:
                 return None
             self._ignore_upgrade()
             return memoryview(data)[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, ValueError | None):
+            cause = error.__context__
+            if isinstance(cause, _UnknownCodingError):
+                raise BadRequestError(str(cause), HTTPStatus.NOT_IMPLEMENTED) from error
+            if isinstance(cause, ValueError | None):
                 raise BadRequestError(str(error)) from error
             raise  # a callback failed: our fault
         return None
@@ -165,7 +187,7 @@ class RequestReader:
         self._url = b""
         self._headers = {}
         self._violation = ""
-        self.receiving = self._in_head = True
+        self.receiving = self.in_head = True
         self._head_bytes = self._body_bytes = 0
         self._events.request_began()
 
@@ -183,7 +205,7 @@ class RequestReader:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES:
             raise ValueError("the head is too long")
-        if not self._in_head:  # the edge checks headers and forwards any trailers: ignored
+        if not self.in_head:  # the edge checks headers and forwards any trailers: ignored
             return
         key, text = _NAMES.get(name) or _lower(name), value.decode("latin-1")
         if key not in self._headers:
@@ -197,11 +219,17 @@ class RequestReader:
         """The head is complete."""
         if self._resuming:
             return
-        self._in_head = False
+        self.in_head = False
         parser = self._parser
         if parser.get_http_version() != _VERSION:
             raise ValueError("not HTTP/1.1")
         headers = self._headers
+        if (
+            "transfer-encoding" in headers
+            and headers["transfer-encoding"].strip().lower() != "chunked"
+        ):
+            # RFC 9112, 6.1. The parser would pass such a body on as it is.
+            raise _UnknownCodingError("the transfer coding is unknown; use chunked")
         self._method = parser.get_method().decode("latin-1")
         self._path = self._url.partition(b"?")[0].decode("latin-1")
         self._keep_alive = parser.should_keep_alive()
@@ -218,9 +246,14 @@ class RequestReader:
         self._body_bytes += len(data)
         self._unparsed_bytes = 0
         if self._body_bytes <= self._body_limit:
-            self._body.append(data)
+            if not self._body:
+                self._body = data  # nearly always all of it
+                return
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
             return
-        self._body.clear()
+        self._body = b""
         if self._body_bytes > MAX_REFUSED_BYTES:
             self._events.body_too_long()
 
@@ -229,17 +262,30 @@ class RequestReader:
         if self._skipped_framing:
             return
         self.receiving = False
-        body, self._body = b"".join(self._body), []
-        self._events.request_received(
-            Request(
-                self._method,
-                self._path,
-                self._headers,
-                body,
-                self._body_bytes > self._body_limit,
-                self._violation,
-                self._keep_alive,
-            )
+        self._events.request_received(self._request())
+
+    def time_out(self) -> Request:
+        """Gives up the request whose body is arriving, and returns it; nothing can follow it."""
+        self._ignoring = True
+        self.receiving = False
+        self._body = b""
+        return self._request()._replace(timed_out=True, keep_alive=False)
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes the request has so far, about: framing counts only until it is parsed."""
+        return self._head_bytes + self._body_bytes + self._unparsed_bytes
+
+    def _request(self) -> Request:
+        body, self._body = bytes(self._body), b""
+        return Request(
+            self._method,
+            self._path,
+            self._headers,
+            body,
+            self._body_bytes > self._body_limit,
+            self._violation,
+            self._keep_alive,
         )
 
     def _note_violation(self) -> None:
@@ -255,7 +301,7 @@ class RequestReader:
     def _note_upgrade(self) -> None:
         """Remembers how to go on: the parser takes what follows the head for another protocol."""
         if self._method == "CONNECT":
-            self._tunnel = True  # no more requests follow
+            self._ignoring = True  # no more requests follow
             self._keep_alive = False
             return
         for name in ("transfer-encoding", "content-length"):

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from libs.clock import Clock
+from libs.http1.arrival import ArrivalLimits
 from libs.http1.connection import Application, Connection
 from libs.http1.date import DateHeader
 
@@ -25,12 +26,28 @@ class HttpServer:
     """
 
     def __init__(
-        self, address: str, application: Application, *, drain_seconds: float, clock: Clock
+        self,
+        address: str,
+        application: Application,
+        *,
+        drain_seconds: float,
+        clock: Clock,
+        arrival_limits: ArrivalLimits | None = None,
     ) -> None:
+        """Creates a server.
+
+        Args:
+            address: `host:port`.
+            application: answers the requests.
+            drain_seconds: how long running requests may take when the server stops.
+            clock: the time, for the `Date` header.
+            arrival_limits: how slowly a request may arrive; None: the defaults.
+        """
         self.address = address
         self._application = application
         self._drain_seconds = drain_seconds
         self._date = DateHeader(clock)
+        self._arrival_limits = arrival_limits or ArrivalLimits()
         self._connections: set[Connection] = set()
         self._all_closed = asyncio.Event()
         self._all_closed.set()
@@ -76,7 +93,11 @@ class HttpServer:
 
     def _connection(self) -> Connection:
         return Connection(
-            self._application, date=self._date, on_open=self._opened, on_closed=self._closed
+            self._application,
+            date=self._date,
+            arrival_limits=self._arrival_limits,
+            on_open=self._opened,
+            on_closed=self._closed,
         )
 
     def _opened(self, connection: Connection) -> None:

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 from libs.http_client.connection import ClientConnection
 from libs.http_client.connector import Connector, Network
 from libs.http_client.response import Response
+from libs.http_client.urls import PORTS
 from libs.http_headers import header_lines
-
-_PORTS = {"http": 80, "https": 443}
 
 
 class HttpClient:
@@ -46,9 +45,9 @@ class HttpClient:
         secure = parts.scheme == "https"
         host = parts.hostname or ""
         host = host if host.isascii() else host.encode("idna").decode()
-        port = parts.port or _PORTS[parts.scheme]
+        port = parts.port or PORTS[parts.scheme]
         named = f"[{host}]" if ":" in host else host
-        if port != _PORTS[parts.scheme]:
+        if port != PORTS[parts.scheme]:
             named += f":{port}"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         proxy = network.proxies.proxy_of(f"{parts.scheme}://{named}")
@@ -64,6 +63,7 @@ class HttpClient:
             timeout_seconds=connect_seconds,
             proxy=proxy,
             ca_file=network.ca_file,
+            policy=network.policy,
         )
         self._keep_alive_seconds = keep_alive_seconds
         self._idle: deque[ClientConnection] = deque()
@@ -74,7 +74,8 @@ class HttpClient:
         """Sends a request and returns its response as soon as the head has arrived.
 
         Raises:
-            HttpError: invalid HTTP, a connection that was closed, or a proxy that refused.
+            HttpError: invalid HTTP, a connection that was closed, a proxy that refused, or an
+                address that is not allowed (`AddressRefusedError`).
             OSError: the server cannot be reached, `TimeoutError` included.
         """
         head = f"{self._head}{header_lines(headers)}content-length: {len(body)}\r\n\r\n"

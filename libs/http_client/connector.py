@@ -15,6 +15,7 @@ from typing import TypeVar
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 
+from libs.http_client.addresses import AddressPolicy, AddressRefusedError
 from libs.http_client.proxies import Proxies, Proxy
 from libs.http_client.response import HttpError
 
@@ -37,10 +38,12 @@ class Network:
         ca_file: a file of PEM certificates whose authorities are trusted beside those of this
             machine (or of `SSL_CERT_FILE`).
         proxies: the proxies in between.
+        policy: which addresses may be connected to; None: all.
     """
 
     ca_file: Path | None = None
     proxies: Proxies = field(default_factory=Proxies)
+    policy: AddressPolicy | None = None
 
 
 class Connector:
@@ -48,6 +51,11 @@ class Connector:
 
     Through a proxy, TLS passes in a tunnel (`CONNECT`); requests without TLS are sent to the proxy
     itself, with the full URL in their first line.
+
+    A policy is applied to the addresses that a name was resolved to, and the connection goes to one
+    of these: another answer of the name server changes nothing. A proxy resolves names itself, so
+    there the policy holds for what this machine resolves them to, where it can; the proxy's own
+    address is a setting and always allowed.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class Connector:
         timeout_seconds: float,
         proxy: Proxy | None,
         ca_file: Path | None,
+        policy: AddressPolicy | None = None,
     ) -> None:
         self._host = host
         self._port = port
@@ -66,6 +75,7 @@ class Connector:
         self._timeout_seconds = timeout_seconds
         self._proxy = proxy
         self._ca_file = ca_file
+        self._policy = policy
         self._peer = (proxy.host, proxy.port) if proxy else (host, port)
         self._lookup_lock = asyncio.Lock()
         self._addresses: Sequence[AddrInfoType] = ()
@@ -77,6 +87,7 @@ class Connector:
         Raises:
             OSError: the server cannot be reached, `TimeoutError` included.
             HttpError: the proxy refused.
+            AddressRefusedError: the policy allows none of the host's addresses.
         """
         failure = f"no connection to {self._host}:{self._port}"
         if self._proxy:
@@ -87,6 +98,8 @@ class Connector:
                 return await self._connect(protocol, tls)
         except TimeoutError as error:
             raise TimeoutError(f"{failure} in {self._timeout_seconds:g} s") from error
+        except AddressRefusedError:
+            raise
         except HttpError as error:
             raise HttpError(f"{failure}: {error}") from error
         except (socket.gaierror, UnicodeError, RuntimeError) as error:  # the last is uvloop's
@@ -140,9 +153,33 @@ class Connector:
         async with self._lookup_lock:
             if loop.time() >= self._addresses_until_seconds:
                 host, port = self._peer
-                self._addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                if self._proxy is None:
+                    self._addresses = self._allowed(found)
+                else:
+                    self._allowed(await self._resolved_here())
+                    self._addresses = found
                 self._addresses_until_seconds = loop.time() + ADDRESSES_SECONDS
         return self._addresses
+
+    async def _resolved_here(self) -> Sequence[AddrInfoType]:
+        """Returns the addresses of the host behind a proxy; none where this machine knows none."""
+        if self._policy is None:
+            return ()
+        try:
+            return await asyncio.get_running_loop().getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM
+            )
+        except (socket.gaierror, UnicodeError, RuntimeError):
+            return ()
+
+    def _allowed(self, found: Sequence[AddrInfoType]) -> Sequence[AddrInfoType]:
+        if self._policy is None:
+            return found
+        allowed = [each for each in found if self._policy.allows(str(each[4][0]))]
+        if found and not allowed:
+            raise AddressRefusedError(f"{self._host} has no address that may be connected to")
+        return allowed
 
 
 @cache

@@ -17,7 +17,11 @@ from libs.errors import Internal
 
 INFER = "infer"
 READ = "read"
-ADMIN = "admin"
+# The scopes of those who run a mesh. A token needs only those of what it is for.
+REGISTRY = "registry"
+ROUTER = "router"
+BILLING = "billing"
+OPERATOR = "operator"
 # For calls between services; no token has it.
 INTERNAL = "internal"
 # No token is needed.
@@ -32,7 +36,10 @@ _OPEN_INFERENCE_HEALTH = frozenset({"ServerLive", "ServerReady"})
 _SCOPE_OF_VALUE = {
     access_pb2.SCOPE_INFER: INFER,
     access_pb2.SCOPE_READ: READ,
-    access_pb2.SCOPE_ADMIN: ADMIN,
+    access_pb2.SCOPE_REGISTRY: REGISTRY,
+    access_pb2.SCOPE_ROUTER: ROUTER,
+    access_pb2.SCOPE_BILLING: BILLING,
+    access_pb2.SCOPE_OPERATOR: OPERATOR,
     access_pb2.SCOPE_INTERNAL: INTERNAL,
 }
 

@@ -73,6 +73,8 @@ class GrpcObserver(CallObserver):
 
     @override
     def log(self, code: str, seconds: float) -> None:
+        if code == "OK" and not self.span_name:  # health checks, each second
+            return
         # Successful calls are in the metrics, the edge's access log and the servicer's own line.
         log = _log.debug if code == "OK" else _log.info
         log("rpc", method=self._method, status=code, duration_seconds=round(seconds, 6))

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, InvalidArgument, Unimplemented
@@ -26,7 +26,13 @@ from libs.rpc.call_observer import GrpcObserver
 from libs.rpc.deadlines import Deadline, Deadlines
 from libs.rpc.framing import PREFIX, framed
 from libs.rpc.identity import Identity, identity_in
-from libs.rpc.served_call import MAX_REQUEST_BYTES, serve_call, too_large
+from libs.rpc.served_call import (
+    MAX_REQUEST_BYTES,
+    check_arrived,
+    read_message,
+    serve_call,
+    too_large,
+)
 from libs.rpc.status import DETAILS_KEY, to_status
 
 _CONTENT_TYPE = "application/grpc"
@@ -74,13 +80,9 @@ class GrpcHttp1Handler:
         """Calls the servicer's method.
 
         Raises:
-            InvalidArgument: the message is of another type.
+            InvalidArgument: the message cannot be parsed.
         """
-        try:
-            request = self._request_type.FromString(message)
-        except DecodeError as error:
-            name = self._request_type.DESCRIPTOR.full_name
-            raise InvalidArgument(f"the message is not a {name}", reason="INVALID_FIELD") from error
+        request = read_message(self._request_type.FromString, message)
         await self._behavior(request, call)
 
 
@@ -118,11 +120,11 @@ class GrpcCall:
         Raises:
             InvalidArgument: the request breaks a rule of HTTP, has not exactly one message, or is
                 too large.
+            DeadlineExceeded: it arrived too slowly.
             Unimplemented: its compression is unknown.
         """
         request = self._exchange.request
-        if request.violation:
-            raise InvalidArgument(request.violation, reason="INVALID_FIELD")
+        check_arrived(request)
         if request.too_large:
             raise too_large("the message has")
         body = request.body

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, InvalidArgument
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument
 from libs.http1 import Exchange
 from libs.rpc import grpc_timeout
 from libs.rpc.deadlines import Deadline, Deadlines
 from libs.rpc.http_dialect import HTTP_STATUSES, HttpDialect
 from libs.rpc.identity import Identity, identity_in
-from libs.rpc.served_call import MAX_REQUEST_BYTES
+from libs.rpc.served_call import MAX_REQUEST_BYTES, check_arrived
 
 # A client that does not read would never get the end of a response: its connection is closed.
 ENDING_SECONDS = 5.0
@@ -126,11 +127,11 @@ class HttpCall:
 
         Raises:
             InvalidArgument: the request breaks a rule of HTTP, or is too large.
+            DeadlineExceeded: its body arrived too slowly.
             RuntimeError: the handler sent no response.
         """
         request = self._exchange.request
-        if request.violation:
-            raise InvalidArgument(request.violation, reason="INVALID_FIELD")
+        check_arrived(request)
         if request.too_large:
             raise InvalidArgument.too_large(
                 "body", f"longer than {MAX_REQUEST_BYTES} bytes", limit_bytes=MAX_REQUEST_BYTES
@@ -177,10 +178,11 @@ class HttpCall:
             headers = {}
             if error.retry_after_seconds is not None:
                 headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
+            late = exchange.request.timed_out and error.code == DeadlineExceeded.code
             exchange.respond(
                 self._dialect.error_body(error),
                 content_type=JSON_TYPE,
-                status=HTTP_STATUSES[error.code],
+                status=HTTPStatus.REQUEST_TIMEOUT if late else HTTP_STATUSES[error.code],
                 headers=headers,
             )
             return

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import grpc
 from headrace.events.v1 import events_pb2
 
+from libs.claims import are_scopes, is_name, is_priority
 from libs.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from libs.rpc.access import INTERNAL
 from libs.rpc.names import tenant_name
@@ -21,9 +22,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TENANT_KEY = "x-headrace-tenant"
 USER_KEY = "x-headrace-user"
 SCOPES_KEY = "x-headrace-scopes"
+MAX_PRIORITY_KEY = "x-headrace-max-priority"
 # Set inside the mesh only: the edge removes it.
 USAGE_ID_KEY = "x-headrace-usage-id"
-_KEYS = frozenset({TENANT_KEY, USER_KEY, SCOPES_KEY, USAGE_ID_KEY})
+_KEYS = frozenset({TENANT_KEY, USER_KEY, SCOPES_KEY, MAX_PRIORITY_KEY, USAGE_ID_KEY})
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Identity:
     """A caller. Services trust it: only the edge and the mesh itself reach them.
 
     Attributes:
+        max_priority: the highest priority that its requests may ask for.
         usage_id: for work that may be repeated, the id under which its usage is booked once; an
             attempt that does not end books nothing.
     """
@@ -38,6 +41,7 @@ class Identity:
     tenant: str
     user: str
     scopes: frozenset[str] = frozenset()
+    max_priority: int = 0
     usage_id: str = ""
 
     def require(self, scope: str) -> None:
@@ -51,6 +55,19 @@ class Identity:
                 f"needs the scope {scope}", reason="SCOPE_MISSING", metadata={"scope": scope}
             )
 
+    def allow_priority(self, priority: int) -> None:
+        """Returns if the caller may ask for a priority.
+
+        Raises:
+            PermissionDenied: its token allows lower ones only.
+        """
+        if priority > self.max_priority:
+            raise PermissionDenied(
+                f"the token allows priorities up to {self.max_priority}",
+                reason="PRIORITY_NOT_ALLOWED",
+                metadata={"max_priority": str(self.max_priority)},
+            )
+
     def internal(self) -> Identity:
         """Returns the same caller for a call between services on its behalf."""
         return replace(self, scopes=frozenset({INTERNAL}))
@@ -62,6 +79,7 @@ class Identity:
             (TENANT_KEY, self.tenant),
             (USER_KEY, self.user),
             (SCOPES_KEY, " ".join(sorted(self.scopes))),
+            (MAX_PRIORITY_KEY, str(self.max_priority)),
             *usage,
         )
 
@@ -79,7 +97,7 @@ def identity_of(context: Context) -> Identity:
     """Returns the caller of an RPC.
 
     Raises:
-        Unauthenticated: the metadata has none; the call did not come through the edge.
+        Unauthenticated: see `identity_in`.
         InvalidArgument: the metadata has two values of a key.
     """
     found: dict[str, Any] = {}
@@ -97,11 +115,19 @@ def identity_in(headers: Mapping[str, Any]) -> Identity:
     """Returns the caller of a request.
 
     Raises:
-        Unauthenticated: the headers have none; the request did not come through the edge.
+        Unauthenticated: the headers have none, as of a request that did not come through the edge,
+            or one of another form than `libs.claims` allows.
     """
     tenant, user = headers.get(TENANT_KEY), headers.get(USER_KEY)
-    if not isinstance(tenant, str) or not isinstance(user, str) or not tenant or not user:
+    scopes, max_priority = headers.get(SCOPES_KEY, ""), headers.get(MAX_PRIORITY_KEY, "0")
+    if not tenant or not user:
         raise Unauthenticated("the call names no tenant and user", reason="TOKEN_INVALID")
-    scopes = headers.get(SCOPES_KEY, "")
-    usage_id = str(headers.get(USAGE_ID_KEY, ""))
-    return Identity(tenant, user, frozenset(str(scopes).split()), usage_id)
+    if not (is_name(tenant) and is_name(user) and are_scopes(scopes) and is_priority(max_priority)):
+        raise Unauthenticated("a claim of the token is not valid", reason="TOKEN_INVALID")
+    return Identity(
+        tenant,
+        user,
+        frozenset(scopes.split()),
+        int(max_priority),
+        str(headers.get(USAGE_ID_KEY, "")),
+    )

@@ -6,17 +6,24 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 from typing_extensions import override
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, Unimplemented
+from libs.rpc.access import OPEN
 from libs.rpc.call_observer import GrpcObserver
 from libs.rpc.deadlines import DEADLINE_MARGIN_SECONDS, Deadline, Deadlines
+from libs.rpc.framing import PREFIX
 from libs.rpc.identity import Identity, identity_of
-from libs.rpc.served_call import check_size, serve_call
+from libs.rpc.served_call import (
+    MAX_OPEN_REQUEST_BYTES,
+    MAX_REQUEST_BYTES,
+    read_message,
+    serve_call,
+)
 from libs.rpc.status import DETAILS_KEY, grpc_code, to_status
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -32,12 +39,16 @@ _TRACE_KEYS = frozenset({"traceparent", "tracestate"})
 
 
 def _is_traced(method: str) -> bool:
-    """Returns whether calls have a span: watches do not, since they last for days."""
-    return "/Watch" not in method
+    """Returns whether calls have a span.
+
+    Watches do not, since they last for days; health and reflection do not, since each second has
+    one that says nothing about the work.
+    """
+    return "/Watch" not in method and not method.startswith(_PLUMBING)
 
 
 class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
-    """Runs each call but health and reflection through `serve_call`."""
+    """Runs each call through `serve_call`, which also parses its messages."""
 
     def __init__(self, clock: Clock, scope_of: Callable[[str], str]) -> None:
         """Creates the interceptor; `scope_of` returns the scope that a method's path requires."""
@@ -60,8 +71,6 @@ class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         handler: Handler | None = await continuation(handler_call_details)
         if handler is None:
             return grpc.stream_stream_rpc_method_handler(_unknown(method))
-        if method.startswith(_PLUMBING):
-            return handler
         wrapped = self._handlers[method] = self._wrapped(method, handler)
         return wrapped
 
@@ -78,28 +87,67 @@ class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             behavior = _writing(behavior)
         observer = GrpcObserver(method, traced=_is_traced(method))
         scope = self._scope_of(method)
+        parse = handler.request_deserializer
+        limit_bytes = MAX_OPEN_REQUEST_BYTES if scope == OPEN else MAX_REQUEST_BYTES
+        parser = None if parse is None else _Parser(parse, limit_bytes)
 
         async def call(request: Any, context: Any) -> Any:
-            carrier = _AioCall(behavior, request, context, self._deadlines)
+            carrier = _AioCall(behavior, request, parser, context, self._deadlines)
             return await serve_call(carrier, observer, self._clock, scope=scope)
 
-        return factory(
-            call,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        # Without a deserializer, which could not say what is wrong: see `read_message`.
+        return factory(call, response_serializer=handler.response_serializer)
+
+
+class _Parser(NamedTuple):
+    """How the messages of a method are parsed."""
+
+    parse: Callable[[bytes], Any]
+    limit_bytes: int
+
+    def one(self, message: bytes) -> Any:
+        """Returns a message, parsed.
+
+        Raises:
+            InvalidArgument: it cannot be parsed.
+        """
+        return read_message(self.parse, message, limit_bytes=self.limit_bytes)
+
+
+class _ParsedMessages(AsyncIterator[Any]):
+    """The messages of a stream of requests.
+
+    Not a generator: that could not be read again after a read that was abandoned.
+    """
+
+    __slots__ = ("_messages", "_parser")
+
+    def __init__(self, messages: AsyncIterator[bytes], parser: _Parser) -> None:
+        self._messages = messages
+        self._parser = parser
+
+    @override
+    async def __anext__(self) -> Any:
+        return self._parser.one(await anext(self._messages))
 
 
 class _AioCall:
     """A call that `grpc.aio` carries."""
 
-    __slots__ = ("_behavior", "_context", "_deadlines", "_request")
+    __slots__ = ("_behavior", "_context", "_deadlines", "_parser", "_request")
 
     def __init__(
-        self, behavior: Behavior, request: Any, context: Any, deadlines: Deadlines
+        self,
+        behavior: Behavior,
+        request: Any,
+        parser: _Parser | None,
+        context: Any,
+        deadlines: Deadlines,
     ) -> None:
+        """Creates a call; `request` is a message or a stream of messages, in bytes."""
         self._behavior = behavior
         self._request = request
+        self._parser = parser
         self._context = context
         self._deadlines = deadlines
 
@@ -108,8 +156,13 @@ class _AioCall:
         return identity_of(self._context)
 
     async def work(self) -> Any:
-        check_size(self._request)
-        return await self._behavior(self._request, self._context)
+        request, parser = self._request, self._parser
+        if parser is not None:
+            if isinstance(request, bytes):
+                request = parser.one(request)
+            else:
+                request = _ParsedMessages(request, parser)
+        return await self._behavior(request, self._context)
 
     def trace_headers(self) -> Mapping[str, str]:
         metadata = self._context.invocation_metadata() or ()
@@ -133,19 +186,22 @@ class _AioCall:
 
 
 def _unknown(method: str) -> Behavior:
+    # The edge records the message, and a query may hold a secret.
+    text = f"no method {method.partition('?')[0]}"
+
     async def refuse(_request: Any, context: Any) -> None:
-        await _abort(context, Unimplemented(f"no method {method}", reason="METHOD_NOT_FOUND"))
+        await _abort(context, Unimplemented(text, reason="METHOD_NOT_FOUND"))
 
     return refuse
 
 
-async def _read_out(requests: AsyncIterator[Any], remaining_seconds: float | None) -> None:
+async def _read_out(requests: AsyncIterator[bytes], remaining_seconds: float | None) -> None:
     """Reads on for a while: a client of grpc.aio whose send fails never sees the status."""
 
     async def read() -> None:
         left = READ_OUT_BYTES
         async for message in requests:
-            left -= len(message) if isinstance(message, bytes) else message.ByteSize()
+            left -= PREFIX.size + len(message)
             if left < 0:
                 return
 

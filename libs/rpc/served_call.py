@@ -7,14 +7,16 @@ error with a status code, and records the end. A `Carrier` knows only how its pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Protocol, TypeVar
 
+from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, InvalidArgument
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument
+from libs.http1 import Request
 from libs.rpc.access import OPEN
 from libs.rpc.call_observer import CallObserver
 from libs.rpc.deadlines import Deadline
@@ -24,6 +26,8 @@ from libs.telemetry.tracing import server_span
 
 # The longest request. gRPC itself lets more pass, so that the error can carry `ErrorInfo`.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+# The longest request of a method that needs no token: those carry a name, or nothing.
+MAX_OPEN_REQUEST_BYTES = 4 * 1024
 
 _tracer = trace.get_tracer("headrace.rpc")
 
@@ -110,18 +114,52 @@ async def serve_call(
             observer.ended(code, clock.monotonic_seconds() - started_seconds)
 
 
-def too_large(what: str) -> InvalidArgument:
-    """Returns the error of a message that is too large."""
-    text = f"{what} more than {MAX_REQUEST_BYTES} bytes"
-    return InvalidArgument.too_large("", text, limit_bytes=MAX_REQUEST_BYTES)
+def read_message(
+    parse: Callable[[bytes], T], message: bytes, *, limit_bytes: int = MAX_REQUEST_BYTES
+) -> T:
+    """Returns a message of a request, parsed.
 
+    Whatever carries the call, parsing is a part of its work, so that a message that cannot be read
+    is refused with `ErrorInfo`; a deserializer of gRPC could only end the call with `UNKNOWN`. The
+    size is checked first: parsed, a message may take a hundred times its size.
 
-def check_size(request: object) -> None:
-    """Returns if a message is not larger than a request may be.
+    Args:
+        parse: such as `FromString` of the request's type.
+        message: the serialised message, not compressed.
+        limit_bytes: how long it may be.
 
     Raises:
-        InvalidArgument: it is too large.
+        InvalidArgument: it is too large, or not a message of the request's type.
     """
-    size = getattr(request, "ByteSize", None)
-    if size is not None and size() > MAX_REQUEST_BYTES:
-        raise too_large(f"the message has {size()} bytes,")
+    if len(message) > limit_bytes:
+        raise too_large(f"the message has {len(message)} bytes,", limit_bytes)
+    try:
+        return parse(message)
+    except DecodeError as error:
+        raise InvalidArgument(
+            "the message cannot be parsed as a request of this method", reason="INVALID_FIELD"
+        ) from error
+
+
+def check_arrived(request: Request) -> None:
+    """Returns if a request over HTTP/1.1 kept the rules of HTTP and arrived in time.
+
+    Raises:
+        InvalidArgument: it breaks a rule.
+        DeadlineExceeded: its body arrived too slowly.
+    """
+    if request.violation:
+        raise InvalidArgument(request.violation, reason="INVALID_FIELD")
+    if request.timed_out:
+        raise DeadlineExceeded(
+            "the body arrived too slowly, and only a part of it",
+            reason="DEADLINE_EXCEEDED",
+            metadata={"waiting_for": "the body"},
+        )
+
+
+def too_large(what: str, limit_bytes: int = MAX_REQUEST_BYTES) -> InvalidArgument:
+    """Returns the error of a message that is too large."""
+    return InvalidArgument.too_large(
+        "", f"{what} more than {limit_bytes} bytes", limit_bytes=limit_bytes
+    )

@@ -68,7 +68,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
     trailers: Iterable[Any] = error.trailing_metadata() or ()
     for key, value in trailers:
         if key == DETAILS_KEY and isinstance(value, bytes):
-            found = _from_details(BY_CODE.get(code, Internal), error.details() or code, value)
+            found = from_details(BY_CODE.get(code, Internal), error.details() or code, value)
             if found is not None:
                 return found
     _log.warning("call failed without details", code=code, details=error.details())
@@ -115,10 +115,14 @@ _WITHOUT_DETAILS = {
 
 
 def cut(text: str, limit_bytes: int) -> str:
-    """Returns the text, or its start and an ellipsis if it is longer than the limit in UTF-8."""
-    data = text.encode()
+    """Returns the text, or its start and an ellipsis if it is longer than the limit in UTF-8.
+
+    Halves of surrogate pairs, which UTF-8 cannot encode, become their escapes: an error that quotes
+    a request can be sent, whatever the request was.
+    """
+    data = text[: limit_bytes + 1].encode(errors="backslashreplace")
     if len(data) <= limit_bytes:
-        return text
+        return data.decode()
     return data[: limit_bytes - len("…".encode())].decode(errors="ignore") + "…"
 
 
@@ -151,7 +155,8 @@ def _packed(detail: Message) -> any_pb2.Any:
     return packed
 
 
-def _from_details(kind: type[HeadraceError], message: str, value: bytes) -> HeadraceError | None:
+def from_details(kind: type[HeadraceError], message: str, value: bytes) -> HeadraceError | None:
+    """Returns the error in the details of a callee's status; None: they are not Headrace's."""
     try:
         status = status_pb2.Status.FromString(value)
     except DecodeError:

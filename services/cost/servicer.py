@@ -8,7 +8,7 @@ from typing_extensions import override
 from libs.clock import Clock
 from libs.errors import AlreadyExists, NotFound, Unavailable
 from libs.ids import check_uuid
-from libs.rpc.access import ADMIN
+from libs.rpc.access import BILLING
 from libs.rpc.identity import Context, identity_of
 from libs.rpc.names import tenant_name
 from libs.rpc.paging import PageRequest
@@ -62,7 +62,7 @@ class CostServicer(cost_pb2_grpc.CostServiceServicer):
     ) -> cost_pb2.ListPricesResponse:
         identity = identity_of(context)
         wanted = price_filter_from_proto(
-            request.filter, visible_to=None if ADMIN in identity.scopes else identity.tenant
+            request.filter, visible_to=None if BILLING in identity.scopes else identity.tenant
         )
         page = await self._store.list_prices(
             wanted, PageRequest.parse(request.page_size, request.page_token)
@@ -97,7 +97,7 @@ class CostServicer(cost_pb2_grpc.CostServiceServicer):
     ) -> cost_pb2.QueryUsageResponse:
         identity = identity_of(context)
         if request.tenant not in ("", tenant_name(identity.tenant)):
-            identity.require(ADMIN)
+            identity.require(BILLING)
         query = query_from_proto(request, caller_tenant=identity.tenant)
         page = PageRequest.parse(request.page_size, request.page_token)
         await self._backlog.wait_booked()

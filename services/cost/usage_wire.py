@@ -93,9 +93,10 @@ def _filter_conditions(text: str) -> Mapping[Dimension, str]:
 def _group_by(request: cost_pb2.QueryUsageRequest) -> tuple[Dimension, ...]:
     if not request.group_by:
         return UsageQuery.group_by
-    if not all(value in _DIMENSIONS for value in request.group_by):
+    named = set(request.group_by)
+    if not named <= _DIMENSIONS.keys():
         raise InvalidArgument.of_field("group_by", "must have known dimensions only")
-    wanted = {_DIMENSIONS[value] for value in request.group_by}
+    wanted = {_DIMENSIONS[value] for value in named}
     return tuple(each for each in Dimension if each in wanted)
 
 

@@ -72,7 +72,7 @@ def price_to_proto(price: Price) -> cost_pb2.Price:
 
 
 def price_filter_from_proto(text: str, *, visible_to: str | None) -> PriceFilter:
-    """Reads the filter of `ListPrices`; `visible_to` is the tenant of a caller without `admin`.
+    """Reads the filter of `ListPrices`; `visible_to` is the tenant of a caller without `billing`.
 
     Raises:
         InvalidArgument: the filter is invalid.

@@ -11,7 +11,7 @@ from headrace.inference.v1 import inference_internal_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
-from libs.http1 import HttpServer
+from libs.http1 import ArrivalLimits, HttpServer
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
 from libs.process import process, run
@@ -78,7 +78,13 @@ async def main() -> None:
             longest_call_seconds=settings.longest_http_call_seconds,
         )
         http = HttpServer(
-            settings.http_listen_address, api, drain_seconds=settings.drain_seconds, clock=clock
+            settings.http_listen_address,
+            api,
+            drain_seconds=settings.drain_seconds,
+            clock=clock,
+            arrival_limits=ArrivalLimits(
+                settings.http_idle_seconds, settings.http_min_bytes_per_second
+            ),
         )
 
         await running.serve(ready=False, beside=http)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from libs.config import ServiceSettings
+from libs.http1 import ArrivalLimits
+
+_ARRIVAL = ArrivalLimits()
 
 
 class Settings(ServiceSettings):
@@ -16,6 +19,17 @@ class Settings(ServiceSettings):
         gt=0,
         description="Longest deadline of HTTP calls, also when the caller sets none. The edge ends "
         "calls after 600 s.",
+    )
+    http_idle_seconds: float = Field(
+        default=_ARRIVAL.idle_seconds,
+        gt=0,
+        description="The longest pause in an HTTP request that arrives, and the time after which "
+        "the rate matters.",
+    )
+    http_min_bytes_per_second: float = Field(
+        default=_ARRIVAL.min_bytes_per_second,
+        gt=0,
+        description="The lowest rate at which an HTTP request may arrive.",
     )
     nats_url: str = Field(description="NATS server that stores usage events.")
     router_address: str = Field(description="Router, which pushes the routes.")

@@ -16,8 +16,8 @@ from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
 from libs.clock import Clock
-from libs.http1 import HttpServer
-from libs.http_client import Network, Proxies
+from libs.http1 import ArrivalLimits, HttpServer
+from libs.http_client import AddressPolicy, Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
 from libs.process import Process, process, run
@@ -142,6 +142,9 @@ def _backends(settings: Settings, clock: Clock) -> Backends:
                 http=settings.provider_http_proxy,
                 no_proxy=settings.provider_no_proxy,
             ),
+            policy=AddressPolicy.parse(
+                settings.provider_allowed_networks, private=settings.provider_private_networks
+            ),
         ),
     )
 
@@ -169,6 +172,9 @@ def _http_server(
         api,
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
+        arrival_limits=ArrivalLimits(
+            settings.http_idle_seconds, settings.http_min_bytes_per_second
+        ),
     )
 
 

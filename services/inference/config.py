@@ -6,10 +6,13 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from libs.config import ServiceSettings
+from libs.config import ProviderSettings
+from libs.http1 import ArrivalLimits
+
+_ARRIVAL = ArrivalLimits()
 
 
-class Settings(ServiceSettings):
+class Settings(ProviderSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     http_listen_address: str = Field(description="Where the HTTP server listens, `host:port`.")
@@ -18,6 +21,17 @@ class Settings(ServiceSettings):
         gt=0,
         description="Deadline of HTTP calls whose caller sets none, or a later one. The edge ends "
         "calls after 600 s.",
+    )
+    http_idle_seconds: float = Field(
+        default=_ARRIVAL.idle_seconds,
+        gt=0,
+        description="The longest pause in an HTTP request that arrives, and the time after which "
+        "the rate matters.",
+    )
+    http_min_bytes_per_second: float = Field(
+        default=_ARRIVAL.min_bytes_per_second,
+        gt=0,
+        description="The lowest rate at which an HTTP request may arrive.",
     )
     router_address: str = Field(description="The router, which pushes routes.")
     cost_address: str = Field(description="The cost service, which pushes prices.")

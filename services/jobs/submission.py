@@ -41,6 +41,7 @@ class Submission:
 
         Raises:
             InvalidArgument: the request is invalid.
+            PermissionDenied: the token does not allow its priority.
             AlreadyExists: a job with this id has another payload or another tenant.
             ResourceExhausted: too many jobs wait.
         """
@@ -48,6 +49,8 @@ class Submission:
         job_id = check_uuid(request.job_id, field="job_id") if request.job_id else None
         job_id = job_id or uuid7(self._clock)
         payload = checked_payload(request.payload, job_id)
+        if payload.WhichOneof("work") == "generate":
+            identity.allow_priority(payload.generate.priority)
         now = self._clock.now()
         wanted = Job(
             job_id=job_id,

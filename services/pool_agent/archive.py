@@ -1,18 +1,20 @@
 """Unpacks artifacts.
 
-The registry does not know who packed them, so they are not trusted: an artifact may have regular
-files only, and all of them inside its folder.
+The registry does not know who packed them, so they are not trusted: `libs.artifact_tar` says what
+they may have.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tarfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import BinaryIO
 
-MAX_FILES = 10_000
+from libs.artifact_tar import TarFile, TarRefusedError, tar_files
+
+# In the folder of a version, the agent's own record of its files.
+RECORD_NAME = ".headrace.json"
 _CHUNK_BYTES = 1024 * 1024
 _FILE_MODE = 0o644
 
@@ -24,28 +26,17 @@ class ArtifactRefused(Exception):  # noqa: N818  # says what happened
 def unpack(artifact: Path, folder: Path, *, limit_bytes: int) -> Mapping[str, str]:
     """Unpacks an uncompressed tar into a new folder and returns the SHA-256 of each file.
 
+    All of the tar is checked before the first file is written. Memory and disk are limited.
+
     Raises:
         ArtifactRefused: it is not such a tar, or has something that it must not have.
     """
-    folder.mkdir(parents=True)
     digests: dict[str, str] = {}
-    size_bytes = 0
-    try:
-        with tarfile.open(artifact, mode="r:") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                path = _safe_path(member)
-                size_bytes += member.size
-                if len(digests) >= MAX_FILES or size_bytes > limit_bytes:
-                    raise ArtifactRefused(f"has more than {MAX_FILES} files or {limit_bytes} bytes")
-                if str(path) in digests:
-                    raise ArtifactRefused(f"has {member.name} twice")
-                digests[str(path)] = _write(tar, member, folder / path)
-    except tarfile.TarError as error:
-        raise ArtifactRefused(f"is not an uncompressed tar: {error}") from error
-    if "config.pbtxt" not in digests:
-        raise ArtifactRefused("has no config.pbtxt at its top")
+    with artifact.open("rb") as tar:
+        files = _checked_files(tar, limit_bytes=limit_bytes)
+        folder.mkdir(parents=True)
+        for file in files:
+            digests[str(file.path)] = _write(tar, file, folder / file.path)
     return digests
 
 
@@ -55,24 +46,37 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _safe_path(member: tarfile.TarInfo) -> PurePosixPath:
-    path = PurePosixPath(member.name)
-    if not member.isreg():
-        raise ArtifactRefused(f"has {member.name!r}, which is not a regular file")
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in member.name:
-        raise ArtifactRefused(f"has {member.name!r}, which leads out of its folder")
-    return path
-
-
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
-    content = tar.extractfile(member)
-    if content is None:
-        raise ArtifactRefused(f"has {member.name!r}, which cannot be read")
+def _checked_files(tar: BinaryIO, *, limit_bytes: int) -> list[TarFile]:
+    files = []
+    size_bytes = 0
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with content, path.open("xb") as stream:
-            shutil.copyfileobj(content, stream, _CHUNK_BYTES)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ArtifactRefused(f"has {member.name!r} and another file at that path") from error
+        for file in tar_files(tar):
+            size_bytes += file.size_bytes
+            if size_bytes > limit_bytes:
+                raise ArtifactRefused(f"has more than {limit_bytes} bytes in its files")
+            files.append(file)
+    except TarRefusedError as error:
+        raise ArtifactRefused(str(error)) from error
+    names = {str(file.path).casefold() for file in files}
+    if RECORD_NAME in names:
+        raise ArtifactRefused(f"has {RECORD_NAME}, a name that the pool agent uses")
+    if "config.pbtxt" not in (str(file.path) for file in files):
+        raise ArtifactRefused("has no config.pbtxt at its top")
+    return files
+
+
+def _write(tar: BinaryIO, file: TarFile, path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    tar.seek(file.offset)
+    left = file.size_bytes
+    with path.open("xb") as stream:
+        while left:
+            chunk = tar.read(min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise ArtifactRefused(f"is an incomplete tar: {file.path} is cut off")
+            left -= len(chunk)
+            digest.update(chunk)
+            stream.write(chunk)
     path.chmod(_FILE_MODE)
-    return file_digest(path)
+    return digest.hexdigest()

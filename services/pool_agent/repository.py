@@ -11,10 +11,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.pool_agent.archive import file_digest, unpack
+from services.pool_agent.archive import RECORD_NAME, file_digest, unpack
 from services.pool_agent.domain import Wanted
 
-_RECORD = ".headrace.json"
 _INCOMING = ".incoming"
 
 
@@ -46,7 +45,7 @@ class ModelRepository:
         try:
             digests = unpack(artifact, unpacked, limit_bytes=self._limit_bytes)
             record = {"artifact_digest": wanted.artifact_digest, "files": dict(digests)}
-            (unpacked / _RECORD).write_text(json.dumps(record))
+            (unpacked / RECORD_NAME).write_text(json.dumps(record))
             self.remove(wanted.backend_model)
             unpacked.rename(self._folder / wanted.backend_model)
         finally:
@@ -56,7 +55,7 @@ class ModelRepository:
     def has(self, wanted: Wanted) -> bool:
         """Returns whether the folder of a version has the files that were verified."""
         folder = self._folder / wanted.backend_model
-        record = _read_record(folder / _RECORD)
+        record = _read_record(folder / RECORD_NAME)
         if record.get("artifact_digest") != wanted.artifact_digest:
             return False
         files = record.get("files")

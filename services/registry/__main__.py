@@ -9,11 +9,13 @@ prepare()
 from headrace.registry.v1 import registry_internal_pb2_grpc, registry_pb2_grpc
 
 from libs.db import create_engine, migrate
+from libs.http_client import AddressPolicy
 from libs.process import process, run
 from services.registry.artifacts import open_store
 from services.registry.config import Settings
 from services.registry.feed import DeploymentFeed
 from services.registry.internal_servicer import RegistryInternalServicer
+from services.registry.provider_hosts import ProviderHosts
 from services.registry.servicer import RegistryServicer
 from services.registry.store import RegistryStore
 from services.registry.upload import UploadLimits
@@ -36,6 +38,12 @@ async def main() -> None:
                 size_bytes=settings.artifact_limit_bytes,
                 idle_seconds=settings.upload_idle_seconds,
                 concurrent=settings.upload_limit,
+            ),
+            provider_hosts=ProviderHosts(
+                AddressPolicy.parse(
+                    settings.provider_allowed_networks,
+                    private=settings.provider_private_networks,
+                )
             ),
             clock=running.clock,
         )

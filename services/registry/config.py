@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from libs.config import ServiceSettings, default_database_url
+from libs.config import ProviderSettings, default_database_url
 from services.registry.upload import UploadLimits
 
 _UPLOADS = UploadLimits()
 
 
-class Settings(ServiceSettings):
+class Settings(ProviderSettings):
     """Environment variables with the prefix `HEADRACE_`."""
 
     database_url: str = Field(

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
+from libs.artifact_tar import TarRefusedError, tar_files
 from libs.errors import FailedPrecondition, InvalidArgument
+from libs.http_client import Url
 from services.registry.artifacts import ArtifactStore
 from services.registry.domain import Kind, Manifest, ProviderTarget, Schema
 
 MANIFEST_NAME = "headrace.json"
 MAX_MANIFEST_BYTES = 256 * 1024
-# An artifact has weights and a few files besides; many files are a mistake.
-MAX_MEMBERS = 10_000
-MAX_URL_LENGTH = 2048
-_PROVIDER_MODEL = re.compile(r"[^\x00-\x1f]{1,256}")
+_PROVIDER_MODEL = re.compile(r"[^\x00-\x1f\ud800-\udfff]{1,256}")
 _API_KEY_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _FIELD = "model_version.artifact_digest"
 _MAX_INT32 = 2**31 - 1
@@ -51,14 +48,25 @@ def manifest_of_artifact(artifacts: ArtifactStore, digest: str) -> Manifest:
 def read_manifest(artifact: BinaryIO) -> Manifest:
     """Reads the manifest of an artifact: an uncompressed tar, in a seekable file.
 
+    All of the tar is checked, so that what no agent would unpack is refused here.
+
     Raises:
-        InvalidArgument: it is not such a tar, or has no valid `headrace.json`.
+        InvalidArgument: it is not such a tar, has something that it must not have, or has no valid
+            `headrace.json`.
     """
+    manifest = None
     try:
-        with tarfile.open(fileobj=artifact, mode="r:") as tar:
-            return parse_manifest(_manifest_bytes(tar))
-    except tarfile.TarError as error:
-        raise _refused("is not an uncompressed tar") from error
+        for file in tar_files(artifact):
+            if str(file.path) == MANIFEST_NAME:
+                if file.size_bytes > MAX_MANIFEST_BYTES:
+                    raise _refused(f"{MANIFEST_NAME} has more than {MAX_MANIFEST_BYTES} bytes")
+                artifact.seek(file.offset)
+                manifest = artifact.read(file.size_bytes)
+    except TarRefusedError as error:
+        raise _refused(str(error)) from error
+    if manifest is None:
+        raise _refused(f"has no {MANIFEST_NAME}")
+    return parse_manifest(manifest)
 
 
 def parse_manifest(manifest: bytes) -> Manifest:
@@ -83,20 +91,6 @@ def parse_manifest(manifest: bytes) -> Manifest:
         limits[_CONCURRENCY] = _positive(values, _CONCURRENCY)
     schema = Schema(kind, **limits)
     return Manifest(schema, _provider(values, kind))
-
-
-def _manifest_bytes(tar: tarfile.TarFile) -> bytes:
-    for count, member in enumerate(tar):
-        if count >= MAX_MEMBERS:
-            raise _refused(f"has more than {MAX_MEMBERS} files")
-        if member.name.removeprefix("./") != MANIFEST_NAME or not member.isfile():
-            continue
-        if member.size > MAX_MANIFEST_BYTES:
-            raise _refused(f"{MANIFEST_NAME} has more than {MAX_MANIFEST_BYTES} bytes")
-        content = tar.extractfile(member)
-        if content is not None:
-            return content.read()
-    raise _refused(f"has no {MANIFEST_NAME}")
 
 
 def _positive(values: Mapping[str, Any], field: str) -> int:
@@ -129,16 +123,12 @@ def _provider(values: Mapping[str, Any], kind: Kind) -> ProviderTarget | None:
 
 
 def _is_base_url(text: str) -> bool:
-    """Returns whether a text is a URL without user, password, query and fragment."""
-    if len(text) > MAX_URL_LENGTH or not text.isascii() or not text.isprintable() or " " in text:
-        return False
+    """Returns whether a text is a URL in ASCII about which no parsers disagree."""
     try:
-        parts = urlsplit(text)
-        named = bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")  # checks the labels: not empty, at most 63 characters
+        Url.parse(text)
     except ValueError:
         return False
-    return named and parts.scheme in ("http", "https") and not any(c in text for c in "@?#")
+    return text.isascii()
 
 
 def _refused(description: str) -> InvalidArgument:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from libs.clock import Clock
 from libs.errors import NotFound
 from libs.model_reference import parse_version_name
-from libs.rpc.access import ADMIN
+from libs.rpc.access import REGISTRY
 from libs.rpc.identity import Context, Identity, identity_of
 from libs.rpc.names import parse_name
 from libs.rpc.paging import PageRequest
@@ -23,6 +23,7 @@ from services.registry.feed import DeploymentFeed
 from services.registry.filters import deployment_conditions, model_conditions, version_conditions
 from services.registry.manifest import manifest_of_artifact
 from services.registry.metrics import ARTIFACT_BYTES
+from services.registry.provider_hosts import ProviderHosts
 from services.registry.rules import (
     check_digest,
     check_lineage,
@@ -53,12 +54,14 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         artifacts: ArtifactStore,
         feed: DeploymentFeed,
         limits: UploadLimits,
+        provider_hosts: ProviderHosts,
         clock: Clock,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._feed = feed
         self._limits = limits
+        self._provider_hosts = provider_hosts
         self._slots = UploadSlots(limits.concurrent)
         self._clock = clock
 
@@ -171,6 +174,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         found = await self._store.find_version(*version)
         if found is None:
             raise missing_version(spec.model_version)
+        await self._provider_hosts.check(found)
         now = self._clock.now()
         deployment = await self._store.insert_deployment(
             Deployment(name, found, pool, create_time=now, update_time=now)
@@ -203,9 +207,14 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     ) -> pb.UpdateDeploymentResponse:
         caller = identity_of(context)
         wanted = request.deployment
+        change = spec_change_from_proto(wanted.spec, request.update_mask.paths)
+        if change.version is not None:
+            version = await self._store.find_version(*change.version)
+            if version is not None:  # else the update says so, after its other checks
+                await self._provider_hosts.check(version)
         deployment, changed = await self._store.update_deployment(
             parse_name(wanted.name, "deployments", field="deployment.name"),
-            spec_change_from_proto(wanted.spec, request.update_mask.paths),
+            change,
             etag=wanted.etag,
             now=self._clock.now(),
         )
@@ -239,7 +248,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 def _is_full(view: pb.ModelVersionView.ValueType, context: Context) -> bool:
     if view != pb.MODEL_VERSION_VIEW_FULL:
         return False
-    identity_of(context).require(ADMIN)
+    identity_of(context).require(REGISTRY)
     return True
 
 

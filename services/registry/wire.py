@@ -197,7 +197,7 @@ def spec_change_from_proto(spec: registry_pb2.DeploymentSpec, paths: Iterable[st
         InvalidArgument: the mask has other paths than those of a spec, or a field is invalid.
     """
     fields: set[str] = set()
-    for path in paths:
+    for path in set(paths):
         if path not in _SPEC_PATHS:
             raise InvalidArgument.of_field(
                 "update_mask", "may have spec, spec.model_version and spec.pool only"

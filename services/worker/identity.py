@@ -6,6 +6,7 @@ import uuid
 
 from headrace.events.v1 import events_pb2
 
+from libs.chat.request import MAX_PRIORITY
 from libs.rpc.identity import Identity
 from libs.rpc.names import tenant_id
 
@@ -18,7 +19,13 @@ def identity_of_job(job: events_pb2.JobSubmitted) -> Identity:
     However often the job runs, its usage has one id: the ledger books it once.
     """
     tenant = tenant_id(job.identity.tenant)
-    return Identity(tenant, job.identity.user, _SCOPES, usage_id=_usage_id(job))
+    return Identity(
+        tenant,
+        job.identity.user,
+        _SCOPES,
+        max_priority=MAX_PRIORITY,  # `jobs` has checked what the submitter's token allows
+        usage_id=_usage_id(job),
+    )
 
 
 def _usage_id(job: events_pb2.JobSubmitted) -> str:

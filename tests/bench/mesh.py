@@ -12,7 +12,7 @@ from pathlib import Path
 from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 
-from deploy.client.deployer import OPERATOR_SCOPES, Deployer
+from deploy.client.deployer import DEPLOY_SCOPES, Deployer
 from deploy.local.edge import connect
 from deploy.local.ports import read_ports
 from deploy.triton.artifact import BundledModel, write_artifact
@@ -58,7 +58,7 @@ def deploy(
     bundled = BundledModel(
         model=model, version=version, kind="chat", artifact=artifact, digest=digest
     )
-    with connect(mesh.layout, tenant="acme", user="operator", scopes=OPERATOR_SCOPES) as edge:
+    with connect(mesh.layout, tenant="acme", user="operator", scopes=DEPLOY_SCOPES) as edge:
         deployer = Deployer(edge, SilentProgress())
         price = cost_pb2.Price(
             name=f"prices/{model}-1",

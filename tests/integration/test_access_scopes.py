@@ -9,6 +9,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from deploy import keys
 from libs.rpc.access import INTERNAL, scope_of
 from tests.support.mesh import RunningMesh
 from tests.support.protos import all_methods, path_of
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.integration
 CALL_SECONDS = 10.0
 
 
-@pytest.mark.parametrize("scopes", ["infer", "read", "admin", ""])
+@pytest.mark.parametrize("scopes", [*keys.SCOPES, ""])
 async def test_a_token_permits_the_calls_of_its_scopes_only(mesh: RunningMesh, scopes: str):
     """Through the edge to the real services: without its scope no method works, internal never."""
     permitted = {path_of(m) for m in all_methods() if scope_of(m) in scopes.split()}
@@ -35,7 +36,7 @@ async def test_no_token_permits_internal_calls(mesh: RunningMesh):
         for method in all_methods():
             if scope_of(method) == INTERNAL:
                 path = path_of(method)
-                assert await _missing_scope(channel, mesh, path, "infer read admin") == INTERNAL
+                assert await _missing_scope(channel, mesh, path, " ".join(keys.SCOPES)) == INTERNAL
 
 
 async def _missing_scope(

@@ -28,7 +28,7 @@ from libs.rpc.status import headrace_errors
 from tests.support.nats import running_nats
 from tests.support.service import RunningService, running_service
 from tests.support.usage import (
-    ADMIN,
+    BILLING,
     EVE,
     PRICE,
     READ,
@@ -162,7 +162,7 @@ async def test_usage_that_cannot_be_booked_is_logged_with_a_reason(
 
 
 async def test_tenants_see_their_own(client: CostClient, source: UsageSource) -> None:
-    """For others its requests do not exist, and its sums require the scope `admin`."""
+    """For others its requests do not exist, and its sums require the scope `billing`."""
     event = usage_event(who=client.who)
     await source.record(event)
     await client.request_cost(event.request_id)
@@ -171,11 +171,11 @@ async def test_tenants_see_their_own(client: CostClient, source: UsageSource) ->
     assert missing.value.reason == "RESOURCE_NOT_FOUND"
     with pytest.raises(PermissionDenied) as denied, headrace_errors():
         await client.usage(who=EVE, tenant=tenant_name(client.who.tenant))
-    assert (denied.value.reason, denied.value.metadata) == ("SCOPE_MISSING", {"scope": "admin"})
+    assert (denied.value.reason, denied.value.metadata) == ("SCOPE_MISSING", {"scope": "billing"})
     assert (await client.usage(who=EVE)).rows == []
     with pytest.raises(PermissionDenied), headrace_errors():
         await client.usage(tenant="tenants/-")
-    admin = Identity("evil", "root", READ | {"admin"})
+    admin = Identity("evil", "root", READ | {"billing"})
     theirs = await client.usage(who=admin, tenant=tenant_name(client.who.tenant))
     assert theirs.totals.cost_nano_usd == event.cost_nano_usd
     everybody = await client.usage(who=admin, tenant="tenants/-", page_size=1000)
@@ -246,7 +246,7 @@ async def test_a_price_of_a_tenant_is_listed_for_it_and_for_admins(client: CostC
     """Others do not see what a tenant pays."""
     own = free(f"own-{uuid.uuid4()}", "private", tenant=tenant_name(client.who.tenant))
     await client.create_price(own)
-    for who, expected in ((client.who, [own.name]), (EVE, []), (ADMIN, [own.name])):
+    for who, expected in ((client.who, [own.name]), (EVE, []), (BILLING, [own.name])):
         listed = await client.prices(who=who, filter='model = "private"')
         assert [price.name for price in listed.prices] == expected
     watch = client.watch_prices()

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 _SPOOFED = (
     ("x-headrace-tenant", "victim"),
     ("x-headrace-user", "root"),
-    ("x-headrace-scopes", "admin"),
+    ("x-headrace-scopes", "registry"),
 )
 
 

@@ -168,7 +168,11 @@ async def test_open_calls_carry_no_identity(mesh: RecordedMesh) -> None:
     """Calls without a token have no identity headers."""
     mesh.seen.clear()
     check = mesh.channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
-    spoofed = (("x-headrace-tenant", "victim"), ("x-headrace-scopes", "admin"), ("x-other", "kept"))
+    spoofed = (
+        ("x-headrace-tenant", "victim"),
+        ("x-headrace-scopes", "registry"),
+        ("x-other", "kept"),
+    )
     assert await check(b"", metadata=spoofed) == _SERVING
     ((_, _, metadata),) = mesh.seen
     assert metadata["x-other"] == "kept"

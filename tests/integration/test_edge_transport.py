@@ -163,7 +163,9 @@ async def test_a_93_mb_upload_passes(mesh: ScriptedMesh) -> None:
             yield registry_pb2.UploadArtifactRequest(chunk=chunk)
 
     stub = registry_pb2_grpc.RegistryServiceStub(mesh.channel)
-    answer = await stub.UploadArtifact(parts(), metadata=mesh.edge.metadata(scopes="admin"))
+    answer = await stub.UploadArtifact(
+        parts(), metadata=mesh.edge.metadata(scopes="registry billing")
+    )
     assert (answer.digest, answer.size_bytes) == (digest, count * _MIB)
 
 
@@ -176,7 +178,7 @@ async def test_a_message_that_is_too_long_gets_a_clear_error(mesh: ScriptedMesh)
         generate(inference_pb2.GenerateRequest(model=text), metadata=mesh.edge.metadata()).read(),
         create_price(
             cost_pb2.CreatePriceRequest(price=cost_pb2.Price(model=text)),
-            metadata=mesh.edge.metadata(scopes="admin"),
+            metadata=mesh.edge.metadata(scopes="registry billing"),
         ),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -234,7 +236,7 @@ async def test_writes_and_generations_are_not_tried_again(mesh: ScriptedMesh) ->
     stub = cost_pb2_grpc.CostServiceStub(mesh.channel)
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.CreatePrice(
-            cost_pb2.CreatePriceRequest(), metadata=mesh.edge.metadata(scopes="admin")
+            cost_pb2.CreatePriceRequest(), metadata=mesh.edge.metadata(scopes="registry billing")
         )
     assert mesh.cost.refusals_left == 1
     mesh.cost.refusals_left = 0

@@ -119,7 +119,7 @@ async def test_grpc_web_errors_carry_details(mesh: ScriptedMesh) -> None:
         (GENERATE_PATH, _web(mesh), "5", "MODEL_NOT_FOUND"),
         (
             _CREATE_PRICE,
-            _web(mesh) | mesh.edge.bearer(scopes="admin"),
+            _web(mesh) | mesh.edge.bearer(scopes="billing"),
             "14",
             "DEPENDENCY_UNAVAILABLE",
         ),
@@ -192,7 +192,7 @@ async def test_any_rpc_can_be_called_in_json(mesh: ScriptedMesh) -> None:
             }
         ],
     }
-    headers = mesh.edge.bearer(scopes="admin")
+    headers = mesh.edge.bearer(scopes="billing")
     async with mesh.http.post(_CREATE_PRICE, json={"price": price}, headers=headers) as response:
         assert response.status == 200
         assert response.content_type == "application/json"
@@ -238,7 +238,7 @@ async def test_json_errors_are_the_status_itself(mesh: ScriptedMesh) -> None:
     assert (info["reason"], info["domain"]) == ("INVALID_FIELD", "headrace")
     assert bad_request["field_violations"][0]["field"] == "messages"
     mesh.cost.refusals_left = 1
-    headers = mesh.edge.bearer(scopes="admin")
+    headers = mesh.edge.bearer(scopes="billing")
     async with mesh.http.post(_CREATE_PRICE, json={}, headers=headers) as response:
         assert response.status == 503
         body = await response.json()

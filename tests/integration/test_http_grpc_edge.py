@@ -186,7 +186,7 @@ async def test_the_identity_comes_from_the_token(mesh: ScriptedMesh) -> None:
         yield _delta(f"{identity.tenant} {identity.user} {sorted(identity.scopes)}")
 
     mesh.inference.generate = generate
-    assert await _texts(_generate(mesh)) == ["acme ann ['admin', 'infer', 'read']"]
+    assert await _texts(_generate(mesh)) == ["acme ann ['billing', 'infer', 'read', 'registry']"]
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -265,7 +265,7 @@ async def test_trailers_of_a_request_are_ignored(mesh: ScriptedMesh) -> None:
         "te": "trailers",
         "authorization": dict(mesh.edge.metadata())["authorization"],
     }
-    trailers = {"x-headrace-scopes": "admin", "x-headrace-usage-id": "free"}
+    trailers = {"x-headrace-scopes": "registry", "x-headrace-usage-id": "free"}
     encoder = hpack.Encoder()
     host, _, port = mesh.edge.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))

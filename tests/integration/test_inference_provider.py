@@ -19,7 +19,7 @@ from libs.chat.wire import text_message
 from libs.rpc.status import from_rpc_error
 from tests.bench.mesh import deploy
 from tests.support.mesh import RunningMesh
-from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
+from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider, write_key
 
 pytestmark = pytest.mark.integration
 
@@ -46,10 +46,8 @@ async def model(mesh: RunningMesh, provider: MockProvider, tmp_path: Path) -> st
 async def deploy_version(
     mesh: RunningMesh, model: str, version: str, provider: MockProvider, folder: Path
 ) -> None:
-    secrets = mesh.layout.home / "secrets"
-    secrets.mkdir(mode=0o700, exist_ok=True)
-    (secrets / "walk").touch(mode=0o600)
-    (secrets / "walk").write_text(KEY)
+    key_name = f"{model}-{version}"
+    write_key(mesh.layout.home / "secrets", key_name, KEY, url_prefix=provider.base_url)
     manifest = {
         "kind": "chat",
         "engine": "openai",
@@ -58,7 +56,7 @@ async def deploy_version(
         "provider": {
             "base_url": provider.base_url,
             "model": "upstream-model",
-            "api_key_name": "walk",
+            "api_key_name": key_name,
         },
     }
     (folder / "headrace.json").write_text(json.dumps(manifest))

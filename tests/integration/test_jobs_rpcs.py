@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from libs.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     Unauthenticated,
 )
 from libs.rpc.status import headrace_errors, to_status
@@ -134,6 +136,16 @@ async def test_wrong_submissions_are_refused(client: JobClient) -> None:
     with pytest.raises(InvalidArgument) as caught, headrace_errors():
         await client.submit(generation(), job_id="7")
     assert [field for field, _ in caught.value.field_violations] == ["job_id"]
+
+
+async def test_a_job_has_no_higher_priority_than_its_token_allows(client: JobClient) -> None:
+    """It is refused when it is submitted, not when it runs."""
+    with pytest.raises(PermissionDenied) as caught, headrace_errors():
+        await client.submit(generation(priority=5), who=replace(ANN, max_priority=4))
+    assert caught.value.reason == "PRIORITY_NOT_ALLOWED"
+    assert caught.value.metadata == {"max_priority": "4"}
+    job = await client.submit(generation(priority=5), who=replace(ANN, max_priority=5))
+    assert job.payload.generate.priority == 5
 
 
 async def test_tenants_see_their_own_jobs(client: JobClient) -> None:

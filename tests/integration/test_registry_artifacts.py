@@ -18,7 +18,7 @@ from libs.errors import (
 from libs.rpc.status import headrace_errors
 from services.registry.upload import UploadLimits
 from tests.support.registry import (
-    ADMIN,
+    REGISTRAR,
     USER,
     RegistryClient,
     digest_of,
@@ -71,7 +71,7 @@ async def refused(
 ) -> InvalidArgument:
     """Returns the error of an upload that must fail."""
     with pytest.raises(InvalidArgument) as raised, headrace_errors():
-        await registry.stub.UploadArtifact(requests, metadata=ADMIN)
+        await registry.stub.UploadArtifact(requests, metadata=REGISTRAR)
     return raised.value
 
 
@@ -152,7 +152,7 @@ async def test_an_upload_starts_with_its_metadata_and_has_it_once(registry, stor
 
 async def test_nothing_is_stored_of_an_upload_that_is_cancelled(registry, stored):
     """The slot and the bytes are free again."""
-    call = registry.stub.UploadArtifact(announce_and_stall(), metadata=ADMIN)
+    call = registry.stub.UploadArtifact(announce_and_stall(), metadata=REGISTRAR)
     await eventually(lambda: len(stored()) == 1)
     call.cancel()
     await eventually(lambda: stored() == [])
@@ -161,7 +161,7 @@ async def test_nothing_is_stored_of_an_upload_that_is_cancelled(registry, stored
 async def test_an_upload_that_stalls_is_ended(registry, stored):
     """A caller that sends nothing does not occupy a slot for ever, and is sent the reason."""
     with pytest.raises(DeadlineExceeded) as raised, headrace_errors():
-        await registry.stub.UploadArtifact(announce_and_stall(), metadata=ADMIN)
+        await registry.stub.UploadArtifact(announce_and_stall(), metadata=REGISTRAR)
     assert raised.value.metadata == {"waiting_for": "chunk"}
     assert stored() == []
 
@@ -170,7 +170,7 @@ async def test_only_so_many_uploads_run_at_once(registry, stored):
     """One more is refused with a delay for its retry, and accepted once a slot is free."""
     stalled = [
         asyncio.ensure_future(
-            registry.stub.UploadArtifact(announce_and_stall(), metadata=ADMIN).code()
+            registry.stub.UploadArtifact(announce_and_stall(), metadata=REGISTRAR).code()
         )
         for _ in range(2)
     ]
@@ -193,7 +193,7 @@ async def test_an_artifact_that_does_not_exist_is_not_found(registry):
         await registry.download("sha256:../../registry.db")
 
 
-async def test_uploads_need_the_scope_admin(registry):
+async def test_uploads_need_the_scope_registry(registry):
     """Users of models may not add any, and get the error even while they are still sending."""
     for _ in range(25):
         with pytest.raises(PermissionDenied), headrace_errors():

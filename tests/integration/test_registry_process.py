@@ -19,7 +19,7 @@ from libs.errors import Unavailable
 from libs.rpc.status import headrace_errors
 from libs.rpc.watch import SnapshotWatch
 from tests.support.registry import (
-    ADMIN,
+    REGISTRAR,
     RegistryClient,
     artifact,
     backend,
@@ -58,7 +58,7 @@ async def test_nothing_is_left_of_an_upload_that_a_kill_cut_off(tmp_path):
     content = artifact(payload=b"w" * 4 * MIB)
     async with running_service("registry", tmp_path) as service:
         async with service.channel() as channel:
-            call = RegistryClient(channel).stub.UploadArtifact(half_of(content), metadata=ADMIN)
+            call = RegistryClient(channel).stub.UploadArtifact(half_of(content), metadata=REGISTRAR)
             await until(lambda: sum(path.stat().st_size for path in files(tmp_path)) >= 2 * MIB)
             await service.kill()
             assert await call.code() == grpc.StatusCode.UNAVAILABLE
@@ -84,7 +84,7 @@ async def test_an_upload_that_runs_survives_the_start_of_another_replica(tmp_pat
 
     async with running_service("registry", tmp_path) as service, service.channel() as channel:
         registry = RegistryClient(channel)
-        uploading = registry.stub.UploadArtifact(requests(), metadata=ADMIN)
+        uploading = registry.stub.UploadArtifact(requests(), metadata=REGISTRAR)
         await until(lambda: files(tmp_path))
         async with serving_registry(f"sqlite+aiosqlite:///{tmp_path}/other.db", tmp_path):
             resume.set()

@@ -17,10 +17,10 @@ from libs.errors import (
 )
 from libs.rpc.status import headrace_errors
 from tests.support.registry import (
-    ADMIN,
     CHAT,
     EMBEDDING,
     OPERATOR,
+    REGISTRAR,
     SERVICE,
     USER,
     artifact,
@@ -309,13 +309,13 @@ async def test_a_repeated_report_changes_its_time_only(registry):
         ("DeleteDeployment", pb.DeleteDeploymentRequest),
     ],
 )
-async def test_changes_need_the_scope_admin(registry, method, request_type):
+async def test_changes_need_the_scope_registry(registry, method, request_type):
     """Users of models may not change them."""
     call = getattr(registry.stub, method)
     with pytest.raises(PermissionDenied) as raised, headrace_errors():
         await call(request_type(), metadata=USER)
     assert raised.value.reason == "SCOPE_MISSING"
-    assert raised.value.metadata == {"scope": "admin"}
+    assert raised.value.metadata == {"scope": "registry"}
     with pytest.raises(Unauthenticated), headrace_errors():
         await call(request_type(), metadata=())
 
@@ -324,7 +324,7 @@ async def test_users_cannot_call_what_only_the_mesh_may(registry):
     """Not even operators: no token has the scope, and the edge has no route to these RPCs."""
     digest = await registry.register("smollm2", "1.0.0")
     await registry.deploy("deployments/d", "models/smollm2/versions/1.0.0")
-    for metadata in (USER, ADMIN):
+    for metadata in (USER, REGISTRAR):
         for call in (
             registry.download(digest, metadata=metadata),
             registry.internal.ReportBackend(

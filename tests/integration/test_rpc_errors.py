@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from libs.errors import BY_CODE, Internal, InvalidArgument, NotFound, Unavailable, Unimplemented
 from libs.rpc.status import headrace_errors
-from tests.support.rpc import Calls, handled_by, value
+from tests.support.rpc import CALLER, Calls, handled_by, value
 
 Handler = Callable[[Any, Any], Any]
 
@@ -153,7 +153,7 @@ async def test_a_message_that_is_too_large_is_refused_with_the_limit():
     async def unary(request, context):
         return request
 
-    async with handled_by(unary_unary=unary) as calls:
+    async with handled_by(False, CALLER, unary_unary=unary) as calls:
         assert await calls.unary_unary(value("x" * 4_000_000))
         with pytest.raises(InvalidArgument) as raised, headrace_errors():
             await calls.unary_unary(value("x" * 5_000_000))

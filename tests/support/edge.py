@@ -54,7 +54,7 @@ class RunningEdge:
 
     def token(self, **claims: Any) -> str:
         """Signs a token; by default of tenant `acme` and user `ann`, with all scopes."""
-        defaults = {"tenant": "acme", "user": "ann", "scopes": "infer read admin"}
+        defaults = {"tenant": "acme", "user": "ann", "scopes": "infer read registry billing"}
         return keys.mint_token(self.home, **{**defaults, **claims})
 
     def bearer(self, **claims: Any) -> dict[str, str]:

@@ -27,6 +27,8 @@ from deploy.local.readiness import Probe
 from deploy.local.supervisor import process_states
 from tests.support.otlp import CollectedSpan, Collector, running_collector
 
+# The providers of tests run on this machine.
+LOOPBACK_NETWORK = "127.0.0.0/8"
 _POLL_SECONDS = 0.05
 
 
@@ -137,13 +139,15 @@ def running_mesh(home: Path, *, models: bool, **shape: int) -> Iterator[RunningM
         shape: `inference_replicas`, `triton_backends`.
     """
     layout = Layout(home=home, edge_port=free_port(), **shape)
-    try:
-        processes = start(layout, SilentProgress())
-        if models:
-            deploy_models(layout, SilentProgress())
-        yield RunningMesh(layout=layout, processes=processes)
-    finally:
-        stop(layout)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HEADRACE_PROVIDER_ALLOWED_NETWORKS", LOOPBACK_NETWORK)
+        try:
+            processes = start(layout, SilentProgress())
+            if models:
+                deploy_models(layout, SilentProgress())
+            yield RunningMesh(layout=layout, processes=processes)
+        finally:
+            stop(layout)
 
 
 def free_port() -> int:

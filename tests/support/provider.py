@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -74,6 +75,13 @@ class MockProvider:
         return [
             b"data: %b\n\n" % json.dumps(chunk, ensure_ascii=False).encode() for chunk in chunks
         ] + [b"data: [DONE]\n\n"]
+
+
+def write_key(folder: Path, name: str, key: str, *, url_prefix: str) -> None:
+    """Writes the file of an API key, as `headrace provider key add` does."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / name).touch(mode=0o600)
+    (folder / name).write_text(json.dumps({"key": key, "url_prefix": url_prefix}))
 
 
 @asynccontextmanager

@@ -21,19 +21,21 @@ from headrace.registry.v1 import registry_pb2 as pb
 
 from libs.clock import SystemClock
 from libs.db import create_engine, migrate
+from libs.http_client import AddressPolicy
 from libs.rpc.channel import open_channel
 from libs.rpc.identity import Identity, mesh_identity
 from services.registry.artifacts import open_store
 from services.registry.feed import DeploymentFeed
 from services.registry.internal_servicer import RegistryInternalServicer
+from services.registry.provider_hosts import ProviderHosts
 from services.registry.servicer import RegistryServicer
 from services.registry.store import RegistryStore
 from services.registry.upload import UploadLimits
 from tests.support.edge import serving
 
-ADMIN = Identity("acme", "ann", frozenset({"admin"})).metadata()
+REGISTRAR = Identity("acme", "ann", frozenset({"registry"})).metadata()
 USER = Identity("acme", "ann", frozenset({"infer", "read"})).metadata()
-OPERATOR = Identity("acme", "ann", frozenset({"read", "admin"})).metadata()
+OPERATOR = Identity("acme", "ann", frozenset({"read", "registry"})).metadata()
 SERVICE = mesh_identity("test").metadata()
 CHAT = {"kind": "chat", "context_tokens": 1024, "max_output_tokens": 256}
 EMBEDDING = {"kind": "embedding", "dimensions": 384, "max_input_tokens": 256}
@@ -138,7 +140,7 @@ class RegistryClient:
 
     async def upload(self, content: bytes, **metadata: Any) -> str:
         answer: pb.UploadArtifactResponse = await self.stub.UploadArtifact(
-            parts(content, **metadata), metadata=ADMIN
+            parts(content, **metadata), metadata=REGISTRAR
         )
         return answer.digest
 
@@ -151,7 +153,7 @@ class RegistryClient:
     async def create_model(self, model: str, description: str = "") -> pb.Model:
         answer: pb.CreateModelResponse = await self.stub.CreateModel(
             pb.CreateModelRequest(model=pb.Model(name=f"models/{model}", description=description)),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.model
 
@@ -160,7 +162,7 @@ class RegistryClient:
             pb.CreateModelVersionRequest(
                 model_version=pb.ModelVersion(name=name, artifact_digest=digest, **fields)
             ),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.model_version
 
@@ -171,7 +173,7 @@ class RegistryClient:
                     name=name, spec=pb.DeploymentSpec(model_version=version, pool=pool)
                 )
             ),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.deployment
 
@@ -191,13 +193,13 @@ class RegistryClient:
             pb.UpdateDeploymentRequest(
                 deployment=deployment, update_mask=field_mask_pb2.FieldMask(paths=paths)
             ),
-            metadata=ADMIN,
+            metadata=REGISTRAR,
         )
         return answer.deployment
 
     async def undeploy(self, name: str, etag: str = "") -> None:
         request = pb.DeleteDeploymentRequest(name=name, etag=etag)
-        await self.stub.DeleteDeployment(request, metadata=ADMIN)
+        await self.stub.DeleteDeployment(request, metadata=REGISTRAR)
 
     async def report(self, deployment: str, backend: backend_pb2.Backend) -> None:
         await self.internal.ReportBackend(
@@ -234,6 +236,7 @@ async def serving_registry(
         artifacts=artifacts,
         feed=feed,
         limits=limits or UploadLimits(),
+        provider_hosts=ProviderHosts(AddressPolicy()),
         clock=clock,
     )
     internal = RegistryInternalServicer(store=store, artifacts=artifacts, feed=feed, clock=clock)

@@ -11,18 +11,20 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from libs.rpc.access import OPEN
+from libs.rpc.access import INFER, OPEN
 from libs.rpc.channel import open_channel
 from libs.rpc.identity import Identity
 from tests.support.edge import serving
 
 SERVICE = "headrace.test.v1.TestService"
+CALLER = Identity("acme", "ann", frozenset({INFER}))
 
 
 class Calls:
     """A client; each method is named after its kind of call."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel | CallerChannel) -> None:
+        self._channel = channel
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         self.unary_unary, self.unary_stream, self.stream_unary, self.stream_stream = (
             getattr(channel, kind)(
@@ -36,9 +38,15 @@ class Calls:
 
 @asynccontextmanager
 async def handled_by(
-    traced: bool = False, /, **handlers: Callable[[Any, Any], Any]
+    traced: bool = False, caller: Identity | None = None, /, **handlers: Callable[[Any, Any], Any]
 ) -> AsyncIterator[Calls]:
-    """Serves handlers, each named after its kind of call."""
+    """Serves handlers, each named after its kind of call.
+
+    Args:
+        traced: calls have spans.
+        caller: who calls; None: nobody, and the methods are open, so that messages are small.
+        **handlers: the methods.
+    """
 
     def register(server: grpc.aio.Server) -> None:
         methods = {
@@ -53,10 +61,10 @@ async def handled_by(
         server.add_generic_rpc_handlers((generic,))
 
     async with (
-        serving(register, scope_of=lambda _: OPEN) as address,
+        serving(register, scope_of=lambda _: INFER if caller else OPEN) as address,
         open_channel(address, traced=traced, retries=False) as channel,
     ):
-        yield Calls(channel)
+        yield Calls(CallerChannel(channel, caller) if caller else channel)
 
 
 def value(text: str) -> StringValue:

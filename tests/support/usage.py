@@ -24,7 +24,7 @@ from libs.rpc.identity import Identity
 
 READ = frozenset({"read"})
 ANN = Identity("acme", "ann", READ)
-ADMIN = Identity("acme", "root", READ | {"admin"})
+BILLING = Identity("acme", "root", READ | {"billing"})
 EVE = Identity("evil", "eve", READ)
 INTERNAL = Identity("headrace", "inference", frozenset({"internal"}))
 PRICE = cost_pb2.Price(
@@ -116,7 +116,7 @@ class CostClient:
         )
 
     async def create_price(
-        self, price: cost_pb2.Price = PRICE, *, who: Identity = ADMIN
+        self, price: cost_pb2.Price = PRICE, *, who: Identity = BILLING
     ) -> cost_pb2.Price:
         answer = await self.stub.CreatePrice(
             cost_pb2.CreatePriceRequest(price=price), metadata=who.metadata()

@@ -78,7 +78,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> FakeCosts:
     fake = FakeCosts()
 
     @contextmanager
-    def client() -> Iterator[FakeCosts]:
+    def client(_scopes: str) -> Iterator[FakeCosts]:
         yield fake
 
     monkeypatch.setattr(cost, "_cost_client", client)

@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from deploy.envoy.render import CLUSTERS, Edge, argv, files, write
+from deploy.envoy.render import CLUSTERS, Edge, argv, files, write, write_tokens
 from deploy.envoy.replies import local_replies
 from deploy.envoy.routes import (
     MAX_CALL_SECONDS,
@@ -23,18 +24,32 @@ from deploy.envoy.routes import (
 )
 from deploy.host import PROGRAMS
 
+_JWKS = '{"keys": ["a key"]}'
+
+
+@pytest.fixture(autouse=True, scope="module")
+def jwks_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The public keys that the edges of these tests verify tokens with."""
+    path: Path = tmp_path_factory.mktemp("keys") / "jwks.json"
+    path.write_text(_JWKS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_KEYS, "jwks_file", path)
+        yield path
+
+
+_KEYS: dict[str, Path] = {}
+
 
 def _edge(folder: Path, **changes: Any) -> Edge:
     settings: dict[str, Any] = {
         "folder": folder,
         "jwt_issuer": "issuer",
         "jwt_audience": "audience",
-        "jwks_file": Path("/keys/jwks.json"),
         "listen_address": "127.0.0.1:8080",
         "admin_address": "127.0.0.1:9901",
         "services": {name: [f"127.0.0.1:{7000 + n}"] for n, name in enumerate(CLUSTERS)},
     }
-    return Edge(**{**settings, **changes})
+    return Edge(**{**settings, **_KEYS, **changes})
 
 
 def _route(path: str) -> dict[str, Any]:
@@ -58,15 +73,35 @@ def test_rendering_again_changes_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "envoy.yaml",
         "headrace.pb",
+        "tokens.json",
     }
 
 
 def test_tokens_are_verified_with_the_public_keys_that_are_given(tmp_path: Path) -> None:
-    """The configuration names their file, their folder, the issuer and the audience."""
+    """A file of its own has them, the issuer and the audience."""
     text = write(_edge(tmp_path)).read_text()
-    assert 'filename: "/keys/jwks.json", watched_directory: { path: "/keys" }' in text
-    assert 'issuer: "issuer"' in text
-    assert 'audiences: ["audience"]' in text
+    assert f'"path": "{tmp_path}/tokens.json"' in text
+    (resource,) = json.loads((tmp_path / "tokens.json").read_bytes())["resources"]
+    (provider,) = resource["typed_config"]["providers"].values()
+    assert provider["issuer"] == "issuer"
+    assert provider["audiences"] == ["audience"]
+    assert provider["local_jwks"] == {"inline_string": _JWKS}
+
+
+def test_tokens_are_verified_with_other_keys_while_the_edge_runs(
+    tmp_path: Path, jwks_file: Path
+) -> None:
+    """Only their file is written again, with another version."""
+    edge = _edge(tmp_path)
+    write(edge)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    jwks_file.write_text('{"keys": []}')
+    write_tokens(edge)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {"tokens.json"}
+    versions = [json.loads(files["tokens.json"])["version_info"] for files in (before, after)]
+    assert versions[0] != versions[1]
+    jwks_file.write_text(_JWKS)
 
 
 def test_files_can_be_rendered_for_another_machine() -> None:

@@ -34,7 +34,7 @@ from services.inference.backends.openai_http.errors import (
 from services.inference.backends.stall import StallLimits
 from services.inference.domain import BackendFailedError, ChatCall, Delivered, Finish
 from services.inference.generation.relay import Relay
-from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider
+from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider, write_key
 
 CALL = ChatCall(
     request_id="r",
@@ -60,8 +60,7 @@ class Got:
 async def client_of(
     mock: MockProvider, tmp_path: Path, *, stall: StallLimits = STALL
 ) -> AsyncIterator[Provider]:
-    (tmp_path / KEY_NAME).write_text(KEY + "\n")
-    (tmp_path / KEY_NAME).chmod(0o600)
+    write_key(tmp_path, KEY_NAME, KEY, url_prefix=mock.base_url)
     client = Provider(
         mock.base_url,
         api_key_name=KEY_NAME,

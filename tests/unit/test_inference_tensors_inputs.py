@@ -84,6 +84,20 @@ def test_there_is_a_limit_to_the_number_of_texts():
         check_texts(message(tensor(), contents=(contents,)), MODEL_KIND_EMBEDDING)
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [tensor(), tensor()],
+        [tensor("other")] * 513,
+        [tensor(parameters={str(n): {"bool_param": True} for n in range(64)})],
+    ],
+)
+def test_messages_that_would_take_long_to_read_are_refused(inputs):
+    """The walk would multiply."""
+    with pytest.raises(InvalidArgument, match="not a valid ModelInferRequest"):
+        check_texts(message(*inputs), MODEL_KIND_EMBEDDING)
+
+
 @given(st.binary(max_size=100))
 def test_no_bytes_cause_another_error(made):
     """Whatever arrives."""

@@ -30,13 +30,15 @@ def _verified(home: Path, token: str) -> dict[str, Any]:
 
 def test_a_token_carries_the_identity_and_verifies_with_the_public_file(tmp_path: Path) -> None:
     """The edge reads the same claims that the token was signed with."""
-    token = mint_token(tmp_path, tenant="acme", user="ann", scopes=" infer  admin", ttl_seconds=60)
+    token = mint_token(
+        tmp_path, tenant="acme", user="ann", scopes=" infer  billing", ttl_seconds=60
+    )
     claims = _verified(tmp_path, token)
     assert claims["exp"] - claims["iat"] == 60
     assert {key: claims[key] for key in ("sub", "tenant", "scopes")} == {
         "sub": "ann",
         "tenant": "acme",
-        "scopes": "infer admin",
+        "scopes": "infer billing",
     }
 
 
@@ -59,12 +61,13 @@ def test_another_mesh_does_not_accept_the_token(tmp_path: Path) -> None:
     "wrong",
     [
         {"tenant": ""},
-        {"tenant": "acme\r\nx-headrace-scopes: admin"},
+        {"tenant": "acme\r\nx-headrace-scopes: registry"},
         {"user": "ann\u00e9"},
         {"user": "a" * 129},
         {"scopes": "infer \x00"},
         {"scopes": "infer,read"},
         {"scopes": "internal"},
+        {"scopes": "infer admin"},
         {"ttl_seconds": 0},
         {"ttl_seconds": 10**9},
     ],

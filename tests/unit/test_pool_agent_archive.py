@@ -42,7 +42,7 @@ def test_files_are_unpacked_with_their_digests(tmp_path):
     path = pack(
         tmp_path,
         member("1", type=tarfile.DIRTYPE),
-        *(member(name, content, mode=0o7777) for name, content in GOOD.items()),
+        *(member(name, content, mode=0o1777) for name, content in GOOD.items()),
     )
     digests = unpack(path, tmp_path / "out", limit_bytes=LIMIT_BYTES)
     assert set(digests) == set(GOOD)

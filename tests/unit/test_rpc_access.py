@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from libs.errors import Internal
-from libs.rpc.access import ADMIN, INFER, INTERNAL, OPEN, READ, required_scope, scope_of
+from libs.rpc.access import (
+    BILLING,
+    INFER,
+    INTERNAL,
+    OPEN,
+    OPERATOR,
+    READ,
+    REGISTRY,
+    ROUTER,
+    required_scope,
+    scope_of,
+)
 from libs.rpc.public_api import public_services
 from tests.support.protos import all_methods, path_of
 
@@ -15,7 +26,7 @@ METHODS = list(all_methods())
 @pytest.mark.parametrize("method", METHODS, ids=path_of)
 def test_each_method_declares_its_scope(method):
     """A new method cannot be forgotten: without a scope this test fails, and no call passes."""
-    assert scope_of(method) in {INFER, READ, ADMIN, INTERNAL}
+    assert scope_of(method) in {INFER, READ, REGISTRY, ROUTER, BILLING, OPERATOR, INTERNAL}
     assert required_scope(path_of(method)) == scope_of(method)
 
 

@@ -10,6 +10,7 @@ from headrace.inference.v1 import (
 )
 
 from libs.chat import wire
+from libs.chat.request import MAX_PRIORITY
 from libs.clock import Clock
 from libs.rpc.grpc_http1 import GrpcCall
 from libs.rpc.identity import Context, identity_of
@@ -36,6 +37,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Streams one answer."""
         deadline_seconds = convert.deadline_seconds(context, self._clock)
         call = convert.chat_call(request, self._clock, deadline_seconds=deadline_seconds)
+        caller = identity_of(context)
+        # One that no token allows is an invalid field: the generator says so.
+        caller.allow_priority(min(request.priority, MAX_PRIORITY))
         writer: convert.DeltaWriter | None = None
 
         async def deliver(chunk: Chunk, started: Started | None) -> None:
@@ -49,7 +53,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     events.append(writer.delta(chunk))
                 await _write_together(context, events)
 
-        result = await self._generator.answer(call, identity_of(context), deliver)
+        result = await self._generator.answer(call, caller, deliver)
         await context.write(convert.final_event(result))
 
     async def CountTokens(

@@ -18,8 +18,10 @@ from headrace.common.v1 import model_pb2
 from libs.errors import InvalidArgument
 from services.inference.backends.triton.codec import CACHE_SALT, LENGTH, malformed
 
-# The walk is Python: a message of millions of empty fields must not block the process.
+# The walk is Python: a message of millions of empty fields must not block the process. Neither may
+# thousands of messages in it with thousands of fields each.
 MAX_FIELDS = 4096
+MAX_OUTPUTS = 512
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
@@ -34,6 +36,9 @@ _OUTPUTS, _RAW_OUTPUTS = 5, 6
 _OUTPUT_NAME = 1
 # ModelStreamInferResponse
 _ERROR_MESSAGE, _INFER_RESPONSE = 1, 2
+
+# A name and parameters, of which a request has a few.
+_MAX_FIELDS_OF_OUTPUT = 32
 
 _MALFORMED = (ValueError, IndexError, struct.error)
 
@@ -104,6 +109,7 @@ def read_request(message: bytes) -> InferRequestHead:
             elif number == _INPUTS:
                 tensors_at = min(tensors_at, start)
             elif number == _REQUESTED_OUTPUTS:
+                _check_count(outputs)
                 name, has_parameters = _requested_output(message, start, end)
                 outputs.append(name)
                 altered.update([name] if has_parameters else [])
@@ -207,11 +213,16 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in fields(message, start, end):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_OUTPUT):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
     return name, has_parameters
+
+
+def _check_count(outputs: Collection[str]) -> None:
+    if len(outputs) >= MAX_OUTPUTS:
+        raise ValueError(f"it requests more than {MAX_OUTPUTS} outputs")
 
 
 def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
@@ -222,7 +233,9 @@ def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
     return value
 
 
-def fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def fields(
+    message: bytes, start: int, end: int, *, limit: int = MAX_FIELDS
+) -> Iterator[tuple[int, int, int]]:
     """Yields number, start and end of each length-delimited field; skips the others.
 
     Raises:
@@ -232,8 +245,8 @@ def fields(message: bytes, start: int, end: int) -> Iterator[tuple[int, int, int
     position, count = start, 0
     while position < end:
         count += 1
-        if count > MAX_FIELDS:
-            raise ValueError(f"it has more than {MAX_FIELDS} fields")
+        if count > limit:
+            raise ValueError(f"it has more than {limit} fields")
         key, position = _varint(message, position)
         number, wire_type = key >> 3, key & 7
         if wire_type == _BYTES:

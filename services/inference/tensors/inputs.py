@@ -24,6 +24,10 @@ _TEXT_INPUTS = {
     model_pb2.MODEL_KIND_EMBEDDING: "text",
 }
 
+# The walk is Python: it must not block the process.
+MAX_INPUTS = 512
+_MAX_FIELDS_OF_INPUT = 64
+
 # ModelInferRequest
 _INPUTS, _RAW_INPUTS = 5, 7
 # InferInputTensor
@@ -44,33 +48,47 @@ def check_texts(message: bytes, kind: model_pb2.ModelKind.ValueType) -> None:
     Raises:
         InvalidArgument: they are not, or the message is malformed. The text has no contents.
     """
-    wanted = _TEXT_INPUTS.get(kind)
     try:
-        inputs, raw = [], []
-        for number, start, end in fields(message, 0, len(message)):
-            if number == _INPUTS:
-                inputs.append(_input(message, start, end))
-            elif number == _RAW_INPUTS:
-                raw.append((start, end))
-        for index, each in enumerate(inputs):
-            if each.name == wanted and each.datatype == "BYTES":
-                is_raw = index < len(raw)
-                elements = (
-                    _raw_elements(message, *raw[index], name=each.name)
-                    if is_raw
-                    else _elements(message, each.contents)
-                )
-                _check(message, elements, name=each.name)
+        _check_input(message, _TEXT_INPUTS.get(kind, ""))
     except (ValueError, IndexError) as error:
         raise InvalidArgument(
             f"the message is not a valid ModelInferRequest: {error}", reason="INVALID_FIELD"
         ) from error
 
 
+def _check_input(message: bytes, name: str) -> None:
+    """Checks the texts of one input.
+
+    Raises:
+        InvalidArgument: they are no texts.
+        ValueError, IndexError: the message is malformed.
+    """
+    inputs, raw = [], []
+    for number, start, end in fields(message, 0, len(message)):
+        if number == _INPUTS:
+            inputs.append(_input(message, start, end))
+        elif number == _RAW_INPUTS:
+            raw.append((start, end))
+        if len(inputs) > MAX_INPUTS:
+            raise ValueError(f"it has more than {MAX_INPUTS} inputs")
+    named = [index for index, each in enumerate(inputs) if each.name == name]
+    if len(named) > 1:
+        raise ValueError(f"it has the input {name} more than once")
+    for index in named:
+        if inputs[index].datatype == "BYTES":
+            is_raw = index < len(raw)
+            elements = (
+                _raw_elements(message, *raw[index], name=name)
+                if is_raw
+                else _elements(message, inputs[index].contents)
+            )
+            _check(message, elements, name=name)
+
+
 def _input(message: bytes, start: int, end: int) -> _Input:
     name = datatype = ""
     contents: list[tuple[int, int]] = []
-    for number, first, last in fields(message, start, end):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
         if number == _NAME:
             name = message[first:last].decode()
         elif number == _DATATYPE:

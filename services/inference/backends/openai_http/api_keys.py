@@ -1,5 +1,9 @@
 """API keys of providers: files that only their owner can read.
 
+A file has the key and the prefix of the URLs that it may be sent to, as JSON: otherwise whoever
+deploys a version could send the key to a server of their own. `headrace provider key add` writes
+it.
+
 Files are read in a thread, never on the event loop: a disk or a network share can block. A key is
 read again at most once per `MAX_AGE_SECONDS`, when a request needs it.
 """
@@ -7,6 +11,7 @@ read again at most once per `MAX_AGE_SECONDS`, when a request needs it.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import stat
@@ -15,8 +20,10 @@ from typing import NamedTuple
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition
+from libs.http_client import Url
 
 MAX_KEY_BYTES = 8192
+MAX_FILE_BYTES = 16 * 1024
 # A replaced key is used, and a removed one refused, after at most this time.
 MAX_AGE_SECONDS = 1.0
 
@@ -25,9 +32,10 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 
 class _Read(NamedTuple):
-    """What a file held when it was read: a key, or else what is wrong with it."""
+    """What a file held when it was read: a key and where it may be sent, or what is wrong."""
 
     key: str
+    prefix: Url | None
     problem: str
     expires_seconds: float
 
@@ -41,11 +49,12 @@ class ApiKeys:
         self._known: dict[str, _Read] = {}
         self._reading: dict[str, asyncio.Task[_Read]] = {}
 
-    async def get(self, name: str) -> str:
-        """Returns a key. No error contains what a file holds.
+    async def get(self, name: str, url: Url) -> str:
+        """Returns a key for requests to a URL. No error contains what a file holds.
 
         Raises:
-            FailedPrecondition: the file is missing, can be read by others, or holds no valid key.
+            FailedPrecondition: the file is missing, can be read by others, holds no valid key, or
+                the key must not be sent to this URL.
         """
         if not _NAME.fullmatch(name):
             raise _misconfigured(name, "has an invalid name")
@@ -54,6 +63,8 @@ class ApiKeys:
             known = await self._read_once(name)
         if known.problem:
             raise _misconfigured(name, known.problem)
+        if known.prefix is None or not url.is_within(known.prefix):
+            raise _misconfigured(name, "is bound to other URLs than the provider's")
         return known.key
 
     async def _read_once(self, name: str) -> _Read:
@@ -66,29 +77,58 @@ class ApiKeys:
 
     async def _read(self, name: str) -> _Read:
         expires_seconds = self._clock.monotonic_seconds() + MAX_AGE_SECONDS
-        key, problem = await asyncio.to_thread(_read_file, self._folder / name)
-        read = self._known[name] = _Read(key, problem, expires_seconds)
+        try:
+            content = await asyncio.to_thread(_read_file, self._folder / name)
+            read = _Read(*_parse(content), "", expires_seconds)
+        except _KeyFileError as error:
+            read = _Read("", None, str(error), expires_seconds)
+        self._known[name] = read
         return read
 
 
-def _read_file(path: Path) -> tuple[str, str]:
-    """Returns a key and no problem, or no key and a problem."""
+class _KeyFileError(Exception):
+    """What is wrong with a file, without what it holds."""
+
+
+def _read_file(path: Path) -> str:
+    """Returns what a file holds.
+
+    Raises:
+        _KeyFileError: it cannot be read, or by too many.
+    """
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                return "", "is not a regular file"
+                raise _KeyFileError("is not a regular file")
             if status.st_mode & 0o077:
-                return "", "can be read by other users: chmod 600 it"
-            key = file.read(MAX_KEY_BYTES + 1).decode("ascii", "replace").strip()
+                raise _KeyFileError("can be read by other users: chmod 600 it")
+            return file.read(MAX_FILE_BYTES + 1).decode("utf-8", "replace").strip()
     except OSError as error:
-        return "", os.strerror(error.errno or 0)
+        raise _KeyFileError(os.strerror(error.errno or 0)) from error
+
+
+def _parse(content: str) -> tuple[str, Url]:
+    """Returns a key and the prefix of its URLs.
+
+    Raises:
+        _KeyFileError: the content has another form.
+    """
+    if not content.startswith("{"):
+        raise _KeyFileError(
+            "is bound to no URL: run `headrace provider key add NAME --url-prefix URL --file FILE`"
+        )
+    try:
+        fields = json.loads(content)
+        key, prefix = fields["key"], Url.parse(fields["url_prefix"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _KeyFileError("is not valid: add it again with `headrace provider key add`") from None
     # A key becomes a header: a line end in it would add another header.
-    if len(key) > MAX_KEY_BYTES or not _PRINTABLE.fullmatch(key):
-        return "", "is not a valid key: it must be one line of printable ASCII"
-    return key, ""
+    if not isinstance(key, str) or len(key) > MAX_KEY_BYTES or not _PRINTABLE.fullmatch(key):
+        raise _KeyFileError("is not a valid key: it must be one line of printable ASCII")
+    return key, prefix
 
 
 def _misconfigured(name: str, problem: str) -> FailedPrecondition:

@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 import orjson
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from libs.http_client import HttpClient, HttpError, Network, Response
+from libs.http_client import (
+    AddressRefusedError,
+    HttpClient,
+    HttpError,
+    Network,
+    Response,
+    Url,
+)
 from services.inference import metrics
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.openai_http.api_keys import ApiKeys
@@ -72,7 +78,7 @@ class Provider:
         clock: Clock,
         network: Network | None = None,
     ) -> None:
-        self._host = urlsplit(base_url).hostname or ""
+        self._url = _parsed(base_url)
         self._api_key_name = api_key_name
         self._keys = keys
         self._stall = stall
@@ -152,7 +158,7 @@ class Provider:
                 raise
             self._linger(response)
         if not answer.has_usage:
-            metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels(self._host).inc()
+            metrics.PROVIDER_ANSWERS_WITHOUT_USAGE.labels(self._url.host if self._url else "").inc()
         return finish
 
     @staticmethod
@@ -168,8 +174,10 @@ class Provider:
         """Returns the API key; empty where the provider needs none."""
         if not self._api_key_name:
             return ""
+        if self._url is None:
+            raise misconfigured("the provider's URL is not valid: no API key is sent to it")
         try:
-            return await self._keys.get(self._api_key_name)
+            return await self._keys.get(self._api_key_name, self._url)
         except FailedPrecondition as error:
             raise misconfigured(error.message) from error
 
@@ -180,6 +188,14 @@ class Provider:
         if key:  # a provider may quote it; the caller must not see it
             body = body.replace(key.encode(), b"[API key]")
         raise refusal(response.status, response.headers, body, self._clock)
+
+
+def _parsed(base_url: str) -> Url | None:
+    """Returns a URL; None for one that an earlier version accepted."""
+    try:
+        return Url.parse(base_url)
+    except ValueError:
+        return None
 
 
 async def _error_body(response: Response) -> bytes:
@@ -212,6 +228,11 @@ def _chat_request(backend_model: str, call: ChatCall, *, max_tokens: int) -> byt
 def _http_failures() -> Iterator[None]:
     try:
         yield
+    except AddressRefusedError as error:
+        raise misconfigured(
+            "the provider is at an address that is not allowed: see "
+            "HEADRACE_PROVIDER_ALLOWED_NETWORKS"
+        ) from error
     except (HttpError, OSError) as error:  # timeouts are among the latter
         raise failed(f"{type(error).__name__}: {error}") from error
 

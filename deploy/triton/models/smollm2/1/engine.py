@@ -57,7 +57,8 @@ class Engine:
         self.longest_token_bytes = vocabulary.longest
         self._special_tokens = SpecialTokens(vocabulary.special)
         self._slots = Slots(n_parallel, shared=parameters["share_prefix_cache"] == "true")
-        # The engine opens an HTTP listener on the loopback, the only way to its template.
+        # The engine opens an HTTP listener on the loopback, the only way to its template. The
+        # sandbox allows one port.
         self._api_key = secrets.token_urlsafe(32)
         settings = xllamacpp.CommonParams()
         settings.model.path = str(weights)
@@ -68,6 +69,7 @@ class Engine:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         settings.cache_ram_mib = 0
         settings.ui = False
+        settings.port = int(os.environ.get("HEADRACE_ENGINE_PORT", "0"))
         settings.endpoint_slots = False
         settings.api_keys = [self._api_key]
         settings.verbosity = _SILENT

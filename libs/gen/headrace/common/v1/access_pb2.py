@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/common/v1/access.proto\x12\x12headrace.common.v1\x1a google/protobuf/descriptor.proto*d\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSCOPE_INFER\x10\x01\x12\x0e\n\nSCOPE_READ\x10\x02\x12\x0f\n\x0bSCOPE_ADMIN\x10\x03\x12\x12\n\x0eSCOPE_INTERNAL\x10\x04:S\n\x0erequired_scope\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0e\x32\x19.headrace.common.v1.ScopeBe\n\x12headrace.common.v1B\x0b\x41\x63\x63\x65ssProtoP\x01Z+headrace/gen/go/headrace/common/v1;commonv1\xaa\x02\x12Headrace.Common.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/common/v1/access.proto\x12\x12headrace.common.v1\x1a google/protobuf/descriptor.proto*\xb5\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSCOPE_INFER\x10\x01\x12\x0e\n\nSCOPE_READ\x10\x02\x12\x13\n\x0bSCOPE_ADMIN\x10\x03\x1a\x02\x08\x01\x12\x12\n\x0eSCOPE_INTERNAL\x10\x04\x12\x12\n\x0eSCOPE_REGISTRY\x10\x05\x12\x10\n\x0cSCOPE_ROUTER\x10\x06\x12\x11\n\rSCOPE_BILLING\x10\x07\x12\x12\n\x0eSCOPE_OPERATOR\x10\x08:S\n\x0erequired_scope\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0e\x32\x19.headrace.common.v1.ScopeBe\n\x12headrace.common.v1B\x0b\x41\x63\x63\x65ssProtoP\x01Z+headrace/gen/go/headrace/common/v1;commonv1\xaa\x02\x12Headrace.Common.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.common.v1.access_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022headrace.common.v1B\013AccessProtoP\001Z+headrace/gen/go/headrace/common/v1;commonv1\252\002\022Headrace.Common.V1'
-  _globals['_SCOPE']._serialized_start=89
-  _globals['_SCOPE']._serialized_end=189
+  _globals['_SCOPE'].values_by_name["SCOPE_ADMIN"]._loaded_options = None
+  _globals['_SCOPE'].values_by_name["SCOPE_ADMIN"]._serialized_options = b'\010\001'
+  _globals['_SCOPE']._serialized_start=90
+  _globals['_SCOPE']._serialized_end=271
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,11 @@ if sys.version_info >= (3, 10):
 else:
     from typing_extensions import TypeAlias as _TypeAlias
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Scope:
@@ -30,18 +35,27 @@ class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType
     """Runs models: generation, embeddings, jobs, and the OpenAI API."""
     SCOPE_READ: _Scope.ValueType  # 2
     """Reads one's own costs and the public state of models, deployments and routes."""
-    SCOPE_ADMIN: _Scope.ValueType  # 3
-    """Changes models, deployments and prices, and reads what only operators may see."""
+    @_builtins.property
+    @_deprecated("""This enum value has been marked as deprecated using proto enum value options.""")
+    def SCOPE_ADMIN(self) -> _Scope.ValueType:   # 3
+        """Was split into the four scopes below. No RPC requires it, and a token with it has no rights by it."""
     SCOPE_INTERNAL: _Scope.ValueType  # 4
     """Calls between services of the mesh. No token has this scope, and the edge has no route to such RPCs."""
+    SCOPE_REGISTRY: _Scope.ValueType  # 5
+    """Changes models, versions, artifacts and deployments, and reads which provider runs a version."""
+    SCOPE_ROUTER: _Scope.ValueType  # 6
+    """Changes how requests are routed."""
+    SCOPE_BILLING: _Scope.ValueType  # 7
+    """Sets prices, and reads prices and costs of all tenants."""
+    SCOPE_OPERATOR: _Scope.ValueType  # 8
+    """Operates the mesh: all that is neither `registry`, `router` nor `billing`."""
 
 class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
     """What a token permits.
 
     The claim `scopes` of a token holds the names of these values without their prefix, in lower case,
-    separated by spaces: `infer read`. A scope includes no other. New scopes may be added, for example
-    parts of `SCOPE_ADMIN`, and an RPC may then require one of them: readers refuse a call whose required
-    scope they do not know.
+    separated by spaces: `infer read`. A scope includes no other. New scopes may be added, and an RPC may then
+    require one of them: readers refuse a call whose required scope they do not know.
     """
 
 SCOPE_UNSPECIFIED: Scope.ValueType  # 0
@@ -51,9 +65,17 @@ SCOPE_INFER: Scope.ValueType  # 1
 SCOPE_READ: Scope.ValueType  # 2
 """Reads one's own costs and the public state of models, deployments and routes."""
 SCOPE_ADMIN: Scope.ValueType  # 3
-"""Changes models, deployments and prices, and reads what only operators may see."""
+"""Was split into the four scopes below. No RPC requires it, and a token with it has no rights by it."""
 SCOPE_INTERNAL: Scope.ValueType  # 4
 """Calls between services of the mesh. No token has this scope, and the edge has no route to such RPCs."""
+SCOPE_REGISTRY: Scope.ValueType  # 5
+"""Changes models, versions, artifacts and deployments, and reads which provider runs a version."""
+SCOPE_ROUTER: Scope.ValueType  # 6
+"""Changes how requests are routed."""
+SCOPE_BILLING: Scope.ValueType  # 7
+"""Sets prices, and reads prices and costs of all tenants."""
+SCOPE_OPERATOR: Scope.ValueType  # 8
+"""Operates the mesh: all that is neither `registry`, `router` nor `billing`."""
 Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 REQUIRED_SCOPE_FIELD_NUMBER: _builtins.int

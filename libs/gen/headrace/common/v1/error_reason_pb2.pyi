@@ -38,7 +38,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 3
     """The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
-    Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
+    Example: `CreateModel` without the scope `registry`. Metadata: `scope`.
     """
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 4
     """No model has this name. Comes with `NOT_FOUND`.
@@ -154,6 +154,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Metadata: `resource`, `state`.
     """
+    ERROR_REASON_PRIORITY_NOT_ALLOWED: _ErrorReason.ValueType  # 27
+    """The request asks for a higher priority than the token allows. Comes with `PERMISSION_DENIED`. Ask for less, or
+    use a token with a higher `max_priority`.
+
+    Metadata: `max_priority`.
+    """
+    ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 29
+    """A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings
+    `HEADRACE_PROVIDER_ALLOWED_NETWORKS` and `HEADRACE_PROVIDER_PRIVATE_NETWORKS`. Comes with `FAILED_PRECONDITION`.
+
+    Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
+    """
     ERROR_REASON_MODEL_FAILED: _ErrorReason.ValueType  # 30
     """The model failed on this request, also on a second try. Comes with `INTERNAL`; the log has the details. A
     retry of the same request fails again.
@@ -185,7 +197,7 @@ Example: the token is expired. Metadata: none.
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 3
 """The token lacks the scope that the RPC requires. Comes with `PERMISSION_DENIED`.
 
-Example: `CreateModel` without the scope `admin`. Metadata: `scope`.
+Example: `CreateModel` without the scope `registry`. Metadata: `scope`.
 """
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 4
 """No model has this name. Comes with `NOT_FOUND`.
@@ -300,6 +312,18 @@ ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 25
 """The job has already succeeded or failed. Comes with `FAILED_PRECONDITION`.
 
 Metadata: `resource`, `state`.
+"""
+ERROR_REASON_PRIORITY_NOT_ALLOWED: ErrorReason.ValueType  # 27
+"""The request asks for a higher priority than the token allows. Comes with `PERMISSION_DENIED`. Ask for less, or
+use a token with a higher `max_priority`.
+
+Metadata: `max_priority`.
+"""
+ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 29
+"""A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings
+`HEADRACE_PROVIDER_ALLOWED_NETWORKS` and `HEADRACE_PROVIDER_PRIVATE_NETWORKS`. Comes with `FAILED_PRECONDITION`.
+
+Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
 """
 ERROR_REASON_MODEL_FAILED: ErrorReason.ValueType  # 30
 """The model failed on this request, also on a second try. Comes with `INTERNAL`; the log has the details. A

@@ -426,7 +426,7 @@ class QueryUsageRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """`tenants/{tenant}`. Empty: the caller's tenant. Another one requires the scope `admin`, as does
+    """`tenants/{tenant}`. Empty: the caller's tenant. Another one requires the scope `billing`, as does
     `tenants/-`, which means all tenants.
     """
     filter: _builtins.str

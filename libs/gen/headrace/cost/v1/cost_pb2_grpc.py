@@ -83,7 +83,7 @@ class CostServiceServicer:
 
     def ListPrices(self, request, context):
         """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
-        `admin` see all.
+        `billing` see all.
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
@@ -111,7 +111,7 @@ class CostServiceServicer:
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `billing`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class CostServiceStub:
     """
     ListPrices: _grpc.UnaryUnaryMultiCallable[_cost_pb2.ListPricesRequest, _cost_pb2.ListPricesResponse]
     """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
-    `admin` see all.
+    `billing` see all.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
@@ -68,7 +68,7 @@ class CostServiceStub:
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `billing`.
     """
 
 @_typing.type_check_only
@@ -91,7 +91,7 @@ class CostServiceAsyncStub(CostServiceStub):
     """
     ListPrices: _aio.UnaryUnaryMultiCallable[_cost_pb2.ListPricesRequest, _cost_pb2.ListPricesResponse]  # type: ignore[assignment]
     """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
-    `admin` see all.
+    `billing` see all.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
@@ -111,7 +111,7 @@ class CostServiceAsyncStub(CostServiceStub):
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `billing`.
     """
 
 class CostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,7 +143,7 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cost_pb2.ListPricesResponse, _abc.Awaitable[_cost_pb2.ListPricesResponse]]:
         """Lists the prices that apply to the caller's tenant: general ones, and its own. Callers with the scope
-        `admin` see all.
+        `billing` see all.
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
@@ -175,7 +175,7 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; other tenants than the caller's require `billing`.
         """
 
 def add_CostServiceServicer_to_server(servicer: CostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -49,8 +49,9 @@ class EmbeddingServiceServicer:
     def Embed(self, request, context):
         """Computes the embeddings of texts.
 
-        A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
-        concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
+        A vector is cached for the tenant, under the digests of the artifact and the text. Missing ones are computed
+        in batches; concurrent requests of a tenant for the same text compute it once. The usage is recorded before
+        the response is sent. A call that fails or is cancelled is billed for what was computed for it.
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.

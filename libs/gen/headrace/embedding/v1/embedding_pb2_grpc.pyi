@@ -36,8 +36,9 @@ class EmbeddingServiceStub:
     Embed: _grpc.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]
     """Computes the embeddings of texts.
 
-    A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
-    concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
+    A vector is cached for the tenant, under the digests of the artifact and the text. Missing ones are computed
+    in batches; concurrent requests of a tenant for the same text compute it once. The usage is recorded before
+    the response is sent. A call that fails or is cancelled is billed for what was computed for it.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
@@ -56,8 +57,9 @@ class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
     Embed: _aio.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]  # type: ignore[assignment]
     """Computes the embeddings of texts.
 
-    A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
-    concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
+    A vector is cached for the tenant, under the digests of the artifact and the text. Missing ones are computed
+    in batches; concurrent requests of a tenant for the same text compute it once. The usage is recorded before
+    the response is sent. A call that fails or is cancelled is billed for what was computed for it.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.
@@ -79,8 +81,9 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_embedding_pb2.EmbedResponse, _abc.Awaitable[_embedding_pb2.EmbedResponse]]:
         """Computes the embeddings of texts.
 
-        A vector is cached under the digests of the artifact and the text. Missing ones are computed in one batch;
-        concurrent requests for the same text compute it once. The usage is recorded before the response is sent.
+        A vector is cached for the tenant, under the digests of the artifact and the text. Missing ones are computed
+        in batches; concurrent requests of a tenant for the same text compute it once. The usage is recorded before
+        the response is sent. A call that fails or is cancelled is billed for what was computed for it.
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`. Fix the request.

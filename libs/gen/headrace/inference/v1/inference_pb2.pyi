@@ -540,7 +540,8 @@ class GenerateRequest(_message.Message):
     """Makes sampling repeatable. At least 0."""
     priority: _builtins.int
     """From 0 to 9. Waiting requests are ordered by their deadlines, those of one deadline by their
-    priorities, the highest first.
+    priorities, the highest first. One above what the token allows, 0 by default, is refused with
+    `PERMISSION_DENIED` and `PRIORITY_NOT_ALLOWED`.
     """
     resume_from: _builtins.str
     """Continues an answer whose stream broke: the `resume_token` of the last delta that arrived. The other

@@ -60,6 +60,7 @@ class InferenceServiceServicer:
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `PROMPT_TOO_LONG`, `MODEL_KIND_MISMATCH`, `MESSAGE_TOO_LARGE`.
         Fix the request.
+        * `PERMISSION_DENIED`: `PRIORITY_NOT_ALLOWED`; the token allows lower priorities only.
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`;
         after a delta, continue with `resume_from`.

@@ -75,6 +75,7 @@ class JobServiceServicer:
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+        * `PERMISSION_DENIED`: `PRIORITY_NOT_ALLOWED`; the token allows lower priorities only.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
         """

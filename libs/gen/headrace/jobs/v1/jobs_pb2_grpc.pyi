@@ -42,6 +42,7 @@ class JobServiceStub:
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+    * `PERMISSION_DENIED`: `PRIORITY_NOT_ALLOWED`; the token allows lower priorities only.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
     """
@@ -91,6 +92,7 @@ class JobServiceAsyncStub(JobServiceStub):
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+    * `PERMISSION_DENIED`: `PRIORITY_NOT_ALLOWED`; the token allows lower priorities only.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
     """
@@ -143,6 +145,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`, `MESSAGE_TOO_LARGE`. Fix the request.
+        * `PERMISSION_DENIED`: `PRIORITY_NOT_ALLOWED`; the token allows lower priorities only.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`; the job with this id has another payload.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
         """

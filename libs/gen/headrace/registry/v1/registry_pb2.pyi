@@ -34,7 +34,7 @@ class _ModelVersionViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode
     MODEL_VERSION_VIEW_BASIC: _ModelVersionView.ValueType  # 1
     """All but `provider`."""
     MODEL_VERSION_VIEW_FULL: _ModelVersionView.ValueType  # 2
-    """All. Requires the scope `admin`."""
+    """All. Requires the scope `registry`."""
 
 class ModelVersionView(_ModelVersionView, metaclass=_ModelVersionViewEnumTypeWrapper):
     """How much of a version a response has."""
@@ -44,7 +44,7 @@ MODEL_VERSION_VIEW_UNSPECIFIED: ModelVersionView.ValueType  # 0
 MODEL_VERSION_VIEW_BASIC: ModelVersionView.ValueType  # 1
 """All but `provider`."""
 MODEL_VERSION_VIEW_FULL: ModelVersionView.ValueType  # 2
-"""All. Requires the scope `admin`."""
+"""All. Requires the scope `registry`."""
 Global___ModelVersionView: _TypeAlias = ModelVersionView  # noqa: Y015
 
 class _DeploymentState:

@@ -164,7 +164,7 @@ class RegistryServiceServicer:
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +175,7 @@ class RegistryServiceServicer:
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +186,8 @@ class RegistryServiceServicer:
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+        use another version, or let an operator allow the network.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -223,7 +224,8 @@ class RegistryServiceServicer:
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+        use another version, or let an operator allow the network.
         * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -76,21 +76,22 @@ class RegistryServiceStub:
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]
     """Lists the versions of a model.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     CreateDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]
     """Creates a deployment. The backends of its pool then load the version.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+      use another version, or let an operator allow the network.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
     GetDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetDeploymentRequest, _registry_pb2.GetDeploymentResponse]
@@ -115,7 +116,8 @@ class RegistryServiceStub:
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+      use another version, or let an operator allow the network.
     * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
     """
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteDeploymentRequest, _registry_pb2.DeleteDeploymentResponse]
@@ -175,21 +177,22 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a model.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+    * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
     """
     CreateDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateDeploymentRequest, _registry_pb2.CreateDeploymentResponse]  # type: ignore[assignment]
     """Creates a deployment. The backends of its pool then load the version.
 
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+      use another version, or let an operator allow the network.
     * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
     """
     GetDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetDeploymentRequest, _registry_pb2.GetDeploymentResponse]  # type: ignore[assignment]
@@ -214,7 +217,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors:
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+    * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+      use another version, or let an operator allow the network.
     * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
     """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteDeploymentRequest, _registry_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
@@ -307,7 +311,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
 
     @_abc_1.abstractmethod
@@ -320,7 +324,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `admin`.
+        * `PERMISSION_DENIED`: `SCOPE_MISSING`; `MODEL_VERSION_VIEW_FULL` requires `registry`.
         """
 
     @_abc_1.abstractmethod
@@ -333,7 +337,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
-        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+          use another version, or let an operator allow the network.
         * `ALREADY_EXISTS`: `RESOURCE_EXISTS`.
         """
 
@@ -376,7 +381,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`.
-        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist.
+        * `FAILED_PRECONDITION`: `RESOURCE_NOT_FOUND`; the version does not exist. `PROVIDER_ADDRESS_NOT_ALLOWED`;
+          use another version, or let an operator allow the network.
         * `ABORTED`: `ETAG_MISMATCH`. Read the deployment again and retry.
         """
 

@@ -1,0 +1,46 @@
+"""The keys of one mesh, and the tokens that they sign.
+
+`HEADRACE_HOME/keys` (mode 0700) holds
+
+* `edge.pem`: the ES256 key that signs tokens;
+* `edge.next.pem`: only while it is being replaced, the key that follows;
+* `retired.json`: the public halves of replaced keys, until the last token of each has expired;
+* `last-expiry`: when the last token of `edge.pem` expires, at the latest;
+* `jwks.json`: the public halves that the edge verifies tokens with, made of the files above;
+* `input-hash.key`: the key of the hashes that replace inputs in logs; it is never replaced.
+
+Others use what is named here; the modules are internal.
+"""
+
+from __future__ import annotations
+
+from deploy.keys.files import KeyFileError, input_hash_key_path, jwks_path, keys_dir
+from deploy.keys.rotation import SigningKey, rotate, signing_keys
+from deploy.keys.signing import ensure_keys
+from deploy.keys.tokens import (
+    AUDIENCE,
+    DEFAULT_SCOPES,
+    DEFAULT_TTL_SECONDS,
+    ISSUER,
+    MAX_TTL_SECONDS,
+    SCOPES,
+    mint_token,
+)
+
+__all__ = [
+    "AUDIENCE",
+    "DEFAULT_SCOPES",
+    "DEFAULT_TTL_SECONDS",
+    "ISSUER",
+    "MAX_TTL_SECONDS",
+    "SCOPES",
+    "KeyFileError",
+    "SigningKey",
+    "ensure_keys",
+    "input_hash_key_path",
+    "jwks_path",
+    "keys_dir",
+    "mint_token",
+    "rotate",
+    "signing_keys",
+]
