@@ -26,6 +26,7 @@ from deploy.triton.command import (
     command,
     remove_shared_memory,
 )
+from deploy.triton.sandbox import Sandbox
 from deploy.triton.stubs import Stubs
 
 # After SIGTERM Triton is killed if it has not ended by then.
@@ -59,10 +60,14 @@ def run(triton: TritonCommand, *, http_port: int) -> int:
     Call it in the main thread: the kernel kills Triton when the thread that started it ends.
     """
     parent = os.getpid()
+    leftovers: set[Path] = set()
+    if triton.sandbox is not None:
+        triton.sandbox.prepare()
+        leftovers = triton.sandbox.leftovers()
     server = subprocess.Popen(  # noqa: S603  # the tritonserver of our environment
         triton.argv,
         env=triton.env,
-        preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509  # there are no other threads yet
+        preexec_fn=lambda: _confine(triton.sandbox, parent),  # noqa: PLW1509  # there are no other threads yet
     )
     kill_at_seconds = math.inf
 
@@ -81,7 +86,15 @@ def run(triton: TritonCommand, *, http_port: int) -> int:
         if crashed or time.monotonic() > kill_at_seconds:
             server.kill()
             server.wait()
+    if triton.sandbox is not None:
+        triton.sandbox.remove_leftovers(leftovers)
     return server.returncode
+
+
+def _confine(sandbox: Sandbox | None, parent: int) -> None:
+    if sandbox is not None:
+        sandbox.enter()
+    _die_with(parent)  # behind the change of the user, which would undo it
 
 
 def _die_with(parent: int) -> None:

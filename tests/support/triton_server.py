@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,11 +60,16 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class RunningTriton:
-    """One Triton, which a test may kill and start again."""
+    """One Triton, which a test may kill and start again.
+
+    Attributes:
+        user: the number of the user that starts it; None: the user of the tests.
+    """
 
     home: Path
     ports: TritonPorts
     process: subprocess.Popen[bytes] | None = None
+    user: int | None = None
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +99,14 @@ class RunningTriton:
         """
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.argv(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                self.argv(),
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
             )
         self.wait_serving()
 
@@ -172,12 +184,26 @@ class RunningTriton:
 
 
 @contextmanager
-def running_triton(home: Path, models: Sequence[str] = ()) -> Iterator[RunningTriton]:
-    """Runs a Triton with some of the bundled models loaded."""
+def running_triton(
+    home: Path,
+    models: Sequence[str] = (),
+    *,
+    user: int | None = None,
+    before: Callable[[RunningTriton], None] = lambda _: None,
+) -> Iterator[RunningTriton]:
+    """Runs a Triton with some of the bundled models loaded.
+
+    Args:
+        home: the mesh's folder.
+        models: bundled ones.
+        user: the number of the user that starts it; None: the user of the tests.
+        before: called before the start.
+    """
     grpc_port, http, metrics = free_ports(3)
-    triton = RunningTriton(home, TritonPorts(grpc=grpc_port, http=http, metrics=metrics))
+    triton = RunningTriton(home, TritonPorts(grpc=grpc_port, http=http, metrics=metrics), user=user)
     for model in models:
         triton.link_model(model)
+    before(triton)
     try:
         triton.start()
         triton.load(*models)

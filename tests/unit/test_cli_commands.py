@@ -13,6 +13,7 @@ import jwt
 import pytest
 
 from deploy import keys
+from deploy.triton import sandbox
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,7 +147,9 @@ def test_status_fails_when_nothing_runs(tmp_path: Path):
     done = headrace(tmp_path, "status", "--json")
 
     assert done.returncode == 1
-    assert json.loads(done.stdout) == {
+    status = json.loads(done.stdout)
+    assert status.pop("sandbox").keys() == {*sandbox.layers(), "warning"}
+    assert status == {
         "home": str(tmp_path),
         "ready": False,
         "problem": f"not running ({tmp_path})",
