@@ -42,6 +42,7 @@ def failure(text: str, **details: object) -> BackendFailedError:
         f"input {CANARY}\nAt:",
         "{" + CANARY,
         json.dumps({"reason": None, "message": CANARY}),
+        json.dumps({"reason": "BROKEN", "message": CANARY}),
     ],
 )
 def test_a_models_exception_is_undecided_and_tells_nobody_its_text(text, code, callers_tensors):

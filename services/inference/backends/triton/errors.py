@@ -35,6 +35,7 @@ from services.inference.domain import (
 _REFUSALS = {"PROMPT_TOO_LONG": "messages", "INVALID_FIELD": ""}
 _QUEUE_FULL = "QUEUE_FULL"
 _STOPPING = "CANCELLED"
+_INTERNAL = "INTERNAL"
 
 # With these status codes the text decides. Streams have no status, unary calls have those that a
 # model may choose. All others come from gRPC, or say that the server cannot work.
@@ -120,15 +121,18 @@ def _models_error(text: str) -> HeadraceError | BackendFailedError:
     """Reads an error in the contract of Headrace's models: JSON with a reason."""
     fields = _object(text)
     reason = fields.get("reason")
-    if not isinstance(reason, str):
-        return _model_failed("an error of the model that is not in the contract")
     message = str(fields.get("message") or reason)
     if reason == _QUEUE_FULL:
-        return BackendFailedError(message, client_error=QUEUES_FULL, fault=Fault.NOBODY)
+        text = "the model's queue is full"
+        return BackendFailedError(text, client_error=QUEUES_FULL, fault=Fault.NOBODY)
     if reason == _STOPPING:
-        return BackendFailedError(message)
-    if reason not in _REFUSALS:
+        return BackendFailedError("the model stops")
+    if reason == _INTERNAL:
         return _model_failed(message)
+    if not isinstance(reason, str) or reason not in _REFUSALS:
+        return _model_failed(
+            "the model's error is not in the contract, so it may quote the request"
+        )
     details = fields.get("metadata")
     metadata = (
         {str(key): str(value) for key, value in details.items()}
