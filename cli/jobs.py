@@ -1,4 +1,4 @@
-"""`headrace job submit`, `ls`, `show`, `watch` and `cancel`."""
+"""`headrace job submit`, `ls`, `show`, `watch`, `cancel` and `delete`."""
 
 from __future__ import annotations
 
@@ -145,6 +145,22 @@ def cancel(
     with _client(tenant, user) as client:
         cancelled = client.cancel(job_name(job))
     print(json.dumps(_dict(cancelled), indent=2) if as_json else state_of(cancelled))
+
+
+@app.command()
+def delete(
+    job: Job, tenant: Tenant = DEFAULT_TENANT, user: User = DEFAULT_USER, as_json: Json = False
+) -> None:
+    """Delete a job with its payload and result. A job that has not ended is cancelled.
+
+    With --json, prints the name of the deleted job.
+    """
+    from deploy.client.jobs import job_name
+
+    name = job_name(job)
+    with _client(tenant, user) as client:
+        client.delete(name)
+    print(json.dumps({"name": name}, indent=2) if as_json else f"{name} is deleted")
 
 
 @contextmanager

@@ -11,7 +11,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServiceSettings(BaseSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # a value may be a secret
+    )
 
     home: Path = Field(description="Folder of all state.")
     listen_address: str = Field(description="Address of the gRPC server.")

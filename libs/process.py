@@ -18,7 +18,7 @@ from libs.background import start_task
 from libs.clock import Clock, SystemClock
 from libs.config import ServiceSettings
 from libs.rpc.server import RpcServer
-from libs.telemetry.logs import setup_logging
+from libs.telemetry.logs import log_loop_error, setup_logging
 from libs.telemetry.metrics import serve_metrics
 from libs.telemetry.tracing import setup_tracing
 
@@ -113,6 +113,7 @@ async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process
     metrics = serve_metrics(settings.metrics_address)
     running = Process(name, settings, SystemClock())
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
     _TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.stop)

@@ -1,4 +1,4 @@
-"""Submits, lists, watches and cancels jobs, as a user."""
+"""Submits, lists, watches, cancels and deletes jobs, as a user."""
 
 from __future__ import annotations
 
@@ -105,6 +105,11 @@ class JobClient:
         return self._stub.CancelJob(
             request, metadata=self._metadata, timeout=CALL_TIMEOUT_SECONDS
         ).job
+
+    def delete(self, name: str) -> None:
+        """Deletes a job with its payload and result; one that has not ended is cancelled."""
+        request = jobs_pb2.DeleteJobRequest(name=name)
+        self._stub.DeleteJob(request, metadata=self._metadata, timeout=CALL_TIMEOUT_SECONDS)
 
 
 def job_name(text: str) -> str:

@@ -19,6 +19,8 @@ TOKEN_SECONDS = 3600
 ACCEPT_SECONDS = 10.0
 # All threads of the edge get a new key within milliseconds of the first.
 SETTLE_SECONDS = 0.2
+# The token is good but has no scope; or the service behind the edge, or the edge itself, is down.
+_ACCEPTED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE)
 _POLL_SECONDS = 0.02
 _CALL_SECONDS = 2.0
 
@@ -64,7 +66,7 @@ def introduce(layout: Layout, token: str) -> None:
                     registry_pb2.ListModelsRequest(), metadata=edge.metadata, timeout=_CALL_SECONDS
                 )
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                if error.code() in _ACCEPTED:
                     time.sleep(SETTLE_SECONDS)
                     return
             time.sleep(_POLL_SECONDS)

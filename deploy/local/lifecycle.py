@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def start(layout: Layout, progress: StartProgress) -> list[ProcessSpec]:
             f"set HEADRACE_HOME to another one: {layout.home}"
         )
     layout.make_folders()
-    with _start_lock(layout):
+    with _private_files(), _start_lock(layout):
         processes = _running_with_current_settings(layout)
         if processes is not None:
             supervisor.start_stopped(layout)
@@ -82,7 +83,10 @@ def deploy_models(layout: Layout, progress: DeployProgress) -> None:
     Raises:
         CliError: see `deploy_bundled_models`.
     """
-    with connect(layout, tenant="headrace", user="operator", scopes=DEPLOY_SCOPES) as edge:
+    with (
+        _private_files(),
+        connect(layout, tenant="headrace", user="operator", scopes=DEPLOY_SCOPES) as edge,
+    ):
         deploy_bundled_models(edge, home=layout.home, progress=progress)
 
 
@@ -113,6 +117,16 @@ def _running_with_current_settings(layout: Layout) -> list[ProcessSpec] | None:
     if config.read_text() != supervisor.render(layout, processes):
         return None
     return processes
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Makes files that are created in the block readable by their owner only."""
+    before = os.umask(supervisor.PRIVATE_UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

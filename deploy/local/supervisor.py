@@ -28,6 +28,8 @@ STOP_WAIT_SECONDS = DRAIN_SECONDS + 5
 LOG_BYTES = 10 * 1024 * 1024
 LOG_BACKUPS = 2
 OPEN_FILES = 16_384
+# Files of the mesh are for its user only, also where somebody opens the folder for others.
+PRIVATE_UMASK = 0o077
 # supervisord stops the group with the highest priority first.
 _GROUP_PRIORITIES = {"backends": 1, "services": 2, "edge": 3}
 _RUNNING_SUPERVISOR_STATE = 1
@@ -62,6 +64,7 @@ def render(layout: Layout, processes: Sequence[ProcessSpec]) -> str:
                 "childlogdir": layout.logs,
                 "directory": REPOSITORY,
                 "minfds": _open_files(),
+                "umask": f"{PRIVATE_UMASK:03o}",
             },
         ),
         (
@@ -88,11 +91,23 @@ def start(layout: Layout, config: str) -> None:
     environment = system_environment() | {"HEADRACE_HOME": str(layout.home)}
     # It returns when the socket is open and the process runs in the background.
     done = subprocess.run(  # noqa: S603 - supervisord of this environment
-        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False
+        command,
+        env=environment,
+        cwd=REPOSITORY,
+        umask=PRIVATE_UMASK,
+        preexec_fn=_forbid_core_dumps,  # it allocates nothing and takes no lock
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise CliError(f"the supervisor does not start: {(done.stderr or done.stdout).strip()}")
     record(layout)
+
+
+def _forbid_core_dumps() -> None:
+    """Sets the limit of all processes of the mesh: a dump would have prompts, keys and tokens."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def record(layout: Layout) -> int:

@@ -37,7 +37,7 @@ class Broadcaster:
             await self._client.publish(subject, message.SerializeToString())
         except nats.errors.Error as error:
             _FAILURES.labels(subject).inc()
-            _log.warning("broadcast not sent", subject=subject, error=repr(error))
+            _log.warning("broadcast not sent", subject=subject, error=error)
 
 
 async def listen(client: Client, subject: str, handle: Callable[[M], None]) -> None:

@@ -120,7 +120,7 @@ async def until_served(request: Callable[[], Awaitable[T]]) -> T:
             return await request()
         except _NOT_SERVED_YET as error:
             if not is_logged:
-                _log.warning("waiting for JetStream", error=repr(error))
+                _log.warning("waiting for JetStream", error=error)
                 is_logged = True
             await asyncio.sleep(_NOT_SERVED_PAUSE_SECONDS)
 
@@ -176,7 +176,7 @@ class _StateLog:
         if self._in_outage:
             return
         self._in_outage = True
-        self._log.warning("NATS error", error=repr(error))
+        self._log.warning("NATS error", error=error)
 
     async def on_closed(self) -> None:
         _CONNECTED.set(0)

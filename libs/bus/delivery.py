@@ -13,7 +13,12 @@ M = TypeVar("M", bound=Message)
 
 
 class PoisonMessage(Exception):  # noqa: N818  # named for what it says of the message
-    """No attempt can handle this message: it is removed from the queue, counted and logged."""
+    """No attempt can handle this message: it is removed from the queue, counted and logged.
+
+    Its text must not quote the message.
+    """
+
+    has_plain_message = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ async def check_durable(monitoring_url: str) -> None:
             config = await asyncio.to_thread(_jetstream_config, monitoring_url)
         except OSError as error:
             if not is_logged:
-                _log.warning("waiting for the monitoring of NATS", error=repr(error))
+                _log.warning("waiting for the monitoring of NATS", error=error)
                 is_logged = True
             await asyncio.sleep(AWAY_PAUSE_SECONDS)
             continue

@@ -55,8 +55,10 @@ class Publisher:
         message_id: str,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         context: Context | None = None,
-    ) -> None:
+    ) -> int:
         """Returns when JetStream has stored the message; waits during a restart of the server.
+
+        Returns the number of the message in its stream.
 
         The message may be stored even if this raises. Consumers must recognise messages that they
         have handled by `message_id`, or by an ID in the message.
@@ -91,7 +93,9 @@ class Publisher:
                 headers = {"Nats-Msg-Id": message_id}
                 propagate.inject(headers)
                 payload = message.SerializeToString()
-                await self._until_stored(subject, payload, headers, started + timeout_seconds)
+                return await self._until_stored(
+                    subject, payload, headers, started + timeout_seconds
+                )
         except HeadraceError as error:
             status = error.code
             raise
@@ -104,7 +108,7 @@ class Publisher:
 
     async def _until_stored(
         self, subject: str, payload: bytes, headers: dict[str, str], deadline: float
-    ) -> None:
+    ) -> int:
         now = asyncio.get_running_loop().time
         cause: Exception | None = None
         while (remaining := deadline - now()) > 0 and not self._client.is_closed:
@@ -112,7 +116,7 @@ class Publisher:
             if self._client.is_connected:
                 try:
                     timeout = min(remaining, ATTEMPT_TIMEOUT_SECONDS)
-                    await self._js.publish(subject, payload, timeout=timeout, headers=headers)
+                    ack = await self._js.publish(subject, payload, timeout=timeout, headers=headers)
                 except APIError as error:
                     cause = error
                     self._raise_unless_temporary(subject, error)
@@ -121,7 +125,7 @@ class Publisher:
                 except (nats.errors.Error, NoStreamResponseError) as error:
                     cause = error
                 else:
-                    return
+                    return ack.seq
             await asyncio.sleep(RETRY_PAUSE_SECONDS)
         raise Unavailable(
             "the message bus did not acknowledge in time",

@@ -147,4 +147,4 @@ class Pull:
             else:
                 await subscription.unsubscribe()
         except (nats.errors.Error, TimeoutError) as error:
-            _log.debug("inbox not closed", error=repr(error))
+            _log.debug("inbox not closed", error=error)

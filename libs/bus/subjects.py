@@ -38,6 +38,8 @@ class Stream:
     Attributes:
         duplicate_window_seconds: a message ID is stored once within this time. This is a cache, not
             a guarantee: consumers must detect duplicates themselves.
+        content_subjects: subjects whose messages carry what users wrote or models answered. When
+            they are done they are overwritten on the disk, not only removed.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Stream:
     max_messages: int
     max_bytes: int
     duplicate_window_seconds: float = 120.0
+    content_subjects: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +81,14 @@ JOBS = Stream(
     subjects=(JOB_SUBMITTED,),
     max_messages=100_000,
     max_bytes=1024 * MEBIBYTE,
+    content_subjects=frozenset({JOB_SUBMITTED}),
 )
 OUTCOMES = Stream(
     name="HEADRACE_OUTCOMES",
     subjects=(JOB_STARTED, JOB_FINISHED),
     max_messages=400_000,
     max_bytes=1024 * MEBIBYTE,
+    content_subjects=frozenset({JOB_FINISHED}),
 )
 STREAMS: Final = (USAGE, JOBS, OUTCOMES)
 

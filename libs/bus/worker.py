@@ -19,9 +19,12 @@ from prometheus_client import Counter, Gauge, Histogram
 from libs.background import start_task
 from libs.bus.connection import client_of
 from libs.bus.delivery import Delivery, Handler, M, PoisonMessage
+from libs.bus.erasure import erase
 from libs.bus.pull import Pull
 from libs.bus.subjects import MESSAGE_TYPES, Consumer
 from libs.errors import HeadraceError
+from libs.telemetry.faults import error_type
+from libs.telemetry.genai import ERROR_TYPE
 from libs.telemetry.tracing import child_span
 
 __all__ = ["Delivery", "Handler", "PoisonMessage", "PullWorker"]
@@ -64,7 +67,8 @@ class PullWorker(Generic[M]):
     A message is acknowledged when its handler returns. If the handler raises, the message is
     delivered again after the consumer's delay (or the error's `retry_after_seconds`, if longer).
     After `max_attempts`, also if its workers died, the message is passed to `on_exhausted` and
-    removed when that returns. `PoisonMessage` removes it at once.
+    removed when that returns. `PoisonMessage` removes it at once. What is removed is overwritten on
+    the disk if it has contents (`Stream.content_subjects`).
 
     A handler may get a message again that it has already handled, and must detect that.
     """
@@ -92,6 +96,7 @@ class PullWorker(Generic[M]):
         """
         if consumer.max_attempts is not None and on_exhausted is None:
             raise ValueError(f"{consumer.name} has max_attempts and needs on_exhausted")
+        self._js = js
         self._consumer = consumer
         # Looked up once, because a lookup costs as much as the update of the metric.
         self._in_flight_gauge = _IN_FLIGHT.labels(consumer.name)
@@ -234,10 +239,11 @@ class PullWorker(Generic[M]):
         except PoisonMessage as poison:
             return await self._discard(message, poison)
         except Exception as error:  # noqa: BLE001  # whatever fails is tried again
-            trace.get_current_span().record_exception(error)
+            _mark_failed(error)
             if self._exhausted(delivery.attempt):
                 return await self._give_up(replace(delivery, error=error))
             return await self._retry(delivery, error)
+        await self._erase(message)
         await message.ack()
         return "done"
 
@@ -269,8 +275,10 @@ class PullWorker(Generic[M]):
             await self._on_exhausted(delivery)
         except Exception as error:  # noqa: BLE001  # it stays on the queue until somebody takes it
             return await self._retry(delivery, error)
-        _log.error("message given up", subject=delivery.subject, error=repr(delivery.error))
-        await delivery._raw.term()  # noqa: SLF001  # the two are one
+        _log.error("message given up", subject=delivery.subject, error=delivery.error)
+        raw = delivery._raw  # noqa: SLF001  # the two are one
+        await self._erase(raw)
+        await raw.term()
         return "exhausted"
 
     async def _retry(self, delivery: Delivery[M], error: Exception) -> str:
@@ -283,23 +291,36 @@ class PullWorker(Generic[M]):
             subject=delivery.subject,
             retry_seconds=delay,
             exc_info=None if isinstance(error, HeadraceError) else error,
-            error=repr(error),
+            error=error,
         )
         await delivery._raw.nak(delay=delay)  # noqa: SLF001  # the two are one
         return "retried"
 
     async def _discard(self, message: Msg, poison: PoisonMessage) -> str:
-        trace.get_current_span().record_exception(poison)
-        _log.error("poison message", subject=message.subject, error=str(poison))
+        _mark_failed(poison)
+        _log.error("poison message", subject=message.subject, error=poison)
+        await self._erase(message)
         await message.term()
         return "poison"
+
+    async def _erase(self, message: Msg) -> None:
+        """Overwrites the message if it has contents; the caller acknowledges it."""
+        stream = self._consumer.stream
+        if message.subject in stream.content_subjects:
+            await erase(self._js, stream, message.metadata.sequence.stream)
 
     async def _give_back(self, message: Msg) -> None:
         """Returns the message to the queue for another worker."""
         try:
             await message.nak()
         except nats.errors.Error as error:
-            _log.debug("message not given back", error=repr(error))
+            _log.debug("message not given back", error=error)
+
+
+def _mark_failed(error: Exception) -> None:
+    span = trace.get_current_span()
+    span.set_attribute(ERROR_TYPE, error_type(error))
+    span.set_status(trace.StatusCode.ERROR)
 
 
 async def _heartbeat_error(message: Msg) -> Exception | None:

@@ -5,13 +5,20 @@ Others use the names that are exported here; the modules are internal.
 
 from __future__ import annotations
 
-from libs.db.engine import create_engine, snapshot, transaction, transaction_in_thread
+from libs.db.engine import (
+    create_engine,
+    erase_log,
+    snapshot,
+    transaction,
+    transaction_in_thread,
+)
 from libs.db.migrations import migrate
 from libs.db.types import UtcDateTime
 
 __all__ = [
     "UtcDateTime",
     "create_engine",
+    "erase_log",
     "migrate",
     "snapshot",
     "transaction",

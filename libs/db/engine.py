@@ -44,7 +44,8 @@ T = TypeVar("T")
 def create_engine(url: str) -> AsyncEngine:
     """Makes an engine for `sqlite+aiosqlite:///path` or `postgresql+psycopg://…`.
 
-    SQLite: write-ahead log, each commit on disk before it returns, foreign keys enforced.
+    SQLite: write-ahead log, each commit on disk before it returns, foreign keys enforced. What is
+    deleted is overwritten with zeros; `erase_log` removes it from the write-ahead log.
     """
     parsed = make_url(url)
     engine = create_async_engine(parsed, **_pool_settings(parsed))
@@ -55,7 +56,12 @@ def create_engine(url: str) -> AsyncEngine:
 
 
 def _pool_settings(url: URL) -> dict[str, Any]:
-    shared = {"max_overflow": 0, "pool_timeout": CONNECTION_WAIT_SECONDS}
+    # hide_parameters: the values of rows are no part of errors.
+    shared = {
+        "max_overflow": 0,
+        "pool_timeout": CONNECTION_WAIT_SECONDS,
+        "hide_parameters": True,
+    }
     if url.get_backend_name() == "sqlite":
         timeout = {"timeout": SQLITE_BUSY_TIMEOUT_MILLIS / 1000}
         return {**shared, "pool_size": SQLITE_CONNECTIONS, "connect_args": timeout}
@@ -148,6 +154,31 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
                 yield connection
 
 
+async def erase_log(engine: AsyncEngine) -> bool:
+    """Empties SQLite's write-ahead log, which still has what was deleted; waits for readers.
+
+    PostgreSQL keeps deleted rows until they are vacuumed: there it does nothing.
+
+    Returns:
+        Whether it is empty. False: a reader needed it for too long; try again later.
+
+    Raises:
+        Unavailable: the database cannot be reached, or is busy for too long.
+    """
+    lock = _writing.get(engine)
+    if lock is None:
+        return True
+    with _reached(engine.url):
+        async with lock, engine.connect() as connection:
+            # The driver's connection: SQLAlchemy would begin a transaction.
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None  # noqa: S101  # the connection is open
+            cursor = await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            is_busy, *_ = await cursor.fetchone()
+            await cursor.close()
+    return not is_busy
+
+
 @contextmanager
 def _reached(url: URL) -> Iterator[None]:
     try:
@@ -191,6 +222,7 @@ def _on_sqlite_connect(dbapi_connection: Any, _record: Any) -> None:
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
+        "secure_delete = ON",
         f"cache_size = -{SQLITE_CACHE_KIB}",
     ):
         cursor.execute(f"PRAGMA {pragma}")

@@ -51,7 +51,7 @@ async def migrate(url: str, service: str, *, folder: Path | None = None) -> None
             if not is_outage(error):
                 raise
             if not is_logged:
-                _log.warning("waiting for the database", error=repr(error.orig))
+                _log.warning("waiting for the database", error=error)
                 is_logged = True
             await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
 
@@ -79,12 +79,13 @@ def _migrate(url: URL, revisions: Path, table: str) -> None:
 
 def _sync_engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sqlalchemy.create_engine(url, poolclass=NullPool)
+        return sqlalchemy.create_engine(url, poolclass=NullPool, hide_parameters=True)
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sqlalchemy.create_engine(
         url.set(drivername="sqlite"),
         poolclass=NullPool,
+        hide_parameters=True,
         execution_options={"headrace_writes": True},
     )
     prepare_sqlite(engine)

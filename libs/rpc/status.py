@@ -71,7 +71,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
             found = from_details(BY_CODE.get(code, Internal), error.details() or code, value)
             if found is not None:
                 return found
-    _log.warning("call failed without details", code=code, details=error.details())
+    # gRPC's own words on connections; those of a foreign service may quote the request.
+    cause = error.details() if code == "UNAVAILABLE" else None
+    _log.warning("call failed without details", code=code, cause=cause)
     if code not in _WITHOUT_DETAILS:
         return Internal(
             "a callee failed without details; the log has its own words", reason="INTERNAL"

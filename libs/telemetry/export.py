@@ -5,6 +5,7 @@ from __future__ import annotations
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Status
 from prometheus_client import Counter, Gauge
 from typing_extensions import override
 
@@ -22,7 +23,10 @@ _DROPPED = Counter("headrace_telemetry_spans_dropped", "Spans dropped because to
 
 
 class SpanExport(BatchSpanProcessor):
-    """Sends spans in batches from its own thread; counts dropped spans."""
+    """Sends spans in batches from its own thread; counts dropped spans.
+
+    What is sent has no messages of errors.
+    """
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(
@@ -38,6 +42,8 @@ class SpanExport(BatchSpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         if len(self._waiting) == SPAN_QUEUE_LIMIT:
             _DROPPED.inc()
+        if span.status.description:  # the message of an exception, which may quote a request
+            span._status = Status(span.status.status_code)  # noqa: SLF001  # not public
         super().on_end(span)
 
     @override

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -39,6 +39,8 @@ def setup_tracing(
     provider = TracerProvider(
         sampler=sampler,
         resource=Resource({"service.name": service, "service.namespace": "headrace"}),
+        # Events are recorded exceptions only, whose messages may quote requests.
+        span_limits=SpanLimits(max_events=0),
         shutdown_on_exit=False,
     )
     if otlp_endpoint is not None:

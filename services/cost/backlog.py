@@ -36,7 +36,7 @@ class UsageBacklog:
             async with asyncio.timeout(MAX_WAIT_SECONDS):
                 await self._until_booked()
         except (TimeoutError, nats.errors.Error, JetStreamError) as error:
-            _log.warning("recorded usage may not be booked yet", error=repr(error))
+            _log.warning("recorded usage may not be booked yet", error=error)
             return False
         return True
 

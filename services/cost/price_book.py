@@ -58,7 +58,7 @@ class PriceBook:
             try:
                 await self.refresh()
             except Unavailable as error:
-                _log.warning("cannot read the price book", error=repr(error))
+                _log.warning("cannot read the price book", error=error)
             except Exception:  # noqa: BLE001  # whatever it is, the next read may succeed
                 # Such as a row that cannot be parsed: the last good book stays in force.
                 _READ_FAILURES.inc()

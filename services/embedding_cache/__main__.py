@@ -62,6 +62,7 @@ async def main() -> None:
             usage=usage,
             hasher=InputHasher.from_file(settings.input_hash_key_file),
             shared_models=settings.embedding_shared_models.split(),
+            memory_limit_bytes=settings.embedding_request_memory_limit_bytes,
             clock=clock,
         )
 

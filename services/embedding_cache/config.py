@@ -54,6 +54,12 @@ class Settings(ServiceSettings):
         description="Most texts that are computed at the same time. A tenant alone gets two thirds "
         "of them, n busy tenants get 2/(1 + 2n) each.",
     )
+    embedding_request_memory_limit_bytes: int = Field(
+        default=128 * 1024 * 1024,
+        gt=0,
+        description="Most memory for requests in progress. A tenant alone gets half of it; the "
+        "largest request needs 16 MiB.",
+    )
     embedding_timeout_seconds: float = Field(
         default=120.0, gt=0, description="Deadline of one call to `inference`."
     )

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import structlog
 from headrace.common.v1 import model_pb2, usage_pb2
 
 from libs.background import start_task
 from libs.clock import Clock
-from libs.embedding_texts import check_texts
-from libs.errors import HeadraceError
+from libs.embedding_texts import check_text_sizes, check_texts
+from libs.errors import HeadraceError, ResourceExhausted
 from libs.ids import check_uuid, uuid7
 from libs.metering.usage import UsageRecorder
 from libs.routes import Choice, RouteTable
+from libs.shared_limit import SharedLimit
 from libs.telemetry.genai import OPERATION_EMBEDDINGS, ModelMetrics
 from libs.telemetry.hashing import InputHasher
 from libs.telemetry.tracing import current_trace_id
 from services.embedding_cache import metrics
 from services.embedding_cache.domain import (
+    RETRY_SECONDS,
     SHARED,
     Caller,
     Lookup,
@@ -33,6 +36,11 @@ from services.embedding_cache.single_flight import SingleFlight
 from services.embedding_cache.vector_cache import VectorCache
 
 _log = structlog.get_logger()
+
+MEMORY_ALPHA = 1.0
+# What a text needs besides its characters: its key, its vector, and its part of the response.
+TEXT_OVERHEAD_BYTES = 4096
+REQUEST_OVERHEAD_BYTES = 16 * 1024
 
 
 class Embedder:
@@ -48,6 +56,7 @@ class Embedder:
         usage: UsageRecorder,
         hasher: InputHasher,
         shared_models: Collection[str],
+        memory_limit_bytes: int,
         clock: Clock,
     ) -> None:
         """Makes an embedder.
@@ -61,6 +70,7 @@ class Embedder:
             hasher: hashes inputs for the log.
             shared_models: public names of models whose vectors tenants share: a tenant then learns
                 which texts others have embedded. The vectors of all other models are each tenant's.
+            memory_limit_bytes: what all requests hold together; a tenant alone gets half of it.
             clock: measures durations and dates request IDs.
         """
         self._routes = routes
@@ -70,6 +80,7 @@ class Embedder:
         self._usage = usage
         self._hasher = hasher
         self._shared_models = frozenset(shared_models)
+        self._memory = SharedLimit(memory_limit_bytes, alpha=MEMORY_ALPHA)
         self._recording: set[asyncio.Task[int]] = set()
         self._clock = clock
         self._metrics: dict[tuple[str, str], ModelMetrics] = {}
@@ -85,10 +96,15 @@ class Embedder:
             check_uuid(query.request_id, field="request_id")
         check_texts(query.texts, field=query.texts_field)
         choice = self._routes().choose(query.model, kind=model_pb2.ModelKind.MODEL_KIND_EMBEDDING)
-        check_dimensions(query.dimensions, choice.target.schema.dimensions)
+        schema = choice.target.schema
+        check_dimensions(query.dimensions, schema.dimensions)
+        check_text_sizes(
+            query.texts, max_input_tokens=schema.max_input_tokens, field=query.texts_field
+        )
         model_metrics = self._metrics_of(choice)
         try:
-            answer = await self._answer(query, choice)
+            with self._held(query):
+                answer = await self._answer(query, choice)
         except HeadraceError as error:
             seconds = self._clock.monotonic_seconds() - started
             model_metrics.observe_request(seconds, error_type=error.reason)
@@ -101,6 +117,25 @@ class Embedder:
     async def drain(self) -> None:
         """Returns when the usage of requests that were abandoned is recorded, or has failed."""
         await asyncio.gather(*self._recording, return_exceptions=True)
+
+    @contextmanager
+    def _held(self, query: Query) -> Iterator[None]:
+        """Counts the memory of a request against the limit of its tenant, while the block runs."""
+        tenant = query.identity.tenant
+        size_bytes = _memory_bytes(query.texts)
+        if not self._memory.take(tenant, size_bytes):
+            share = self._memory.share_of(tenant)
+            raise ResourceExhausted(
+                f"the requests of this tenant hold {self._memory.held_by(tenant)} bytes of memory, "
+                f"and it may hold about {share} now; send fewer or smaller ones at a time",
+                reason="QUEUE_FULL",
+                metadata={"queue": "embedding_cache.memory", "limit": str(share)},
+                retry_after_seconds=RETRY_SECONDS,
+            )
+        try:
+            yield
+        finally:
+            self._memory.release(tenant, size_bytes)
 
     async def _answer(self, query: Query, choice: Choice) -> Answer:
         request_id = query.request_id or uuid7(self._clock)
@@ -196,6 +231,11 @@ class Embedder:
             cost_nano_usd=answer.cost_nano_usd,
             duration_seconds=round(seconds, 6),
         )
+
+
+def _memory_bytes(texts: Sequence[str]) -> int:
+    """Returns about what a request holds: its texts, as received and as sent on, and vectors."""
+    return 2 * sum(map(len, texts)) + TEXT_OVERHEAD_BYTES * len(texts) + REQUEST_OVERHEAD_BYTES
 
 
 def _count(*, texts: int, keys: int, cached: int, computed: int) -> None:

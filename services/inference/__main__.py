@@ -28,6 +28,7 @@ from libs.snapshots import Snapshots
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
 from services.inference.admission import Admission
+from services.inference.api.arrivals import Arrivals
 from services.inference.api.grpc import GENERATE_PATH, InferenceInternalServicer, InferenceServicer
 from services.inference.api.oip import OpenInferenceServicer, handlers
 from services.inference.api.openai import OpenAIHandlers
@@ -66,7 +67,12 @@ async def main() -> None:
         backends = _backends(settings, clock)
 
         cache_salts = CacheSalts(hasher)
-        admission = Admission(clock)
+        admission = Admission(
+            clock,
+            memory_limit_bytes=settings.request_memory_limit_bytes,
+            weights=settings.weights_of_tenants(),
+        )
+        counter = TokenCounter(routes=routes, backends=backends, admission=admission)
         generator = Generator(
             routes=routes,
             backends=backends,
@@ -75,6 +81,14 @@ async def main() -> None:
             hedge=_hedge_limits(settings),
             relay=_relay_limits(settings),
             cache_salts=cache_salts,
+            count_prompt=counter.count_unfinished,
+            clock=clock,
+        )
+        embedder = Embedder(
+            routes=routes,
+            backends=backends,
+            admission=admission,
+            recorder=recorder,
             clock=clock,
         )
         tensors = OpenInference(
@@ -97,18 +111,23 @@ async def main() -> None:
 
         servicer = InferenceServicer(
             generator=generator,
-            counter=TokenCounter(routes=routes, backends=backends),
+            counter=counter,
             clock=clock,
         )
         server = running.server.grpc
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
-            InferenceInternalServicer(Embedder(routes=routes, backends=backends), clock), server
+            InferenceInternalServicer(embedder, clock), server
         )
-        server.add_generic_rpc_handlers((handlers(OpenInferenceServicer(tensors, clock=clock)),))
+        arrivals = Arrivals(admission.memory, clock)
+        server.add_generic_rpc_handlers(
+            (handlers(OpenInferenceServicer(tensors, arrivals, clock=clock)),)
+        )
         openai = OpenAIHandlers(generator=generator, routes=routes, clock=clock)
 
         await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))
+        await embedder.drain()
+        await tensors.drain()
         await recorder.drain()
         await backends.close()
         await bus.drain()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import structlog
 from headrace.common.v1 import model_pb2, usage_pb2
@@ -20,6 +21,8 @@ from services.inference import metrics
 from services.inference.domain import TokenUsage
 
 _log = structlog.get_logger()
+
+CountPrompt = Callable[[], Awaitable[int]]
 
 # The operation in metrics and spans is what the model does, whichever API asked for it.
 _OPERATIONS = {
@@ -80,15 +83,30 @@ class Recorder:
         self._report(outcome, cost_nano_usd)
         return cost_nano_usd
 
-    def record_later(self, outcome: Outcome) -> None:
-        """Records a request whose caller does not wait for it."""
+    def record_later(self, outcome: Outcome, *, prompt: CountPrompt | None = None) -> None:
+        """Records a request whose caller does not wait for it.
+
+        Args:
+            outcome: how it ended.
+            prompt: counts the tokens of its prompt, which the engine did not report; None: they are
+                in the outcome, or no engine has read the prompt.
+        """
         # A job is tried again: its usage is recorded when it succeeds, or by its worker when it is
         # cancelled.
         if outcome.identity.usage_id:
             return
-        task = asyncio.create_task(self.record(outcome))
+        work = self.record(outcome) if prompt is None else self._count_and_record(outcome, prompt)
+        task = asyncio.create_task(work)
         self._pending.add(task)
         task.add_done_callback(self._recorded)
+
+    async def _count_and_record(self, outcome: Outcome, prompt: CountPrompt) -> int:
+        usage = outcome.usage
+        try:
+            usage = replace(usage, prompt_tokens=await prompt())
+        except HeadraceError as error:
+            _log.warning("a prompt was not counted, and is not billed", error=error.reason)
+        return await self.record(replace(outcome, usage=usage))
 
     async def drain(self) -> None:
         """Returns when all usage is durable."""

@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field
 
 from libs.config import ProviderSettings
 from libs.http1 import ArrivalLimits
+from services.inference.slots import DEFAULT_MEMORY_LIMIT_BYTES
 
 _ARRIVAL = ArrivalLimits()
 
@@ -82,6 +83,18 @@ class Settings(ProviderSettings):
         description="Providers that are reached directly: names with their subdomains, addresses, "
         "networks, each with a port where it matters, separated by commas.",
     )
+    request_memory_limit_bytes: int = Field(
+        default=DEFAULT_MEMORY_LIMIT_BYTES,
+        ge=192 * 1024 * 1024,
+        description="Most memory for the inputs of all requests that wait or run. A tenant alone "
+        "gets half of it. The largest tensor request needs 192 MiB, three times its size.",
+    )
+    tenant_weights: str = Field(
+        default="",
+        pattern=r"^\s*([A-Za-z0-9._@+-]{1,128}=[1-9][0-9]{0,3}\s*)*$",
+        description="Shares of tenants where requests wait, such as `acme=4 beta=2`; all others "
+        "have 1.",
+    )
     hedge_after_seconds: float = Field(
         default=0.0,
         description="A second backend is called if no token came for so long. 0: never.",
@@ -90,3 +103,8 @@ class Settings(ProviderSettings):
         default=0.05,
         description="The largest share of all requests that is sent to a second backend.",
     )
+
+    def weights_of_tenants(self) -> dict[str, float]:
+        """Returns the weights by tenant."""
+        pairs = (entry.split("=") for entry in self.tenant_weights.split())
+        return {tenant: float(weight) for tenant, weight in pairs}

@@ -43,14 +43,19 @@ class ChatCall:
         """Returns how long the answer may be, on a model with this limit.
 
         Raises:
-            InvalidArgument: the request asks for more than the model's limit.
+            InvalidArgument: the request asks for more than the model's limit, or to continue after
+                more tokens than its answer can have.
         """
         wanted = self.request.max_tokens
         if wanted is None:
-            return min(DEFAULT_MAX_TOKENS, max_output_tokens)
+            wanted = min(DEFAULT_MAX_TOKENS, max_output_tokens)
         if wanted > max_output_tokens:
             raise InvalidArgument.of_field(
                 "max_tokens", f"must be at most {max_output_tokens} for this model"
+            )
+        if self.request.resumed_tokens > wanted:
+            raise InvalidArgument.of_field(
+                "resume_from", f"is behind the longest answer of this request: {wanted} tokens"
             )
         return wanted
 

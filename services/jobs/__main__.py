@@ -21,6 +21,7 @@ from libs.db import create_engine, migrate
 from libs.process import process, run
 from services.jobs.config import Settings
 from services.jobs.consumer import JobEvent, OutcomeConsumer
+from services.jobs.erasure import Erasure
 from services.jobs.expiry import ExpiredJobs
 from services.jobs.outbox import OutboxPublisher
 from services.jobs.outbox_store import OutboxStore
@@ -53,10 +54,12 @@ async def main() -> None:
             limit=settings.max_job_watchers, poll_seconds=settings.watch_poll_seconds
         )
         running.on_drain(watchers.close)
+        erasure = Erasure(store=store, js=jetstream)
         records = JobRecords(
             store=store,
             watchers=watchers,
             broadcaster=Broadcaster(bus),
+            erasure=erasure,
             clock=clock,
             retention=retention,
             max_result_bytes=settings.max_result_bytes,
@@ -82,6 +85,7 @@ async def main() -> None:
         )
         expired = ExpiredJobs(
             store=store,
+            erasure=erasure,
             clock=clock,
             interval_seconds=settings.job_expiry_seconds,
             retention=retention,

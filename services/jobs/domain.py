@@ -70,9 +70,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Started:
-    """A worker started the job."""
+    """A worker started the job.
+
+    Attributes:
+        attempt: the number of the delivery.
+        job_create_time: as in `Job`; None: unknown. The id may be used again by another job.
+    """
 
     attempt: int
+    job_create_time: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Finished:
     attempt: int
     result: bytes | None = None
     error: bytes | None = None
+    job_create_time: datetime | None = None
 
 
 Outcome = Started | Finished
@@ -93,9 +100,9 @@ def advance(job: Job, outcome: Outcome, *, now: datetime, retention: timedelta) 
     """Returns the job after an outcome, or None if the outcome changes nothing.
 
     Outcomes may arrive late, twice and in any order: a job that has ended does not change, and of
-    two attempts the later one counts.
+    two attempts the later one counts. An outcome of an earlier job with the same id is none of it.
     """
-    if job.state.terminal:
+    if job.state.terminal or outcome.job_create_time not in {None, job.create_time}:
         return None
     attempt_count = max(job.attempt_count, outcome.attempt)
     if isinstance(outcome, Started):

@@ -9,11 +9,11 @@ from prometheus_client import Counter
 
 from libs.clock import Clock
 from libs.errors import HeadraceError
+from services.jobs.erasure import Erasure
 from services.jobs.store import JobStore
 
 _log = structlog.get_logger()
 
-_DELETED = Counter("headrace_jobs_deleted", "Jobs that were deleted after they expired.")
 _FAILURES = Counter("headrace_jobs_expiry_failures", "Rounds of deletion that failed.")
 
 # Of one transaction. Each row may have megabytes, and SQLite has one writer at a time.
@@ -26,6 +26,7 @@ class ExpiredJobs:
 
     Args:
         store: the records.
+        erasure: erases what was deleted.
         clock: the time.
         interval_seconds: between two rounds.
         retention: how long jobs that have ended are kept, for those that an earlier version ended
@@ -33,9 +34,16 @@ class ExpiredJobs:
     """
 
     def __init__(
-        self, *, store: JobStore, clock: Clock, interval_seconds: float, retention: timedelta
+        self,
+        *,
+        store: JobStore,
+        erasure: Erasure,
+        clock: Clock,
+        interval_seconds: float,
+        retention: timedelta,
     ) -> None:
         self._store = store
+        self._erasure = erasure
         self._clock = clock
         self._interval_seconds = interval_seconds
         self._retention = retention
@@ -47,7 +55,7 @@ class ExpiredJobs:
                 await self.delete()
             except HeadraceError as error:
                 _FAILURES.inc()
-                _log.warning("expired jobs not deleted yet", error=repr(error))
+                _log.warning("expired jobs not deleted yet", error=error)
             except Exception:  # noqa: BLE001  # the next round may succeed
                 _FAILURES.inc()
                 _log.exception("expired jobs not deleted")
@@ -61,7 +69,8 @@ class ExpiredJobs:
         """
         while await self._store.fill_in_expire_times(self._retention, limit=BATCH_JOBS):
             await self._clock.sleep(BATCH_PAUSE_SECONDS)
-        while count := await self._store.delete_expired(self._clock.now(), limit=BATCH_JOBS):
-            _DELETED.inc(count)
-            _log.info("expired jobs deleted", job_count=count)
+        await self._erasure.finish()
+        while deleted := await self._store.delete_expired(self._clock.now(), limit=BATCH_JOBS):
+            _log.info("expired jobs deleted", job_count=len(deleted))
+            await self._erasure.erase(deleted, because="expired")
             await self._clock.sleep(BATCH_PAUSE_SECONDS)

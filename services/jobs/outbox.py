@@ -16,7 +16,7 @@ from libs.clock import Clock
 from libs.errors import HeadraceError, Internal, InvalidArgument
 from services.jobs.outbox_store import OutboxJob, OutboxStore
 from services.jobs.records import JobRecords
-from services.jobs.wire import submitted_event
+from services.jobs.wire import message_id_of, submitted_event
 
 _log = structlog.get_logger()
 
@@ -30,10 +30,9 @@ _FAILURES = Counter(
 BATCH_JOBS = 16
 
 
-class _Sent(enum.Enum):
-    """What became of a message."""
+class _Unsent(enum.Enum):
+    """Why a message is not in the stream."""
 
-    YES = enum.auto()
     NOT_YET = enum.auto()
     # The job is given up or waits for the reconciler: it delays no other job.
     NEVER = enum.auto()
@@ -73,7 +72,7 @@ class OutboxPublisher:
                 while await self._publish_batch():
                     pass
             except HeadraceError as error:
-                _log.warning("outbox waits", error=repr(error))
+                _log.warning("outbox waits", error=error)
             except Exception:  # noqa: BLE001  # the next round may succeed
                 _FAILURES.inc()
                 _log.exception("outbox failed")
@@ -91,38 +90,45 @@ class OutboxPublisher:
             return False
         results = await asyncio.gather(*(self._publish(item) for item in batch))
         tried = [
-            item for item, sent in zip(batch, results, strict=True) if sent is not _Sent.NOT_YET
+            item for item, sent in zip(batch, results, strict=True) if sent is not _Unsent.NOT_YET
         ]
-        await self._store.mark_sent(tried, self._clock.now())
-        _PUBLISHED.inc(results.count(_Sent.YES))
-        return _Sent.NOT_YET not in results and len(batch) == BATCH_JOBS
+        sequences = {
+            item.job_id: sent
+            for item, sent in zip(batch, results, strict=True)
+            if isinstance(sent, int)
+        }
+        await self._store.mark_sent(tried, self._clock.now(), sequences=sequences)
+        _PUBLISHED.inc(len(sequences))
+        return _Unsent.NOT_YET not in results and len(batch) == BATCH_JOBS
 
-    async def _publish(self, item: OutboxJob) -> _Sent:
-        """Publishes one job. Runs in a task, so in a context, of its own."""
+    async def _publish(self, item: OutboxJob) -> int | _Unsent:
+        """Publishes one job; returns the number of its message in the stream.
+
+        Runs in a task, so in a context, of its own.
+        """
         context.attach(propagate.extract({"traceparent": item.traceparent}))
         try:
             return await self._try_to_publish(item)
         except HeadraceError as error:
-            _log.warning("job not published yet", job_id=item.job_id, error=repr(error))
-            return _Sent.NOT_YET
+            _log.warning("job not published yet", job_id=item.job_id, error=error)
+            return _Unsent.NOT_YET
         except Exception:  # noqa: BLE001  # one job must not stop the others
             _FAILURES.inc()
             _log.exception("job not published", job_id=item.job_id)
-            return _Sent.NEVER
+            return _Unsent.NEVER
 
-    async def _try_to_publish(self, item: OutboxJob) -> _Sent:
+    async def _try_to_publish(self, item: OutboxJob) -> int | _Unsent:
         try:
             event = submitted_event(item)
             # A job that was lost is published as another message: the bus may know the first id.
             again = f".{item.publish_count}" if item.publish_count else ""
-            await self._publisher.publish(JOB_SUBMITTED, event, message_id=item.job_id + again)
+            message_id = message_id_of(item.job_id, item.create_time) + again
+            return await self._publisher.publish(JOB_SUBMITTED, event, message_id=message_id)
         except DecodeError as error:
             _FAILURES.inc()
-            _log.error("job has a broken payload", job_id=item.job_id, error=repr(error))
+            _log.error("job has a broken payload", job_id=item.job_id, error=error)
             broken = Internal("the stored payload cannot be read", reason="INTERNAL")
             await self._records.give_up(item.job_id, broken)
-            return _Sent.NEVER
         except InvalidArgument as error:  # larger than the bus accepts: it never will
             await self._records.give_up(item.job_id, error)
-            return _Sent.NEVER
-        return _Sent.YES
+        return _Unsent.NEVER

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from libs.db import snapshot, transaction
-from services.jobs.tables import jobs, outbox
+from services.jobs.tables import jobs, messages, outbox, upsert_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class OutboxStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._insert = upsert_of(engine)
 
     async def unsent(self, *, limit: int) -> list[OutboxJob]:
         """Returns jobs to publish, those that have waited longest first."""
@@ -75,15 +77,36 @@ class OutboxStore:
             rows = (await connection.execute(query)).mappings()
             return [OutboxJob(**{str(key): value for key, value in row.items()}) for row in rows]
 
-    async def mark_sent(self, sent: Sequence[OutboxJob], now: datetime) -> None:
-        """Notes that publishing was tried. A replica may have noted the same."""
+    async def mark_sent(
+        self, sent: Sequence[OutboxJob], now: datetime, *, sequences: Mapping[str, int]
+    ) -> None:
+        """Notes that publishing was tried. A replica may have noted the same.
+
+        Args:
+            sent: the jobs.
+            now: the time.
+            sequences: the numbers of their messages in the stream, by job, of those that it stored.
+        """
         async with transaction(self._engine) as connection:
             for item in sent:
                 await connection.execute(
-                    _of_count(item.job_id, item.publish_count).values(
-                        publish_time=now, publish_count=item.publish_count + 1
-                    )
+                    _of_count(item.job_id, item.publish_count)
+                    .where(outbox.c.create_time == item.create_time)
+                    .values(publish_time=now, publish_count=item.publish_count + 1)
                 )
+                if item.job_id in sequences:
+                    await connection.execute(self._record(item, sequences[item.job_id]))
+
+    def _record(self, item: OutboxJob, sequence: int) -> sa.Executable:
+        """Records where the message of a job is, if the job was not deleted meanwhile."""
+        job = sa.select(jobs.c.job_id, sa.literal(sequence)).where(
+            jobs.c.job_id == item.job_id, jobs.c.create_time == item.create_time
+        )
+        insert = self._insert(messages).from_select(["job_id", "sequence"], job)
+        return cast(
+            "sa.Executable",
+            insert.on_conflict_do_update(index_elements=["job_id"], set_={"sequence": sequence}),
+        )
 
     async def postpone(self, lost: UnackedJob, now: datetime) -> None:
         """Lets a job that cannot be processed wait as if it were published now.

@@ -90,7 +90,7 @@ class Reconciler:
                 _WAITING.set(await self._store.count_waiting(limit=self._max_waiting))
                 await self.reconcile()
             except (TimeoutError, nats.errors.Error, JetStreamError, HeadraceError) as error:
-                _log.warning("cannot compare jobs with the bus", error=repr(error))
+                _log.warning("cannot compare jobs with the bus", error=error)
             except Exception:  # noqa: BLE001  # the next round may succeed
                 _FAILURES.inc()
                 _log.exception("comparison of jobs with the bus failed")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
-from headrace.events.v1 import events_pb2
 from prometheus_client import Counter, Histogram
 
 from libs.bus.broadcast import Broadcaster
 from libs.bus.subjects import JOB_CANCELLED
 from libs.clock import Clock
 from libs.errors import HeadraceError, ResourceExhausted
-from libs.timestamps import to_timestamp
 from services.jobs.domain import Finished, Job, Outcome, Step, advance, cancel, give_up
+from services.jobs.erasure import Erasure
 from services.jobs.store import JobStore
 from services.jobs.watchers import JobWatchers
-from services.jobs.wire import error_to_bytes, reason_of
+from services.jobs.wire import cancelled_event, error_to_bytes, reason_of
 
 _log = structlog.get_logger()
 
@@ -38,6 +38,7 @@ class JobRecords:
         store: the records.
         watchers: informed of every change.
         broadcaster: informs workers of cancelled jobs.
+        erasure: erases what was deleted.
         clock: the time.
         retention: how long jobs that have ended are kept.
         max_result_bytes: a job with a larger result fails.
@@ -49,6 +50,7 @@ class JobRecords:
         store: JobStore,
         watchers: JobWatchers,
         broadcaster: Broadcaster,
+        erasure: Erasure,
         clock: Clock,
         retention: timedelta,
         max_result_bytes: int,
@@ -56,6 +58,7 @@ class JobRecords:
         self._store = store
         self._watchers = watchers
         self._broadcaster = broadcaster
+        self._erasure = erasure
         self._clock = clock
         self._retention = retention
         self._max_result_bytes = max_result_bytes
@@ -67,7 +70,7 @@ class JobRecords:
             job_id,
             lambda job: advance(job, outcome, now=self._clock.now(), retention=self._retention),
         )
-        if not changed:
+        if changed is None:
             _IGNORED.inc()
 
     async def give_up(self, job_id: str, error: HeadraceError) -> None:
@@ -87,21 +90,42 @@ class JobRecords:
         changed = await self._step(
             job_id, lambda job: cancel(job, now=self._clock.now(), retention=self._retention)
         )
-        if changed:
-            event = events_pb2.JobCancelled(
-                job_id=job_id, event_time=to_timestamp(self._clock.now())
-            )
-            await self._broadcaster.publish(JOB_CANCELLED, event)
+        if changed is not None:
+            await self._stop_worker(changed)
 
-    async def _step(self, job_id: str, step: Step) -> bool:
-        """Returns whether the job changed."""
-        job = await self._store.apply(job_id, step)
-        if job is None:
+    async def delete(self, job_id: str, *, tenant: str) -> bool:
+        """Deletes a job of a tenant and all that is left of it; stops its worker, if it has one.
+
+        Returns whether there was such a job.
+        """
+        now = self._clock.now()
+        found = await self._store.delete(job_id, tenant=tenant, now=now)
+        if found is None:
             return False
+        job, deleted = found
+        _log.info("job deleted", job_id=job_id, tenant=tenant, state=job.state.name.lower())
+        if not job.state.terminal:
+            cancelled = cancel(job, now=now, retention=timedelta())
+            assert cancelled is not None  # noqa: S101  # it was neither ended nor cancelled
+            self._report(cancelled)
+            await self._stop_worker(cancelled)
+        await self._erasure.erase([deleted], because="requested")
+        return True
+
+    async def _stop_worker(self, job: Job) -> None:
+        await self._broadcaster.publish(JOB_CANCELLED, cancelled_event(job, self._clock.now()))
+
+    async def _step(self, job_id: str, step: Step) -> Job | None:
+        """Returns the changed job, or None if nothing changed."""
+        job = await self._store.apply(job_id, step)
+        if job is not None:
+            self._report(job)
+        return job
+
+    def _report(self, job: Job) -> None:
         self._watchers.notify(job)
         if job.state.terminal:
             _report_end(job)
-        return True
 
     def _bounded(self, outcome: Outcome) -> Outcome:
         if not isinstance(outcome, Finished) or outcome.result is None:
@@ -114,7 +138,7 @@ class JobRecords:
             reason="MESSAGE_TOO_LARGE",
             metadata={"limit_bytes": str(limit)},
         )
-        return Finished(outcome.attempt, error=error_to_bytes(error))
+        return replace(outcome, result=None, error=error_to_bytes(error))
 
 
 def _report_end(job: Job) -> None:

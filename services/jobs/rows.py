@@ -61,7 +61,7 @@ def readable_jobs(rows: Iterable[sa.Row[Any]]) -> list[Job]:
             found.append(job_of(row))
         except ValueError as error:
             _UNREADABLE.inc()
-            _log.error("row cannot be read", job_id=row.job_id, error=repr(error))
+            _log.error("row cannot be read", job_id=row.job_id, error=error)
     return found
 
 

@@ -99,6 +99,15 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         await self._records.cancel(job_id)
         return jobs_pb2.CancelJobResponse(job=job_to_proto(await self._job(job_id, tenant)))
 
+    @override
+    async def DeleteJob(
+        self, request: jobs_pb2.DeleteJobRequest, context: Context
+    ) -> jobs_pb2.DeleteJobResponse:
+        job_id = job_id_of_name(request.name)
+        if not await self._records.delete(job_id, tenant=identity_of(context).tenant):
+            raise NotFound.of_resource(f"jobs/{job_id}")
+        return jobs_pb2.DeleteJobResponse()
+
     async def _job(self, job_id: str, tenant: str, *, full: bool = True) -> Job:
         job = await self._store.get(job_id, tenant=tenant, now=self._clock.now(), full=full)
         if job is None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from importlib import import_module
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from libs.db import snapshot, transaction
+from libs.db import erase_log, snapshot, transaction
 from libs.errors import Unavailable
 from libs.rpc.paging import Page, PageRequest, invalid_page_token
 from services.jobs.domain import Job, State, Step
@@ -24,7 +23,7 @@ from services.jobs.rows import (
     readable_jobs,
     row_of,
 )
-from services.jobs.tables import jobs, outbox
+from services.jobs.tables import jobs, messages, outbox, upsert_of
 
 # A page of jobs ends here: together with a margin, what gRPC clients accept by default is 4 MiB.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
@@ -55,6 +54,15 @@ class JobFilter:
     full: bool = False
 
 
+@dataclass(frozen=True)
+class DeletedJob:
+    """A job that was deleted. Its last message had the number `sequence`; None: unknown."""
+
+    job_id: str
+    create_time: datetime
+    sequence: int | None
+
+
 class JobStore:
     """Reads and writes job records. Each method is one transaction.
 
@@ -64,9 +72,7 @@ class JobStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        # Both dialects have the same ON CONFLICT, in two types. Only the one in use is imported.
-        dialect = import_module(f"sqlalchemy.dialects.{engine.dialect.name}")
-        self._insert: Any = dialect.insert
+        self._insert = upsert_of(engine)
 
     async def submit(self, job: Job, *, traceparent: str, max_waiting: int) -> Job:
         """Adds a job and its outbox row; returns the job that has the id now, old or new.
@@ -169,23 +175,41 @@ class JobStore:
                 await connection.execute(sa.delete(outbox).where(outbox.c.job_id == job_id))
             return changed
 
-    async def delete_expired(self, now: datetime, *, limit: int) -> int:
-        """Deletes jobs that expired by then; returns how many, at most `limit`.
+    async def delete(
+        self, job_id: str, *, tenant: str, now: datetime
+    ) -> tuple[Job, DeletedJob] | None:
+        """Deletes a job of a tenant, ended or not; None if there is none or it has expired.
+
+        The returned job has neither payload nor result.
+        """
+        wanted = (jobs.c.job_id == job_id, jobs.c.tenant == tenant)
+        async with transaction(self._engine) as connection:
+            job = await _read(connection, *wanted, full=False, lock=True)
+            if job is None or job.is_expired(now):
+                return None
+            sequences = await _delete(connection, [job_id])
+        return job, DeletedJob(job_id, job.create_time, sequences.get(job_id))
+
+    async def delete_expired(self, now: datetime, *, limit: int) -> Sequence[DeletedJob]:
+        """Deletes jobs that expired by then and returns them, at most `limit`.
 
         Replicas may delete at the same time: they skip the rows of each other.
         """
         expired = (
-            sa.select(jobs.c.job_id)
+            sa.select(jobs.c.job_id, jobs.c.create_time)
             .where(jobs.c.expire_time <= now)
             .order_by(jobs.c.expire_time)
             .limit(limit)
             .with_for_update(skip_locked=True)  # SQLite has one writer and leaves it out
         )
         async with transaction(self._engine) as connection:
-            ids = list((await connection.execute(expired)).scalars())
-            if ids:
-                await connection.execute(sa.delete(jobs).where(jobs.c.job_id.in_(ids)))
-        return len(ids)
+            rows = (await connection.execute(expired)).all()
+            sequences = await _delete(connection, [row.job_id for row in rows])
+        return [DeletedJob(row.job_id, row.create_time, sequences.get(row.job_id)) for row in rows]
+
+    async def erase_log(self) -> bool:
+        """Removes what was deleted from the database's log; returns whether that is done."""
+        return await erase_log(self._engine)
 
     async def fill_in_expire_times(self, retention: timedelta, *, limit: int) -> int:
         """Sets `expire_time` of jobs that ended under an earlier version; returns how many."""
@@ -221,6 +245,17 @@ async def _read(
         query = query.with_for_update()
     row = (await connection.execute(query)).one_or_none()
     return None if row is None else job_of(row)
+
+
+async def _delete(connection: AsyncConnection, job_ids: Sequence[str]) -> dict[str, int]:
+    """Deletes jobs with all that belongs to them; returns the numbers of their messages."""
+    if not job_ids:
+        return {}
+    sequences = sa.select(messages).where(messages.c.job_id.in_(job_ids))
+    found = {row.job_id: row.sequence for row in await connection.execute(sequences)}
+    await connection.execute(sa.delete(outbox).where(outbox.c.job_id.in_(job_ids)))
+    await connection.execute(sa.delete(jobs).where(jobs.c.job_id.in_(job_ids)))
+    return found
 
 
 async def _count_waiting(connection: AsyncConnection, limit: int) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from libs.db import UtcDateTime
 
@@ -42,3 +46,19 @@ outbox = sa.Table(
     sa.Column("publish_time", UtcDateTime),
     sa.Index("outbox_by_time", "publish_time", "create_time"),
 )
+
+# Where the last message of a job is or was in the stream. It is erased with the job.
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column(
+        "job_id", sa.Text, sa.ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+)
+
+
+def upsert_of(engine: AsyncEngine) -> Any:
+    """Returns the `insert` that has ON CONFLICT, which SQLAlchemy has once for each dialect."""
+    # Only the one in use is imported.
+    return import_module(f"sqlalchemy.dialects.{engine.dialect.name}").insert

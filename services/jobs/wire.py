@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
@@ -127,19 +129,41 @@ def submitted_event(item: OutboxJob) -> events_pb2.JobSubmitted:
     )
 
 
+def message_id_of(job_id: str, create_time: datetime) -> str:
+    """Returns what the ids of a job's messages start with; an id alone may be used again."""
+    return f"{job_id}@{to_timestamp(create_time).ToMicroseconds()}"
+
+
+def cancelled_event(job: Job, now: datetime) -> events_pb2.JobCancelled:
+    """Writes the message that stops the worker of a job."""
+    return events_pb2.JobCancelled(
+        job_id=job.job_id,
+        event_time=to_timestamp(now),
+        job_create_time=to_timestamp(job.create_time),
+    )
+
+
 def started_from_event(event: events_pb2.JobStarted) -> Started:
     """Reads that a worker started a job."""
-    return Started(event.attempt)
+    return Started(event.attempt, job_create_time=_job_create_time(event))
 
 
 def finished_from_event(event: events_pb2.JobFinished) -> Finished:
     """Reads how a worker finished a job; without a result it has failed."""
     if event.result.WhichOneof("work") is not None:
-        return Finished(event.attempt, result=event.result.SerializeToString())
-    if event.error.code:
-        return Finished(event.attempt, error=event.error.SerializeToString())
-    missing = Internal("the worker reported neither a result nor an error", reason="INTERNAL")
-    return Finished(event.attempt, error=error_to_bytes(missing))
+        outcome = Finished(event.attempt, result=event.result.SerializeToString())
+    elif event.error.code:
+        outcome = Finished(event.attempt, error=event.error.SerializeToString())
+    else:
+        missing = Internal("the worker reported neither a result nor an error", reason="INTERNAL")
+        outcome = Finished(event.attempt, error=error_to_bytes(missing))
+    return replace(outcome, job_create_time=_job_create_time(event))
+
+
+def _job_create_time(event: events_pb2.JobStarted | events_pb2.JobFinished) -> datetime | None:
+    if not event.HasField("job_create_time"):
+        return None
+    return event.job_create_time.ToDatetime(tzinfo=UTC)
 
 
 def error_to_bytes(error: HeadraceError) -> bytes:

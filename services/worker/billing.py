@@ -65,5 +65,5 @@ class CancelledUsage:
                 "usage of a cancelled job was not recorded",
                 job_id=job.job_id,
                 token_count=progress.token_count,
-                error=repr(error),
+                error=error,
             )

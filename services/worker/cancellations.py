@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.events.v1 import events_pb2
 
 T = TypeVar("T")
@@ -18,11 +19,22 @@ class JobCancelledError(Exception):
 
 
 class Cancellation:
-    """Whether one job is cancelled."""
+    """Whether one job is cancelled.
 
-    def __init__(self) -> None:
+    Args:
+        create_time: when the job was accepted; None: unknown. The id may be used again.
+    """
+
+    def __init__(self, create_time: Timestamp | None = None) -> None:
+        self._create_time = create_time
         self._requested = False
         self._scope: asyncio.Timeout | None = None
+
+    def is_meant_by(self, event: events_pb2.JobCancelled) -> bool:
+        """Returns whether an event is about this job, and not about another one with its id."""
+        if self._create_time is None or not event.HasField("job_create_time"):
+            return True
+        return event.job_create_time == self._create_time
 
     def request(self) -> None:
         """Stops what `run` runs now or later."""
@@ -63,12 +75,13 @@ class Cancellations:
     def cancel(self, event: events_pb2.JobCancelled) -> None:
         """Stops a job if it runs here."""
         for cancellation in self._by_job.get(event.job_id, ()):
-            cancellation.request()
+            if cancellation.is_meant_by(event):
+                cancellation.request()
 
     @contextmanager
-    def of(self, job_id: str) -> Iterator[Cancellation]:
+    def of(self, job_id: str, create_time: Timestamp | None = None) -> Iterator[Cancellation]:
         """Makes a job one that can be cancelled, as long as the block runs."""
-        cancellation = Cancellation()
+        cancellation = Cancellation(create_time)
         self._by_job[job_id].add(cancellation)
         try:
             yield cancellation

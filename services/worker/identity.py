@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.events.v1 import events_pb2
 
 from libs.chat.request import MAX_PRIORITY
@@ -28,7 +29,15 @@ def identity_of_job(job: events_pb2.JobSubmitted) -> Identity:
     )
 
 
+def create_time_of(job: events_pb2.JobSubmitted) -> Timestamp | None:
+    """Returns when a job was accepted; earlier versions did not say it.
+
+    Clients choose the ids of jobs, and may choose one again when its job is deleted.
+    """
+    return job.create_time if job.HasField("create_time") else None
+
+
 def _usage_id(job: events_pb2.JobSubmitted) -> str:
-    # Derived: clients choose the ids of jobs, and may choose one again after its job has expired.
-    time = f"@{job.create_time.ToJsonString()}" if job.HasField("create_time") else ""
+    accepted = create_time_of(job)
+    time = "" if accepted is None else f"@{accepted.ToJsonString()}"
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"headrace:jobs/{job.job_id}{time}"))

@@ -8,7 +8,7 @@ from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
 from libs.errors import DeadlineExceeded, NotFound, Unavailable
 from libs.rpc.status import headrace_errors
-from services.worker.identity import identity_of_job
+from services.worker.identity import create_time_of, identity_of_job
 
 _log = structlog.get_logger()
 
@@ -42,9 +42,13 @@ class JobRecords:
                     wait_for_ready=again,
                 )
         except NotFound:
-            _log.error("job has no record, or has expired", job_id=job.job_id)
+            _log.info("job was deleted, or has expired", job_id=job.job_id)
             return True
         except (Unavailable, DeadlineExceeded) as error:
-            _log.warning("job not looked up", job_id=job.job_id, error=repr(error))
+            _log.warning("job not looked up", job_id=job.job_id, error=error)
             return False
+        accepted = create_time_of(job)
+        if accepted is not None and response.job.create_time != accepted:
+            _log.info("job was deleted, and its id is used again", job_id=job.job_id)
+            return True
         return response.job.state not in _OPEN

@@ -27,6 +27,7 @@ from libs.timestamps import to_timestamp
 from services.worker.billing import CancelledUsage
 from services.worker.cancellations import Cancellation, Cancellations, JobCancelledError
 from services.worker.execution import Execution, Progress, ResultTooLarge
+from services.worker.identity import create_time_of
 from services.worker.records import JobRecords
 
 _log = structlog.get_logger()
@@ -81,7 +82,7 @@ class JobRunner:
         if not job.job_id:
             raise PoisonMessage("job_id must be given")
         # Before the record is read, so that no cancellation falls between the two.
-        with self._cancellations.of(job.job_id) as cancellation:
+        with self._cancellations.of(job.job_id, create_time_of(job)) as cancellation:
             if await self._records.has_ended(job, attempt=delivery.attempt):
                 _ATTEMPTS.labels("needless").inc()
                 return
@@ -113,10 +114,15 @@ class JobRunner:
             await self._report_succeeded(delivery, result)
 
     async def _report_started(self, delivery: JobDelivery) -> None:
-        job_id, attempt = delivery.message.job_id, delivery.attempt
+        job, attempt = delivery.message, delivery.attempt
         await self._publisher.publish(
             JOB_STARTED,
-            events_pb2.JobStarted(job_id=job_id, attempt=attempt, event_time=self._now()),
+            events_pb2.JobStarted(
+                job_id=job.job_id,
+                attempt=attempt,
+                event_time=self._now(),
+                job_create_time=create_time_of(job),
+            ),
             message_id=f"{delivery.message_id}.started.{attempt}",
         )
 
@@ -144,8 +150,12 @@ class JobRunner:
         )
 
     def _finished(self, delivery: JobDelivery) -> events_pb2.JobFinished:
+        job = delivery.message
         return events_pb2.JobFinished(
-            job_id=delivery.message.job_id, attempt=delivery.attempt, event_time=self._now()
+            job_id=job.job_id,
+            attempt=delivery.attempt,
+            event_time=self._now(),
+            job_create_time=create_time_of(job),
         )
 
     async def _report_finished(self, delivery: JobDelivery, event: events_pb2.JobFinished) -> None:

@@ -112,7 +112,7 @@ async def test_a_full_stream_is_resource_exhausted(
         ),
         return_exceptions=True,
     )
-    assert await stored(js, stream) == published.count(None) >= 2
+    assert await stored(js, stream) == sum(isinstance(each, int) for each in published) >= 2
     with pytest.raises(ResourceExhausted) as raised:
         await publisher.publish(subject, event("x" * 500), message_id="one more")
     assert raised.value.reason == "QUEUE_FULL"

@@ -237,7 +237,7 @@ async def test_count_tokens_agrees_with_generate(mesh: RunningMesh) -> None:
 
 def test_the_edge_routes_the_methods_of_the_service() -> None:
     """None is missing on either side."""
-    service: Any = handlers(OpenInferenceServicer(None, clock=None))  # type: ignore[arg-type]  # not called
+    service: Any = handlers(OpenInferenceServicer(None, None, clock=None))  # type: ignore[arg-type]  # not called
     answered = set(service._method_handlers)
     routed = {f"/{OPEN_INFERENCE}/{method}" for method in OPEN_INFERENCE_METHODS}
     assert answered == routed | set(OPEN_INFERENCE_HEALTH)

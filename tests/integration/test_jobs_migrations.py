@@ -6,7 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ import services.jobs
 from libs.clock import SystemClock
 from libs.db import UtcDateTime, create_engine, migrate, transaction
 from services.jobs.domain import Job, State
+from services.jobs.erasure import Erasure
 from services.jobs.expiry import ExpiredJobs
 from services.jobs.store import JobStore
 from tests.support.databases import DATABASES, empty_database, shared_postgres
@@ -89,8 +90,13 @@ async def test_the_first_version_is_migrated_without_loss(url: str, first_migrat
     await migrate(url, "jobs")
     engine = create_engine(url)
     store = JobStore(engine)
+    erasure = Erasure(store=store, js=cast("Any", None))  # these jobs have no messages
     expired = ExpiredJobs(
-        store=store, clock=SystemClock(), interval_seconds=60, retention=RETENTION
+        store=store,
+        erasure=erasure,
+        clock=SystemClock(),
+        interval_seconds=60,
+        retention=RETENTION,
     )
     await expired.delete()
 

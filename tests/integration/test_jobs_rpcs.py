@@ -91,7 +91,7 @@ async def test_an_accepted_job_waits_for_a_worker(client: JobClient, bus: Bus) -
     assert job.payload == generation("hi", max_tokens=5, request_id=id_of(job))
     assert await client.get(job.name) == job
     headers, event = await bus.message_of(job)
-    assert headers["Nats-Msg-Id"] == id_of(job)
+    assert headers["Nats-Msg-Id"] == f"{id_of(job)}@{job.create_time.ToMicroseconds()}"
     assert (event.identity.tenant, event.identity.user) == ("tenants/acme", "ann")
     assert event.create_time == job.create_time
     assert event.payload == job.payload

@@ -19,7 +19,7 @@ from libs.errors import InvalidArgument
 from libs.rpc.paging import PageRequest
 from services.jobs.domain import Finished, Job, Outcome, Started, State, Step, advance, cancel
 from services.jobs.outbox_store import OutboxStore, UnackedJob
-from services.jobs.store import MAX_PAGE_BYTES, JobFilter, JobStore, QueueFullError
+from services.jobs.store import MAX_PAGE_BYTES, DeletedJob, JobFilter, JobStore, QueueFullError
 from services.jobs.tables import jobs, metadata
 from tests.support.databases import DATABASES, empty_database, shared_postgres
 
@@ -191,7 +191,7 @@ async def test_the_outbox_has_the_jobs_to_publish(
         ("job-0002", b"p", START + timedelta(seconds=2), "trace-2", 0),
     ]
     sent_at = START + timedelta(hours=1)
-    await asyncio.gather(*(each.mark_sent(unsent, sent_at) for each in outboxes))
+    await asyncio.gather(*(each.mark_sent(unsent, sent_at, sequences={}) for each in outboxes))
     assert [item.job_id for item in await outbox.unsent(limit=10)] == ["job-0003"]
 
     async def lost(*, published_before: datetime = sent_at + timedelta(1)) -> list[UnackedJob]:
@@ -219,7 +219,7 @@ async def test_a_job_that_cannot_be_recovered_waits_as_if_it_were_published(
     outbox = outboxes[0]
     for number in range(2):
         await stores[0].submit(job(number), traceparent="", max_waiting=10)
-    await outbox.mark_sent(await outbox.unsent(limit=10), LATER)
+    await outbox.mark_sent(await outbox.unsent(limit=10), LATER, sequences={})
     day = timedelta(days=1)
 
     async def lost(*, published_before: datetime) -> list[str]:
@@ -331,15 +331,47 @@ async def test_expired_jobs_are_deleted_some_at_a_time(
     for number in range(20):
         await stores[0].apply(f"job-{number:04}", step(Finished(1, result=b"r")))
     expired = LATER + RETENTION
-    assert await stores[0].delete_expired(expired - timedelta(seconds=1), limit=100) == 0
-    assert await stores[0].delete_expired(expired, limit=4) == 4
-    counts = await asyncio.gather(
+    assert await stores[0].delete_expired(expired - timedelta(seconds=1), limit=100) == []
+    assert len(await stores[0].delete_expired(expired, limit=4)) == 4
+    deleted = await asyncio.gather(
         *(store.delete_expired(expired, limit=5) for store in stores for _ in range(4))
     )
-    counts += await asyncio.gather(stores[0].delete_expired(expired, limit=100))
-    assert sum(counts) == 16
+    deleted += await asyncio.gather(stores[0].delete_expired(expired, limit=100))
+    assert sum(map(len, deleted)) == 16
     left = await listed(stores[0], all_jobs(now=START), 100)
     assert left == [[f"job-{number:04}" for number in range(24, 19, -1)]]
+
+
+async def test_a_job_is_deleted_with_its_message(
+    stores: tuple[JobStore, JobStore], outboxes: tuple[OutboxStore, OutboxStore]
+) -> None:
+    """In any state, once, by its tenant; the number of its last message is returned."""
+    store, outbox = stores[0], outboxes[0]
+    for number in range(3):
+        await store.submit(job(number), traceparent="", max_waiting=10)
+    unsent = await outbox.unsent(limit=10)
+    await outbox.mark_sent(unsent, START, sequences={"job-0000": 7, "job-0001": 8})
+    await outbox.mark_sent(unsent, START, sequences={"job-0001": 9})  # published again
+    await store.apply("job-0001", step(Finished(1, result=b"r")))
+    for number, sequence in enumerate((7, 9, None)):
+        job_id = f"job-{number:04}"
+        assert await store.delete(job_id, tenant="evil", now=START) is None
+        answers = await asyncio.gather(
+            *(each.delete(job_id, tenant="acme", now=START) for each in stores)
+        )
+        ((deleted, traces),) = [answer for answer in answers if answer is not None]
+        assert (deleted.job_id, deleted.payload, deleted.result) == (job_id, b"", None)
+        assert traces == DeletedJob(job_id, deleted.create_time, sequence)
+        assert await store.get(job_id, tenant="acme", now=START) is None
+    assert await outbox.unsent(limit=10) == []
+    # What is noted late belongs to the job that was deleted, and not to another with its id.
+    again = replace(job(0), create_time=LATER, update_time=LATER)
+    assert await store.submit(again, traceparent="", max_waiting=10) == again
+    await outbox.mark_sent(unsent, LATER, sequences={"job-0000": 7})
+    assert [item.create_time for item in await outbox.unsent(limit=10)] == [LATER]
+    found = await store.delete("job-0000", tenant="acme", now=LATER)
+    assert found is not None
+    assert found[1].sequence is None
 
 
 async def test_the_id_of_an_expired_job_can_be_used_again(

@@ -22,6 +22,8 @@ from tests.support.scripted import GENERATE_PATH, ScriptedMesh, scripted_mesh
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 _CANARY = "canary-7d41"
+_CREATE_MODEL = "/headrace.registry.v1.RegistryService/CreateModel"
+_CREATE_PRICE = "/headrace.cost.v1.CostService/CreatePrice"
 _PRICES = "/headrace.cost.v1.CostService/ListPrices"
 
 
@@ -136,6 +138,17 @@ async def test_a_missing_name_is_refused(mesh: ScriptedMesh, claim: str) -> None
 async def test_scopes_of_another_form_are_refused(mesh: ScriptedMesh, value: Any) -> None:
     """They are words with single spaces between, and never the scope of services."""
     await _is_refused(mesh, {"authorization": f"Bearer {_signed(mesh, scopes=value)}"})
+
+
+async def test_the_scope_admin_of_old_tokens_gives_no_rights(mesh: ScriptedMesh) -> None:
+    """It was split; a token that was signed before must be replaced."""
+    headers = {"authorization": f"Bearer {_signed(mesh, scopes='infer read admin')}"}
+    for path, scope in ((_CREATE_PRICE, "billing"), (_CREATE_MODEL, "registry")):
+        async with mesh.http.post(path, json={}, headers=headers) as response:
+            assert response.status == 403
+            (info,) = (await response.json())["details"]
+        assert (info["reason"], info["metadata"]) == ("SCOPE_MISSING", {"scope": scope})
+    assert (await _generate(mesh, headers))[0] == 200
 
 
 @pytest.mark.parametrize("value", ["9", "", [9], {"max": 9}, True, 10, -1, 2.5, 1e300])

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from headrace.common.v1.embedding_pb2 import Embedding
 from headrace.common.v1.usage_pb2 import TokenUsage
@@ -115,6 +116,10 @@ class JobClient:
         request = jobs_pb2.CancelJobRequest(name=name)
         return (await self.stub.CancelJob(request, metadata=who.metadata())).job
 
+    async def delete(self, name: str, *, who: Identity = ANN) -> None:
+        request = jobs_pb2.DeleteJobRequest(name=name)
+        await self.stub.DeleteJob(request, metadata=who.metadata())
+
     async def list(self, *, who: Identity = ANN, **fields: Any) -> jobs_pb2.ListJobsResponse:
         request = jobs_pb2.ListJobsRequest(**fields)
         return await self.stub.ListJobs(request, metadata=who.metadata())
@@ -149,12 +154,16 @@ class Bus:
 
     async def started(self, job: jobs_pb2.Job, attempt: int) -> None:
         """Reports that a worker started."""
-        event = events_pb2.JobStarted(job_id=id_of(job), attempt=attempt)
+        event = events_pb2.JobStarted(
+            job_id=id_of(job), attempt=attempt, job_create_time=_create_time(job)
+        )
         await self.publisher.publish(JOB_STARTED, event, message_id=str(uuid.uuid4()))
 
     async def finished(self, job: jobs_pb2.Job, attempt: int = 1, **outcome: Any) -> None:
         """Reports that a worker finished, with `result` or `error`."""
-        event = events_pb2.JobFinished(job_id=id_of(job), attempt=attempt, **outcome)
+        event = events_pb2.JobFinished(
+            job_id=id_of(job), attempt=attempt, job_create_time=_create_time(job), **outcome
+        )
         await self.publisher.publish(JOB_FINISHED, event, message_id=str(uuid.uuid4()))
 
     async def submitted(self) -> list[tuple[dict[str, str], events_pb2.JobSubmitted]]:
@@ -191,6 +200,10 @@ async def job_bus(nats_url: str) -> AsyncIterator[Bus]:
         await client.drain()
 
 
+def _create_time(job: jobs_pb2.Job) -> Timestamp | None:
+    return job.create_time if job.HasField("create_time") else None
+
+
 def id_of(job: jobs_pb2.Job) -> str:
     return job.name.removeprefix("jobs/")
 
@@ -215,7 +228,7 @@ class Models(inference_pb2_grpc.InferenceServiceServicer):
         self.running = self.cancelled = 0
         self.changed = asyncio.Condition()
         self.errors: list[Exception] = []
-        self.text = ("one ", "two ", "three")
+        self.text: tuple[str, ...] = ("one ", "two ", "three")
         self.with_final = True
         self.vector_length = 2
         self.recorder: UsageRecorder | None = None

@@ -17,7 +17,11 @@ WAIT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class CollectedSpan:
-    """A received span; IDs in hexadecimal."""
+    """A received span; IDs in hexadecimal.
+
+    Attributes:
+        serialized: the whole span in protobuf, with events and status.
+    """
 
     service: str
     name: str
@@ -26,6 +30,7 @@ class CollectedSpan:
     span_id: str
     parent_span_id: str
     attributes: dict[str, str | int | float | bool]
+    serialized: bytes = b""
 
     @classmethod
     def of(cls, service: str, span: trace_pb2.Span) -> CollectedSpan:
@@ -41,6 +46,7 @@ class CollectedSpan:
             span_id=span.span_id.hex(),
             parent_span_id=span.parent_span_id.hex(),
             attributes=values,
+            serialized=span.SerializeToString(),
         )
 
 

@@ -30,6 +30,7 @@ class TensorServer:
         stalls: whether unary calls get no answer, and streams stall before their end.
         timeouts: timeouts of the calls so far, in seconds; None: no timeout.
         left: set when a client cancels its call.
+        gate: unary calls wait until it is set.
     """
 
     fails: tuple[grpc.StatusCode, str] | None = None
@@ -41,6 +42,10 @@ class TensorServer:
     requests: list[Any] = field(default_factory=list)
     timeouts: list[float | None] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
     async def infer(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -49,6 +54,7 @@ class TensorServer:
             await context.abort(*self.fails)
         if self.stalls:
             await asyncio.sleep(3600)
+        await self.gate.wait()
         return _answer(request, embedding=bytes(8), token_count=struct.pack("<2i", 3, 4))
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:

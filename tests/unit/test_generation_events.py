@@ -20,7 +20,7 @@ from libs.clock import SystemClock
 from libs.errors import InvalidArgument, NotFound, Unavailable
 from libs.routes import RouteTable
 from libs.telemetry.hashing import InputHasher
-from services.inference.accounting import Outcome, Recorder
+from services.inference.accounting import CountPrompt, Outcome, Recorder
 from services.inference.admission import Admission
 from services.inference.api.grpc import InferenceServicer
 from services.inference.backends.openai_http.api_keys import ApiKeys
@@ -34,6 +34,7 @@ from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import RelayLimits
 from services.inference.tensors.count_tokens import TokenCounter
 from tests.support.backends import provider_backend, triton_backend
+from tests.support.embedding import eventually
 from tests.support.provider import TEXT, MockProvider, mock_provider
 from tests.support.triton import TEXT as TRITON_TEXT
 from tests.support.triton import MockTriton, mock_triton
@@ -74,17 +75,30 @@ class Call:
 
 
 class Bills:
-    """Keeps what would be billed."""
+    """Keeps what would be billed.
+
+    Attributes:
+        prompts: would count the prompts that are billed.
+    """
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
+        self.prompts: list[CountPrompt] = []
 
     async def record(self, outcome: Outcome) -> int:
         self.outcomes.append(outcome)
         return 7
 
-    def record_later(self, outcome: Outcome) -> None:
+    def record_later(self, outcome: Outcome, *, prompt: CountPrompt | None = None) -> None:
         self.outcomes.append(outcome)
+        if prompt is not None:
+            self.prompts.append(prompt)
+
+    async def last(self) -> tuple[int, int]:
+        """Returns the tokens of prompt and answer in the last bill."""
+        prompts = [await prompt() for prompt in self.prompts]
+        usage = self.outcomes[-1].usage
+        return usage.prompt_tokens + sum(prompts), usage.completion_tokens
 
 
 class Service:
@@ -100,17 +114,19 @@ class Service:
             stall=StallLimits(first_token_seconds=5.0, between_tokens_seconds=5.0),
         )
         routes: Callable[[], RouteTable] = lambda: self.table  # noqa: E731  # typed
+        admission = Admission(clock)
+        counter = TokenCounter(routes=routes, backends=self.backends, admission=admission)
         generator = Generator(
             routes=routes,
             backends=self.backends,
-            admission=Admission(clock),
+            admission=admission,
             recorder=cast("Recorder", self.bills),
             hedge=HedgeLimits(),
             relay=RelayLimits(),
             cache_salts=CacheSalts(InputHasher(bytes(32))),
+            count_prompt=counter.count_unfinished,
             clock=clock,
         )
-        counter = TokenCounter(routes=routes, backends=self.backends)
         self.servicer = InferenceServicer(generator=generator, counter=counter, clock=clock)
 
     def route(self, **servers: Server) -> None:
@@ -219,14 +235,68 @@ async def test_a_token_of_another_request_is_refused(tmp_path: Path) -> None:
             assert [field for field, _ in caught.value.field_violations] == ["resume_from"]
 
 
-@pytest.mark.parametrize("position", [5, 999_999_999])
-async def test_a_position_behind_the_answer_is_refused(tmp_path: Path, position: int) -> None:
-    """The answer has four tokens."""
+async def test_a_position_behind_the_answer_is_refused(tmp_path: Path) -> None:
+    """The answer has four tokens; they were generated to find that out, and are paid."""
     async with service_of(tmp_path, v1={}) as service:
         token = (await service.generate()).deltas[0].resume_token
-        behind = f"{token.partition('.')[0]}.{position}"
+        behind = f"{token.partition('.')[0]}.5"
         with pytest.raises(InvalidArgument):
             await service.generate(resume_from=behind)
+        assert await service.bills.last() == (5, 4)
+
+
+@pytest.mark.parametrize(("position", "max_tokens"), [(101, 100), (999_999_999, 100), (6, 5)])
+async def test_a_position_behind_the_longest_answer_costs_no_work(
+    tmp_path: Path, position: int, max_tokens: int
+) -> None:
+    """It is refused before a backend is called."""
+    async with mock_triton() as triton, service_of(tmp_path) as service:
+        service.route(v1=triton)
+        token = (await service.generate(max_tokens=max_tokens)).deltas[0].resume_token
+        behind = f"{token.partition('.')[0]}.{position}"
+        with pytest.raises(InvalidArgument) as caught:
+            await service.generate(resume_from=behind, max_tokens=max_tokens)
+        assert caught.value.field_violations[0][0] == "resume_from"
+        assert len(triton.requests) == 1
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+async def test_a_caller_who_leaves_pays_for_prompt_and_answer(tmp_path: Path, tokens: int) -> None:
+    """The engine is stopped; what it has read and generated is billed."""
+    async with mock_triton(stalls_after=tokens) as triton, service_of(tmp_path) as service:
+        service.route(v1=triton)
+        call = Call()
+        running = asyncio.create_task(service.generate(call))
+        await eventually(lambda: len(call.deltas) >= tokens and bool(triton.requests))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await asyncio.wait_for(triton.left.wait(), 2)
+        assert await service.bills.last() == (5, tokens)
+
+
+async def test_a_caller_who_leaves_before_the_position_it_resumes_at_pays(tmp_path: Path) -> None:
+    """Else work would be free for those who always leave in time."""
+    async with mock_triton() as triton, service_of(tmp_path) as service:
+        service.route(v1=triton)
+        token = (await service.generate()).deltas[2].resume_token
+        triton.stalls_after = 2
+        running = asyncio.create_task(service.generate(resume_from=token))
+        await eventually(lambda: len(triton.requests) == 2)
+        await asyncio.sleep(0.2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert await service.bills.last() == (5, 2)
+
+
+async def test_a_failure_of_the_backends_leaves_the_prompt_unbilled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller pays for the tokens that it has, and here it has none."""
+    monkeypatch.setattr(failover_module, "FAILOVER_WAIT_SECONDS", 0.2)
+    async with service_of(tmp_path, v1={"dies_after": 0}) as service:
+        with pytest.raises(Unavailable):
+            await service.generate()
+        assert await service.bills.last() == (0, 0)
 
 
 async def test_an_answer_that_would_differ_has_no_tokens(tmp_path: Path) -> None:

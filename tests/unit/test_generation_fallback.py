@@ -16,10 +16,10 @@ from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted, Unavailable
-from libs.routes import EMPTY, RouteTable
+from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
-from services.inference.accounting import Outcome, Recorder
+from services.inference.accounting import CountPrompt, Outcome, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
@@ -49,8 +49,12 @@ class Notes:
         self.outcomes.append(outcome)
         return 0
 
-    def record_later(self, outcome: Outcome) -> None:
+    def record_later(self, outcome: Outcome, *, prompt: CountPrompt | None = None) -> None:
         self.outcomes.append(outcome)
+
+
+async def _no_count(_choice: Choice, _request: GenerationRequest, _tenant: str) -> int:
+    raise AssertionError("providers count no prompts")
 
 
 class Mesh:
@@ -70,6 +74,7 @@ class Mesh:
             hedge=HedgeLimits(),
             relay=RelayLimits(slow_reader_seconds=0.1),
             cache_salts=CacheSalts(InputHasher(bytes(32))),
+            count_prompt=_no_count,
             clock=clock,
         )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from libs.http_client import Url
+from libs.http_client import HttpClient, Url
 
 OPENAI = Url.parse("https://api.openai.com/v1")
 
@@ -85,3 +87,28 @@ def test_a_prefix_ends_at_a_part_of_the_path(text: str, inside: bool):
         and "evil" not in text
         and "444" not in text
     )
+
+
+_PARTS = st.sampled_from(
+    [
+        "http", "https", "://", "/", "//", "\\", ":", "@", "?", "#", ".", "..", "%2e", "%2f", "%",
+        "[", "]", "::1", "127.0.0.1", "127.1", "0x7f", "api.openai.com", "evil.org", "v1", "443",
+        "80", "0", " ", "\t", "\u3002", "\u00df", "\u0130", "xn--", "-", "_", "A",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(_PARTS, max_size=9), st.booleans())
+def test_what_is_accepted_means_the_same_to_the_client(parts: list[str], prefixed: bool):
+    """The key's check and the connection read one text: they must not see different hosts."""
+    text = ("https://api" if prefixed else "") + "".join(parts)
+    try:
+        url = Url.parse(text)
+    except ValueError:
+        return
+    assert Url.parse(str(url)) == url
+    client = HttpClient(text, headers={}, connect_seconds=1, keep_alive_seconds=1)
+    connector = client._connector
+    assert connector._host.rstrip(".") == url.host
+    assert (connector._port, connector._secure) == (url.port, url.scheme == "https")

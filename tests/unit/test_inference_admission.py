@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import pytest
-from headrace.common.v1.model_pb2 import ModelSchema
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, ModelSchema
 from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,7 +17,16 @@ from prometheus_client import REGISTRY
 from libs.clock import SystemClock
 from libs.errors import ResourceExhausted
 from libs.routes import EMPTY, RouteTable
-from services.inference.admission import MAX_WAITING_PER_SLOT, Admission, SlotQueue
+from libs.shared_limit import SharedLimit
+from services.inference.admission import Admission
+from services.inference.slots import (
+    MAX_WAITING_PER_SLOT,
+    MEMORY_ALPHA,
+    REQUEST_OVERHEAD_BYTES,
+    Demand,
+    SlotQueue,
+)
+from services.inference.work_window import WorkWindow
 from tests.support.backends import triton_backend
 
 DEPLOYMENT = "deployments/d"
@@ -42,8 +51,12 @@ def queue(clock):
     return SlotQueue(DEPLOYMENT, clock)
 
 
-async def hold(queue, *, deadline=None, priority=0, slots=1, log=None, name="", release=None):
-    async with queue.slot(slots=slots, deadline_seconds=deadline, priority=priority):
+def demand(tenant="acme", *, deadline=None, priority=0, **fields):
+    return Demand(tenant, deadline_seconds=deadline, priority=priority, **fields)
+
+
+async def hold(queue, tenant="acme", *, slots=1, log=None, name="", release=None, **fields):
+    async with queue.slot(demand(tenant, **fields), slots=slots):
         if log is not None:
             log.append(name)
         if release is not None:
@@ -59,7 +72,7 @@ async def test_free_slots_are_acquired_at_once(queue):
     """Two slots, two requests, no wait."""
     async with AsyncExitStack() as stack:
         for _ in range(2):
-            await stack.enter_async_context(queue.slot(slots=2, deadline_seconds=None, priority=0))
+            await stack.enter_async_context(queue.slot(demand(), slots=2))
 
 
 async def test_requests_are_ordered_by_deadline_then_by_priority(queue):
@@ -84,7 +97,7 @@ async def test_requests_are_ordered_by_deadline_then_by_priority(queue):
 
 async def test_a_wait_that_exceeds_the_deadline_is_refused_at_once(queue, clock):
     """The estimate comes from how long slots were held; the refusal says when to retry."""
-    async with queue.slot(slots=1, deadline_seconds=None, priority=0):
+    async with queue.slot(demand(), slots=1):
         clock.seconds += 10
     release = asyncio.Event()
     running = asyncio.create_task(hold(queue, release=release))
@@ -99,16 +112,124 @@ async def test_a_wait_that_exceeds_the_deadline_is_refused_at_once(queue, clock)
 
 
 async def test_a_full_queue_refuses(queue):
-    """The queue has a limit."""
+    """A tenant alone may have two thirds of the places; the refusal names its limit."""
+    release = asyncio.Event()
+    places = 2 * MAX_WAITING_PER_SLOT // 3
+    tasks = [asyncio.create_task(hold(queue, release=release)) for _ in range(places + 1)]
+    await settle()
+    with pytest.raises(ResourceExhausted) as caught:
+        await hold(queue)
+    assert caught.value.reason == "QUEUE_FULL"
+    assert caught.value.metadata == {"queue": DEPLOYMENT, "limit": str(places)}
+    other = asyncio.create_task(hold(queue, "other"))
+    await settle()
+    assert not other.done()
+    release.set()
+    await asyncio.gather(*tasks, other)
+
+
+async def test_a_tenant_that_floods_is_overtaken(queue):
+    """Who sends one request at a time waits for one of the flood, whatever its priority."""
+    log: list[str] = []
+    release = asyncio.Event()
+    tasks = [asyncio.create_task(hold(queue, "flood", release=release))]
+    await settle()
+    for number in range(15):
+        request = hold(queue, "flood", log=log, name=f"flood {number}", priority=9)
+        tasks.append(asyncio.create_task(request))
+    await settle()
+    tasks.append(asyncio.create_task(hold(queue, "victim", log=log, name="victim")))
+    await settle()
+    release.set()
+    await asyncio.gather(*tasks)
+    assert log.index("victim") <= 1
+
+
+async def test_a_tenant_alone_leaves_slots_for_the_next(queue):
+    """So the next tenant does not wait until long answers end."""
+    release = asyncio.Event()
+    flood = [asyncio.create_task(hold(queue, "flood", slots=16, release=release)) for _ in "x" * 40]
+    await settle()
+    assert queue._slots.held_by("flood") == 13
+    await asyncio.wait_for(hold(queue, "victim", slots=16), 1)
+    release.set()
+    await asyncio.gather(*flood)
+    assert (queue._slots.used, queue._places.used, queue._memory.used) == (0, 0, 0)
+
+
+async def test_the_wait_of_a_tenant_is_that_of_its_own_place(queue, clock):
+    """A deadline that is long enough for its own requests is accepted, whoever floods."""
+    async with queue.slot(demand(), slots=1):
+        clock.seconds += 10
     release = asyncio.Event()
     tasks = [
-        asyncio.create_task(hold(queue, release=release)) for _ in range(MAX_WAITING_PER_SLOT + 1)
+        asyncio.create_task(hold(queue, "flood", deadline=clock.seconds + 140, release=release))
+        for _ in range(15)
     ]
     await settle()
     with pytest.raises(ResourceExhausted):
-        await hold(queue)
+        await hold(queue, "flood", deadline=clock.seconds + 141)
+    tasks.append(asyncio.create_task(hold(queue, "victim", deadline=clock.seconds + 25)))
+    await settle()
+    assert not tasks[-1].done()
     release.set()
     await asyncio.gather(*tasks)
+
+
+async def test_the_memory_of_waiting_and_running_requests_is_limited(clock):
+    """A tenant alone gets half of it; what ended or was refused holds nothing."""
+    memory = SharedLimit(100 * REQUEST_OVERHEAD_BYTES, alpha=MEMORY_ALPHA)
+    queue = SlotQueue(DEPLOYMENT, clock, memory=memory)
+    large = 19 * REQUEST_OVERHEAD_BYTES
+    release = asyncio.Event()
+    tasks = [asyncio.create_task(hold(queue, size_bytes=large, release=release)) for _ in range(5)]
+    await settle()
+    refused = [task for task in tasks if task.done()]
+    assert len(refused) == 2
+    error = refused[0].exception()
+    assert isinstance(error, ResourceExhausted)
+    assert error.metadata == {
+        "queue": "inference.memory",
+        "limit": str(50 * REQUEST_OVERHEAD_BYTES),
+    }
+    other = asyncio.create_task(hold(queue, "other", size_bytes=large, release=release))
+    await settle()
+    assert not other.done()
+    tasks[1].cancel()
+    release.set()
+    await asyncio.gather(*tasks, other, return_exceptions=True)
+    assert memory.used == 0
+
+
+async def test_parts_of_an_admitted_request_are_not_refused(queue):
+    """A large request is refused as a whole or not at all."""
+    release = asyncio.Event()
+    tasks = [asyncio.create_task(hold(queue, release=release)) for _ in range(17)]
+    await settle()
+    part = asyncio.create_task(hold(queue, is_part=True))
+    await settle()
+    assert not part.done()
+    release.set()
+    await asyncio.gather(*tasks, part)
+
+
+async def test_work_in_flight_is_limited_where_there_is_a_window(clock):
+    """Few large requests or many small ones run at once, and at least one always does."""
+    window = WorkWindow()
+    queue = SlotQueue(DEPLOYMENT, clock, window=window)
+    release, log = asyncio.Event(), list[str]()
+    tasks = [
+        asyncio.create_task(
+            hold(queue, slots=9, work=work, log=log, name=str(work), release=release)
+        )
+        for work in (5000, 100, 200)
+    ]
+    await settle()
+    assert log == ["5000"]
+    release.set()
+    await asyncio.gather(*tasks)
+    assert log == ["5000", "100", "200"]
+    assert window.fits(10**9)
 
 
 async def test_a_cancelled_request_holds_no_slot(queue):
@@ -138,7 +259,7 @@ async def test_a_cancelled_request_holds_no_slot(queue):
 @pytest.mark.parametrize("cancel_first", [False, True])
 async def test_a_cancellation_in_the_turn_in_which_a_slot_becomes_free(queue, cancel_first):
     """In either order the request ends as cancelled, and the slot is free for the next one."""
-    running = queue.slot(slots=1, deadline_seconds=None, priority=0)
+    running = queue.slot(demand(), slots=1)
     await running.__aenter__()
     waits, next_one = (asyncio.create_task(hold(queue)) for _ in range(2))
     await settle()
@@ -181,6 +302,10 @@ def routes_to(*deployments: str, backends: int = 1) -> RouteTable:
     return RouteTable(epoch="e", revision=1, routes=[ModelRoute(model="m", targets=targets)])
 
 
+def target(deployment: str) -> RouteTarget:
+    return RouteTarget(deployment=deployment, schema=ModelSchema(kind=MODEL_KIND_CHAT))
+
+
 def gauge(deployment: str) -> float | None:
     return REGISTRY.get_sample_value(
         "headrace_inference_waiting_requests", {"deployment": deployment}
@@ -192,14 +317,14 @@ async def test_queues_of_deployments_without_a_route_are_dropped(clock):
     admission = Admission(clock)
     admission.update(routes_to("deployments/a", "deployments/b"))
     release = asyncio.Event()
-    await hold(admission.queue("deployments/a"))
-    busy = admission.queue("deployments/b")
+    await hold(admission.queue(target("deployments/a")))
+    busy = admission.queue(target("deployments/b"))
     tasks = [asyncio.create_task(hold(busy, release=release)) for _ in range(2)]
     await settle()
     assert gauge("deployments/b") == 1
     admission.update(EMPTY)
     assert gauge("deployments/a") is None
-    assert admission.queue("deployments/b") is busy
+    assert admission.queue(target("deployments/b")) is busy
     release.set()
     await asyncio.gather(*tasks)
     assert gauge("deployments/b") is None
@@ -209,7 +334,7 @@ async def test_queues_of_deployments_without_a_route_are_dropped(clock):
 async def test_a_queue_stays_while_its_deployment_has_a_route(clock):
     """Also where the route was missing for a moment, or no backend is ready."""
     admission = Admission(clock)
-    queue = admission.queue(DEPLOYMENT)
+    queue = admission.queue(target(DEPLOYMENT))
     release = asyncio.Event()
     tasks = [asyncio.create_task(hold(queue, release=release)) for _ in range(2)]
     await settle()
@@ -220,7 +345,7 @@ async def test_a_queue_stays_while_its_deployment_has_a_route(clock):
     assert gauge(DEPLOYMENT) == 0  # two backends have two slots
     release.set()
     await asyncio.gather(*tasks)
-    assert admission.queue(DEPLOYMENT) is queue
+    assert admission.queue(target(DEPLOYMENT)) is queue
 
 
 @dataclass(eq=False)
@@ -244,8 +369,11 @@ class Requests(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.settled = True
 
-    async def work(self, request: Request, deadline: float | None, priority: int) -> None:
-        async with self.queue.slot(slots=self.slots, deadline_seconds=deadline, priority=priority):
+    async def work(
+        self, request: Request, tenant: str, deadline: float | None, priority: int
+    ) -> None:
+        asked = demand(tenant, deadline=deadline, priority=priority)
+        async with self.queue.slot(asked, slots=self.slots):
             request.entered = True
             try:
                 await request.release.wait()
@@ -268,11 +396,14 @@ class Requests(RuleBasedStateMachine):
         return sum(request.entered and not request.left for request in self.requests)
 
     @rule(
-        deadline=st.sampled_from([None, 1.0, 2.0]), priority=st.integers(0, 2), runs=st.booleans()
+        tenant=st.sampled_from(["a", "b", "c"]),
+        deadline=st.sampled_from([None, 1.0, 2.0]),
+        priority=st.integers(0, 2),
+        runs=st.booleans(),
     )
-    def arrive(self, deadline: float | None, priority: int, *, runs: bool) -> None:
+    def arrive(self, tenant: str, deadline: float | None, priority: int, *, runs: bool) -> None:
         request = Request()
-        request.task = self.loop.create_task(self.work(request, deadline, priority))
+        request.task = self.loop.create_task(self.work(request, tenant, deadline, priority))
         self.requests.append(request)
         self.settled = False
         if runs:
@@ -340,7 +471,9 @@ class Requests(RuleBasedStateMachine):
             result is None or isinstance(result, asyncio.CancelledError | ResourceExhausted)
             for result in results
         )
-        assert (self.queue._running, self.queue._waiters) == (0, [])
+        queue = self.queue
+        assert (queue._slots.used, queue._places.used, queue._memory.used) == (0, 0, 0)
+        assert not queue._queue
 
 
 TestRequests = Requests.TestCase

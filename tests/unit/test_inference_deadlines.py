@@ -17,7 +17,6 @@ from libs.clock import SystemClock
 from libs.errors import DeadlineExceeded
 from libs.routes import RouteTable
 from services.inference import metrics
-from services.inference.admission import SlotQueue
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.stall import StallLimits
@@ -27,6 +26,7 @@ from services.inference.domain import BackendFailedError, ChatCall, Delivered
 from services.inference.generation.failover import Failover
 from services.inference.generation.hedging import HedgeLimits
 from services.inference.generation.relay import Collector
+from services.inference.slots import Demand, SlotQueue
 from tests.support.backends import provider_backend, triton_backend
 from tests.support.http2_peer import http2_peers
 from tests.support.provider import mock_provider
@@ -148,7 +148,7 @@ async def test_embeddings_and_counted_tokens(tmp_path):
         return CLOCK.monotonic_seconds() + DEADLINE_SECONDS
 
     server = TensorServer(stalls=True, final={})
-    async with serving(server), mock_triton(stalls_after=0) as mock:
+    async with serving(server), mock_triton(stalls_counting=True) as mock:
         await expect_deadline(
             triton_backend("b", server.address),
             tmp_path,
@@ -203,11 +203,11 @@ async def test_the_wait_for_a_backend_that_does_not_come_back(tmp_path):
 async def test_the_wait_for_a_slot():
     """Where the estimate was too short."""
     queue = SlotQueue("deployments/d", CLOCK)
-    async with queue.slot(slots=1, deadline_seconds=None, priority=0):
+    async with queue.slot(Demand("t"), slots=1):
         deadline = CLOCK.monotonic_seconds() + DEADLINE_SECONDS
         with pytest.raises(DeadlineExceeded) as caught:
-            async with queue.slot(slots=1, deadline_seconds=deadline, priority=0):
+            async with queue.slot(Demand("t", deadline_seconds=deadline), slots=1):
                 raise AssertionError("there is no free slot")
         assert caught.value.metadata == {"waiting_for": "slot"}
-    async with asyncio.timeout(1), queue.slot(slots=1, deadline_seconds=None, priority=0):
+    async with asyncio.timeout(1), queue.slot(Demand("t"), slots=1):
         pass

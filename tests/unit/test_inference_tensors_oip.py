@@ -39,6 +39,7 @@ from services.inference.backends.stall import StallLimits
 from services.inference.cache_salts import CacheSalts
 from services.inference.tensors.oip import Caller, OpenInference
 from tests.support.backends import provider_backend, triton_backend
+from tests.support.embedding import eventually
 from tests.support.tensor_server import FINAL, TensorServer, serving
 
 CALLER = Caller(Identity("acme", "ann"), None)
@@ -307,6 +308,33 @@ async def test_a_cancelled_call_stops_the_backend(tmp_path):
     assert [bill["usage"].completion_tokens for bill in mesh.bills.recorded] == [3]
 
 
+@pytest.mark.parametrize("why", ["left", "deadline"])
+async def test_who_leaves_a_unary_call_pays_for_it(tmp_path, why):
+    """The backend cannot stop in the middle: its slot is taken until it has ended."""
+    server = TensorServer()
+    server.gate.clear()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        if why == "deadline":
+            now = SystemClock().monotonic_seconds()
+            mesh.caller = Caller(CALLER.identity, now + 0.2)
+        calling = asyncio.create_task(mesh.infer(request("embedder")))
+        await eventually(lambda: bool(server.requests))
+        if why == "left":
+            calling.cancel()
+        await asyncio.wait([calling])
+        assert mesh.bills.recorded == []
+        server.gate.set()
+        await mesh.service.drain()
+        await mesh.recorder.drain()
+    if why == "left":
+        assert calling.cancelled()
+    else:
+        error = calling.exception()
+        assert isinstance(error, DeadlineExceeded)
+        assert error.metadata == {"waiting_for": "backend"}
+    assert [bill["usage"].prompt_tokens for bill in mesh.bills.recorded] == [7]
+
+
 async def test_fields_that_a_model_adds_to_its_end_are_skipped(tmp_path):
     """A newer model still answers, and is billed."""
     server = TensorServer(final={**FINAL, "draft_tokens": 7, "timings": {"ms": 1.5}})
@@ -344,17 +372,12 @@ async def test_the_callers_deadline_is_passed_on_and_charged_to_no_backend(tmp_p
             now = SystemClock().monotonic_seconds()
             mesh.caller = Caller(CALLER.identity, now + 0.2)
             with pytest.raises(DeadlineExceeded) as caught:
-                await mesh.infer(request("embedder"))
-            assert caught.value.metadata == {"waiting_for": "backend"}
-            mesh.caller = Caller(CALLER.identity, now + 0.4)
-            with pytest.raises(DeadlineExceeded) as caught:
                 await mesh.stream(request("chatter"))
             assert caught.value.metadata == {"waiting_for": "backend"}
         server.stalls, mesh.caller = False, CALLER
-        await mesh.infer(request("embedder"))
         await mesh.stream(request("chatter"))
         await mesh.recorder.drain()
-    assert all(timeout is not None and timeout < 0.4 for timeout in server.timeouts[:12])
+    assert all(timeout is not None and timeout < 0.2 for timeout in server.timeouts[:6])
     assert server.timeouts[-1] is None
 
 

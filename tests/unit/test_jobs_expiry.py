@@ -9,7 +9,9 @@ from typing import Any, cast
 from prometheus_client import REGISTRY
 
 from libs.errors import Unavailable
+from services.jobs.erasure import Erasure
 from services.jobs.expiry import BATCH_JOBS, ExpiredJobs
+from services.jobs.store import DeletedJob
 
 
 class Clock:
@@ -33,16 +35,20 @@ class Store:
             raise self.errors.pop(0)
         return 0
 
-    async def delete_expired(self, _now: datetime, *, limit: int) -> int:
+    async def delete_expired(self, now: datetime, *, limit: int) -> list[DeletedJob]:
         count = min(limit, self.expired)
         self.expired -= count
+        return [DeletedJob(f"job-{number}", now, None) for number in range(count)]
+
+    async def erase_log(self) -> bool:
         if not self.expired:
             self.deleted.set()
-        return count
+        return True
 
 
 def counted(name: str) -> float:
-    return REGISTRY.get_sample_value(f"headrace_jobs_{name}_total") or 0.0
+    labels = {"because": "expired"} if name == "deleted" else {}
+    return REGISTRY.get_sample_value(f"headrace_jobs_{name}_total", labels) or 0.0
 
 
 async def test_all_expired_jobs_are_deleted_and_counted() -> None:
@@ -51,8 +57,8 @@ async def test_all_expired_jobs_are_deleted_and_counted() -> None:
     errors = [Unavailable("away", reason="DEPENDENCY_UNAVAILABLE"), ValueError("unexpected")]
     store = Store(errors=errors, expired=2 * BATCH_JOBS + 7)
     jobs = ExpiredJobs(
-        store=cast(Any, store), clock=cast(Any, Clock()), interval_seconds=60,
-        retention=timedelta(days=7),
+        store=cast(Any, store), erasure=Erasure(store=cast(Any, store), js=cast(Any, None)),
+        clock=cast(Any, Clock()), interval_seconds=60, retention=timedelta(days=7),
     )  # fmt: skip
     running = asyncio.create_task(jobs.run())
     async with asyncio.timeout(10):

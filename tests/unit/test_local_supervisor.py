@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -68,6 +69,22 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def test_files_are_private_and_there_are_no_core_dumps(layout: Layout, server: ProcessSpec):
+    """Of every process of the mesh, whatever the caller's own settings are."""
+    before = os.umask(0o022)
+    try:
+        _start(layout, server)
+    finally:
+        os.umask(before)
+
+    status = Path(f"/proc/{supervisor.process_states(layout)['server'].pid}/status").read_text()
+    limits = Path(f"/proc/{supervisor.process_states(layout)['server'].pid}/limits").read_text()
+    assert "Umask:\t0077\n" in status
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    for log in layout.logs.iterdir():
+        assert log.stat().st_mode & 0o077 == 0, log
 
 
 def test_a_process_has_exactly_its_environment(layout: Layout, server: ProcessSpec, monkeypatch):

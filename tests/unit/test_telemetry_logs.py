@@ -73,21 +73,92 @@ def test_bound_context_is_in_every_line() -> None:
     assert (first["request_id"], second["request_id"]) == ("r1", "r1")
 
 
-def test_a_traceback_contains_no_values_of_variables() -> None:
-    """Local variables contain users' inputs; a traceback shows only the code."""
+def test_a_traceback_contains_no_values() -> None:
+    """Local variables and messages of errors contain users' inputs; a traceback shows the code."""
     script = """
 def handle(prompt):
-    raise RuntimeError("failed")
+    try:
+        raise KeyError(prompt)
+    except KeyError as error:
+        raise RuntimeError(f"failed: {prompt}") from error
 
 for logger in (log, logging.getLogger("x")):
     try:
         handle(prompt="".join(["my ", "secret"]))
-    except RuntimeError:
+    except RuntimeError as error:
         logger.exception("it failed")
+        logger.error("it failed", exc_info=error)
 """
-    for line in lines_of(script):
-        assert "RuntimeError: failed" in line["exception"]
+    lines = lines_of(script)
+    assert len(lines) == 4
+    for line in lines:
+        assert line["exception"].startswith("Traceback (most recent call last):\n")
+        assert "\nKeyError\nwhich caused:\nTraceback" in line["exception"]
+        assert line["exception"].endswith("\nRuntimeError")
+        assert "raise KeyError(prompt)" not in line["exception"]  # the script has no file
         assert "my secret" not in json.dumps(line)
+
+
+def test_values_that_are_errors_are_described() -> None:
+    """Also the arguments of libraries' messages."""
+    ours, foreign = lines_of(
+        "error = ValueError('my secret')\n"
+        "log.warning('failed', error=error)\n"
+        "logging.getLogger('x').warning('failed: %s', error)"
+    )
+    assert ours["error"] == "ValueError"
+    assert foreign["event"] == "failed: ValueError"
+
+
+def test_libraries_do_not_log_at_debug() -> None:
+    """They would write bodies, messages and SQL."""
+    (line,) = lines_of("logging.getLogger('x').debug('no'); log.debug('yes')", level="debug")
+    assert line["event"] == "yes"
+
+
+def test_uncaught_errors_are_lines_without_their_messages() -> None:
+    """Of the main thread, of another one, of a finalizer and of the event loop."""
+    script = """
+import asyncio, threading
+from libs.telemetry.logs import log_loop_error
+
+def fail():
+    raise ValueError("my secret")
+
+class Finalized:
+    def __del__(self):
+        fail()
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
+    loop.call_soon(fail)
+    await asyncio.sleep(0)
+
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+Finalized()
+asyncio.run(main())
+fail()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", SETUP.format(level="info") + script],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == ""
+    assert "my secret" not in ended.stdout
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line["event"] for line in lines] == [
+        "uncaught error in a thread",
+        "error that could not be raised",
+        "error in the event loop",
+        "uncaught error",
+    ]
+    assert all(line["exception"].endswith("ValueError") for line in lines)
 
 
 def test_lines_below_the_level_are_not_written() -> None:

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from opentelemetry.proto.trace.v1 import trace_pb2
+
 from tests.support.otlp import running_collector
 
 SETUP = """
@@ -85,6 +87,29 @@ provider.shutdown()
         (span,) = await collector.wait_for(lambda spans: len(spans) == 1)
     assert (span.service, span.name) == ("test", "a")
     assert span.trace_id == facts["trace_id"]
+
+
+async def test_spans_have_no_messages_of_errors() -> None:
+    """They may quote requests; the status says that there was an error."""
+    async with running_collector() as collector:
+        await run(
+            """
+provider = setup_tracing(service="test", otlp_endpoint=sys.argv[1])
+try:
+    with tracer.start_as_current_span("a") as span:
+        span.record_exception(KeyError("my secret"))
+        raise ValueError("my secret")
+except ValueError:
+    report()
+provider.shutdown()
+""",
+            collector.endpoint,
+        )
+        (span,) = await collector.wait_for(bool)
+    assert b"my secret" not in span.serialized
+    sent = trace_pb2.Span.FromString(span.serialized)
+    assert sent.status.code == trace_pb2.Status.STATUS_CODE_ERROR
+    assert list(sent.events) == []
 
 
 async def test_sampling_follows_the_parent() -> None:

@@ -62,6 +62,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Returns the tokens of a prompt."""
         count = await self._counter.count(
             wire.count_request(request),
+            identity_of(context),
             deadline_seconds=convert.deadline_seconds(context, self._clock),
         )
         return convert.count_response(count)
@@ -81,6 +82,7 @@ class InferenceInternalServicer(inference_internal_pb2_grpc.InferenceInternalSer
         embeddings = await self._embedder.embed(
             request.model,
             request.texts,
+            identity_of(context),
             deadline_seconds=convert.deadline_seconds(context, self._clock),
         )
         return convert.embed_response(embeddings)

@@ -15,8 +15,9 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, NotFound, Unavailable
+from libs.errors import HeadraceError, InvalidArgument, NotFound, Unavailable
 from libs.rpc.identity import Context, identity_of
+from services.inference.api.arrivals import Arrivals
 from services.inference.api.convert import deadline_seconds
 from services.inference.backends.triton.client import SERVICE
 from services.inference.tensors import codec
@@ -33,8 +34,9 @@ _EXTENSIONS = ("model_configuration", "parameters")
 class OpenInferenceServicer:
     """The gRPC side of the Open Inference Protocol, with Triton's streams and configurations."""
 
-    def __init__(self, service: OpenInference, *, clock: Clock) -> None:
+    def __init__(self, service: OpenInference, arrivals: Arrivals, *, clock: Clock) -> None:
         self._service = service
+        self._arrivals = arrivals
         self._clock = clock
 
     async def server_live(self, _request: Any, _context: Context) -> Any:
@@ -86,9 +88,16 @@ class OpenInferenceServicer:
         response.config.name = choice.model
         return response
 
-    async def model_infer(self, request: bytes, context: Context) -> bytes:
-        """Answers one request."""
-        return await self._service.infer(request, self._caller(context))
+    async def model_infer(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
+        """Answers one request; it is read here, so that it need not be read at once."""
+        caller = self._caller(context)
+        request = await self._receive(caller, requests, is_first=True)
+        if request is None:
+            raise InvalidArgument("the call has no message", reason="INVALID_FIELD")
+        try:
+            return await self._service.infer(request, caller)
+        finally:
+            self._arrivals.release(caller.identity.tenant, request)
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answers many requests at once; each answer has the id of its request."""
@@ -106,15 +115,25 @@ class OpenInferenceServicer:
             except HeadraceError as error:
                 await deliver(_error_message(error, request))
             finally:
+                self._arrivals.release(caller.identity.tenant, request)
                 slots.release()
 
         try:
             async with asyncio.TaskGroup() as group:
-                async for request in requests:
+                is_first = True
+                while (
+                    request := await self._receive(caller, requests, is_first=is_first)
+                ) is not None:
+                    is_first = False
                     await slots.acquire()
                     group.create_task(answer(request))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # one error is enough for the caller
+
+    async def _receive(
+        self, caller: Caller, requests: AsyncIterator[bytes], *, is_first: bool
+    ) -> bytes | None:
+        return await self._arrivals.receive(caller.identity.tenant, requests, is_first=is_first)
 
     def _caller(self, context: Context) -> Caller:
         return Caller(identity_of(context), deadline_seconds(context, self._clock))
@@ -142,7 +161,8 @@ def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
         SERVICE,
         {
             **methods,
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(servicer.model_infer),
+            # The same on the wire as a unary method, but the message is read by the handler.
+            "ModelInfer": grpc.stream_unary_rpc_method_handler(servicer.model_infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(servicer.model_stream_infer),
         },
     )

@@ -79,6 +79,8 @@ class DeploymentCall:
     Only this class sets its attributes; they are valid during `run` and after it, however it ends.
 
     Attributes:
+        max_tokens: how long the answer may be.
+        was_started: a backend was given the request.
         choice: where the answer comes from; after a failover the same version, perhaps elsewhere.
         delivered: what was put into the sink.
         finish: how the engine ended the answer; None: it did not.
@@ -101,8 +103,9 @@ class DeploymentCall:
         self.resumed_count = 0
         self.recomputed_tokens = 0
         self._shared = shared
+        self.max_tokens = max_tokens
+        self.was_started = False
         self._call = call
-        self._max_tokens = max_tokens
         self._has_fallback = has_fallback
         self._failures: Counter[str] = Counter()
         self._suspects = Suspects()
@@ -162,6 +165,7 @@ class DeploymentCall:
     ) -> Finish:
         with self._shared.backends.lease(self.choice.target.backends, avoid=avoid) as lease:
             backend = lease.backend
+            self.was_started = True
             sink = hedged.attempt(
                 backend=backend.status.id, delivered=delivered, on_first=lease.report_success
             )
@@ -170,7 +174,7 @@ class DeploymentCall:
                     finish = await lease.chat.generate(
                         lease.target.model,
                         self._call,
-                        max_tokens=self._max_tokens,
+                        max_tokens=self.max_tokens,
                         delivered=delivered,
                         relay=sink,
                     )

@@ -8,10 +8,12 @@ from headrace.router.v1.router_internal_pb2 import RouteTarget
 from libs.errors import ResourceExhausted
 from libs.routes import Choice
 from services.inference import metrics
-from services.inference.admission import Admission, slots_of
+from services.inference.admission import Admission
 from services.inference.backends.chat import ChunkSink
 from services.inference.domain import ChatCall, DeploymentFailedError
 from services.inference.generation.failover import DeploymentCall, Failover
+from services.inference.slots import Demand
+from services.inference.work import chat_work, check_prompt
 
 _log = structlog.get_logger()
 
@@ -26,13 +28,22 @@ class FallbackCall:
     """
 
     def __init__(
-        self, call: ChatCall, choice: Choice, *, failover: Failover, admission: Admission
+        self,
+        call: ChatCall,
+        choice: Choice,
+        *,
+        tenant: str,
+        failover: Failover,
+        admission: Admission,
     ) -> None:
         """Makes the call of the chosen deployment.
 
         Raises:
-            InvalidArgument: the request wants more tokens than the model generates.
+            InvalidArgument: the request wants more tokens than the model generates, or its prompt
+                cannot fit.
         """
+        self._prompt_bytes = check_prompt(call.request, choice.target.schema)
+        self._tenant = tenant
         self._call = call
         self._first = choice
         self._failover = failover
@@ -62,13 +73,15 @@ class FallbackCall:
     async def _admitted(self, sink: ChunkSink) -> None:
         """Holds a slot for as long as backends work, however slowly the reader reads."""
         current = self.current
-        queue = self._admission.queue(current.choice.target.deployment)
+        demand = Demand(
+            tenant=self._tenant,
+            work=chat_work(self._prompt_bytes, current.max_tokens),
+            size_bytes=self._prompt_bytes,
+            priority=self._call.request.priority,
+            deadline_seconds=self._call.deadline_seconds,
+        )
         try:
-            async with queue.slot(
-                slots=slots_of(current.choice.target),
-                deadline_seconds=self._call.deadline_seconds,
-                priority=self._call.request.priority,
-            ):
+            async with self._admission.slot(current.choice.target, demand):
                 await current.run(sink)
         except ResourceExhausted as busy:
             # The caller did not ask for this deployment: it must not see that it is busy.

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from libs.chat.request import GenerationRequest
 from libs.clock import Clock
-from libs.errors import ResourceExhausted
-from libs.routes import RouteTable
+from libs.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
@@ -43,6 +45,9 @@ from services.inference.routing import choose_chat, counts_tokens, route_of
 # start of the answer; its chunk is empty if there is none yet.
 Deliver = Callable[[Chunk, Started | None], Awaitable[None]]
 
+# Returns the tokens of a prompt, of a tenant, that a model has read.
+CountPrompt = Callable[[Choice, GenerationRequest, str], Awaitable[int]]
+
 # A client waits for so long at most until it gets the start of its answer, if no other version can
 # take over any more. Usually the first chunk comes earlier, and the start is sent with it.
 START_SECONDS = 1.0
@@ -61,6 +66,7 @@ class Generator:
         hedge: HedgeLimits,
         relay: RelayLimits,
         cache_salts: CacheSalts,
+        count_prompt: CountPrompt,
         clock: Clock,
     ) -> None:
         self._routes = routes
@@ -68,6 +74,7 @@ class Generator:
         self._admission = admission
         self._recorder = recorder
         self._relay_limits = relay
+        self._count_prompt = count_prompt
         self._clock = clock
         self._failover = Failover(backends=backends, routes=routes, hedge=hedge, clock=clock)
 
@@ -82,17 +89,34 @@ class Generator:
         call.check()
         call = replace(call, cache_salt=self._cache_salts.of(identity.tenant))
         choice = choose_chat(self._routes(), call.request)
-        fallback = FallbackCall(call, choice, failover=self._failover, admission=self._admission)
+        fallback = FallbackCall(
+            call,
+            choice,
+            tenant=identity.tenant,
+            failover=self._failover,
+            admission=self._admission,
+        )
         generation = _Generation(call, identity, fallback, clock=self._clock)
         with metrics.LIVE_STREAMS.track_inprogress():
             try:
                 await generation.run(deliver, self._relay_limits)
             except BaseException as error:
-                self._recorder.record_later(generation.outcome(error))
+                self._record_unfinished(generation, error)
                 raise
         outcome = generation.outcome(None)
         cost_nano_usd = await self._recorder.record(outcome)
         return generation.result(outcome, cost_nano_usd)
+
+    def _record_unfinished(self, generation: _Generation, error: BaseException) -> None:
+        """Records an answer without an end: the engine has not reported its tokens."""
+        outcome = generation.outcome(error)
+        call = generation.call
+        prompt = None
+        if generation.has_uncounted_prompt(error):
+            prompt = partial(
+                self._count_prompt, outcome.choice, call.request, outcome.identity.tenant
+            )
+        self._recorder.record_later(outcome, prompt=prompt)
 
 
 class _Generation:
@@ -101,7 +125,7 @@ class _Generation:
     def __init__(
         self, call: ChatCall, identity: Identity, fallback: FallbackCall, *, clock: Clock
     ) -> None:
-        self._call = call
+        self.call = call
         self._identity = identity
         self._fallback = fallback
         self._clock = clock
@@ -110,11 +134,11 @@ class _Generation:
 
     async def run(self, deliver: Deliver, limits: RelayLimits) -> None:
         """Delivers the complete answer."""
-        if not self._call.streamed:
+        if not self.call.streamed:
             await self._run_unstreamed(deliver)
             return
         relay = Relay(limits)
-        skipped = self._call.request.resumed_tokens
+        skipped = self.call.request.resumed_tokens
         sink = SkipDelivered(relay, token_count=skipped) if skipped else relay
         timer = asyncio.get_running_loop().call_later(START_SECONDS, relay.wake)
         try:
@@ -148,22 +172,22 @@ class _Generation:
     def _start(self) -> Started:
         choice = self._fallback.current.choice
         return Started(
-            request_id=self._call.request_id,
+            request_id=self.call.request_id,
             trace_id=current_trace_id(),
             route=route_of(choice),
-            is_resumable=self._call.request.is_repeatable and counts_tokens(choice),
+            is_resumable=self.call.request.is_repeatable and counts_tokens(choice),
         )
 
     def outcome(self, error: BaseException | None) -> Outcome:
         """Returns what is recorded of the answer, which has ended."""
         current = self._fallback.current
-        messages = self._call.request.messages
+        messages = self.call.request.messages
         return Outcome(
             operation="generate",
-            request_id=self._call.request_id,
+            request_id=self.call.request_id,
             identity=self._identity,
             choice=current.choice,
-            usage=self._usage(current),
+            usage=self._usage(current, error),
             inputs=tuple(text for each in messages for text in (each.role, each.content)),
             started_seconds=self._started_seconds,
             first_seconds=self._first_seconds,
@@ -177,7 +201,7 @@ class _Generation:
         finish = _finish_of(current)
         first_seconds = self._first_seconds or self._started_seconds
         return GenerationResult(
-            request_id=self._call.request_id,
+            request_id=self.call.request_id,
             trace_id=current_trace_id(),
             route=route_of(current.choice),
             finish_reason=finish.finish_reason,
@@ -189,10 +213,26 @@ class _Generation:
             + current.resumed_count * finish.prompt_tokens,
         )
 
-    def _usage(self, current: DeploymentCall) -> TokenUsage:
-        """Returns what the client pays for: not what was computed again after a failure."""
+    def has_uncounted_prompt(self, error: BaseException) -> bool:
+        """Returns whether an engine has read the prompt, and was stopped because of the caller."""
+        current = self._fallback.current
+        if current.finish or not current.was_started or not counts_tokens(current.choice):
+            return False
+        if isinstance(error, asyncio.CancelledError | ConnectionError):
+            return True
+        return bool(current.delivered.token_count) and _is_callers(error)
+
+    def _usage(self, current: DeploymentCall, error: BaseException | None) -> TokenUsage:
+        """Returns what the client pays for: not what was computed again after a failure.
+
+        Nor does it pay again for the tokens before the position at which it resumes, if the answer
+        reaches it. If it left before, or the position is wrong, it pays for what was generated.
+        """
         finish = current.finish
-        delivered = current.delivered.token_count - self._call.request.resumed_tokens
+        generated = current.delivered.token_count
+        delivered = generated - self.call.request.resumed_tokens
+        if delivered < 0 and error is not None and _is_callers(error):
+            delivered = generated
         return TokenUsage(
             prompt_tokens=finish.prompt_tokens if finish else 0,
             completion_tokens=max(0, delivered),
@@ -202,6 +242,18 @@ class _Generation:
     def _note_first(self) -> None:
         if self._first_seconds is None:
             self._first_seconds = self._clock.monotonic_seconds()
+
+
+def _is_callers(error: BaseException) -> bool:
+    """Returns whether an answer ended because of its caller, not because of a backend."""
+    kinds = (
+        asyncio.CancelledError,
+        ConnectionError,
+        DeadlineExceeded,
+        InvalidArgument,
+        ResourceExhausted,
+    )
+    return isinstance(error, kinds)
 
 
 def _has_tokens(chunk: Chunk) -> bool:

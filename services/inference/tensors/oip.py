@@ -5,6 +5,7 @@ Tensors pass through as they are; `codec` reads and renames the messages that ca
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,14 +21,17 @@ from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
 from services.inference.accounting import Outcome, Recorder
-from services.inference.admission import Admission, slots_of
+from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
 from services.inference.cache_salts import CacheSalts
+from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import BackendFailedError, TokenUsage
+from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
 from services.inference.tensors.inputs import check_texts
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
+from services.inference.work import tensor_work
 
 # What gRPC accepts, less what renaming adds.
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
@@ -60,6 +64,8 @@ class _Run:
     finish_reason: str = ""
     usage: TokenUsage = field(default_factory=TokenUsage)
     is_recorded: bool = False
+    is_running: bool = False
+    is_abandoned: bool = False
 
     @property
     def kind(self) -> model_pb2.ModelKind.ValueType:
@@ -115,6 +121,7 @@ class OpenInference:
         self._recorder = recorder
         self._admission = admission
         self._cache_salts = cache_salts
+        self._abandoned: set[asyncio.Task[bytes]] = set()
         self._clock = clock
 
     @property
@@ -141,16 +148,17 @@ class OpenInference:
             raise kind_mismatch(run.choice, "it streams its answers: call ModelStreamInfer")
 
         async def attempt(lease: Lease) -> bytes:
+            run.is_running = True
             answer = await calls.infer(
                 lease.triton,
                 run.request(lease.target.model),
                 request_id=run.head.request_id,
-                deadline_seconds=caller.deadline_seconds,
+                deadline_seconds=None,  # see `_to_its_end`
             )
             run.count(codec.read_response(answer))
             return answer
 
-        answer = await self._attempts(run, attempt)
+        answer: bytes = await self._to_its_end(run, attempt)
         await self._recorder.record(self._outcome(run, None))
         return codec.renamed_response(answer, run.choice.model, run.version)
 
@@ -247,18 +255,54 @@ class OpenInference:
             started_seconds=self._clock.monotonic_seconds(),
         )
 
+    async def drain(self) -> None:
+        """Returns when the requests that were left to end have ended."""
+        await asyncio.gather(*self._abandoned, return_exceptions=True)
+
+    async def _to_its_end(self, run: _Run, attempt: Attempt[bytes]) -> bytes:
+        """Makes attempts, and returns the answer.
+
+        A backend cannot stop in the middle of such a request. If its caller leaves then, or its
+        deadline passes, it is left to end, with its slot, and billed: else work would be free for
+        those who always leave in time.
+        """
+        work: asyncio.Task[bytes] = asyncio.create_task(self._attempts(run, attempt))
+        left = seconds_left(run.caller.deadline_seconds, self._clock, waiting_for="backend")
+        try:
+            done, _ = await asyncio.wait({work}, timeout=left)
+            if not done and not run.is_running:  # its wait for a slot ends at the same time
+                return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._leave(run, work)
+            raise
+        if not done:
+            self._leave(run, work)
+            raise deadline_exceeded("backend")
+        return work.result()
+
+    def _leave(self, run: _Run, work: asyncio.Task[bytes]) -> None:
+        """Stops a request that waits; bills one that runs when it has ended."""
+        run.is_abandoned = True
+        if not run.is_running:
+            work.cancel()
+
+        def ended(task: asyncio.Task[bytes]) -> None:
+            self._abandoned.discard(task)
+            # One that failed has recorded itself.
+            if not task.cancelled() and task.exception() is None:
+                self._recorder.record_later(self._outcome(run, asyncio.CancelledError()))
+
+        self._abandoned.add(work)
+        work.add_done_callback(ended)
+
     async def _attempts(self, run: _Run, attempt: Attempt[Any]) -> Any:
         """Makes attempts once a slot is free. The usage of a failed request is recorded, too."""
         try:
-            async with self._admission.queue(run.choice.target.deployment).slot(
-                slots=slots_of(run.choice.target),
-                deadline_seconds=run.caller.deadline_seconds,
-                priority=0,
-            ):
+            async with self._admission.slot(run.choice.target, _demand(run)):
                 return await self._retrier.run(
                     run.choice,
                     attempt,
-                    may_retry=lambda: run.first_seconds is None,
+                    may_retry=lambda: run.first_seconds is None and not run.is_abandoned,
                     request_id=run.request_id,
                 )
         except BaseException as error:
@@ -280,6 +324,14 @@ class OpenInference:
             finish_reason=run.finish_reason,
             error=error,
         )
+
+
+def _demand(run: _Run) -> Demand:
+    return Demand(
+        tenant=run.caller.identity.tenant,
+        work=tensor_work(run.message, run.choice.target.schema),
+        deadline_seconds=run.caller.deadline_seconds,
+    )
 
 
 def version_of(choice: Choice) -> str:

@@ -96,9 +96,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: no route snapshot has been received yet. Metadata: `dependency`.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 15
-    """A queue is full. Comes with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+    """A queue is full, or holds as much of the caller's tenant as it may at this moment. Comes with
+    `RESOURCE_EXHAUSTED` and `RetryInfo`.
 
-    Metadata: `queue`, `limit`.
+    Example: too many requests of the tenant wait for a model. Metadata: `queue`, `limit` (of the tenant, where
+    the queue is shared by tenants).
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 16
     """The deadline passed. Comes with `DEADLINE_EXCEEDED`.
@@ -255,9 +257,11 @@ ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 14
 Example: no route snapshot has been received yet. Metadata: `dependency`.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 15
-"""A queue is full. Comes with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+"""A queue is full, or holds as much of the caller's tenant as it may at this moment. Comes with
+`RESOURCE_EXHAUSTED` and `RetryInfo`.
 
-Metadata: `queue`, `limit`.
+Example: too many requests of the tenant wait for a model. Metadata: `queue`, `limit` (of the tenant, where
+the queue is shared by tenants).
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 16
 """The deadline passed. Comes with `DEADLINE_EXCEEDED`.

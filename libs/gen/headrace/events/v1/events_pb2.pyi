@@ -158,8 +158,8 @@ class JobSubmitted(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted. An id may be used again after its job has expired: the id and this time together
-        identify a job.
+        """When it was accepted. An id may be used again after its job has expired or was deleted: the id and this time
+        together identify a job.
         """
 
     def __init__(
@@ -188,21 +188,27 @@ class JobCancelled(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    JOB_CREATE_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The id of the job."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it was cancelled."""
 
+    @_builtins.property
+    def job_create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the job was accepted, as in `JobSubmitted`. Not set by earlier versions."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        job_create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "job_create_time", b"job_create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "job_create_time", b"job_create_time", "job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,6 +223,7 @@ class JobStarted(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    JOB_CREATE_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The id of the job."""
     attempt: _builtins.int
@@ -225,16 +232,21 @@ class JobStarted(_message.Message):
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
 
+    @_builtins.property
+    def job_create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the job was accepted, as in `JobSubmitted`. Not set by earlier versions."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        job_create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "job_create_time", b"job_create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "job_create_time", b"job_create_time", "job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,6 +263,7 @@ class JobFinished(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    JOB_CREATE_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The id of the job."""
     attempt: _builtins.int
@@ -267,6 +280,10 @@ class JobFinished(_message.Message):
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it finished."""
 
+    @_builtins.property
+    def job_create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the job was accepted, as in `JobSubmitted`. Not set by earlier versions."""
+
     def __init__(
         self,
         *,
@@ -275,10 +292,11 @@ class JobFinished(_message.Message):
         result: _jobs_pb2.JobResult | None = ...,
         error: _status_pb2.Status | None = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        job_create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event_time", b"event_time", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event_time", b"event_time", "job_create_time", b"job_create_time", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error", "event_time", b"event_time", "job_id", b"job_id", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error", "event_time", b"event_time", "job_create_time", b"job_create_time", "job_id", b"job_id", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -77,6 +77,19 @@ class JobServiceStub:
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
     * `FAILED_PRECONDITION`: `JOB_NOT_CANCELLABLE`; the job has already succeeded or failed.
     """
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
+    """Deletes a job with its payload and result. A job that is queued or running is cancelled by it.
+
+    When the response is sent, the job is in no response and in no file of the service any more, and its message
+    is erased from the queue where NATS answers; otherwise, when a worker takes it. What the job has used stays
+    billed: the ledger has no contents. `WatchJob` of the job ends, with the job cancelled or with `NOT_FOUND`.
+    Its id may be used again. Not erased: copies that somebody else made, such as backups, and, with PostgreSQL,
+    rows until they are vacuumed.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist, is expired, or was deleted before.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -126,6 +139,19 @@ class JobServiceAsyncStub(JobServiceStub):
     * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
     * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
     * `FAILED_PRECONDITION`: `JOB_NOT_CANCELLABLE`; the job has already succeeded or failed.
+    """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Deletes a job with its payload and result. A job that is queued or running is cancelled by it.
+
+    When the response is sent, the job is in no response and in no file of the service any more, and its message
+    is erased from the queue where NATS answers; otherwise, when a worker takes it. What the job has used stays
+    billed: the ledger has no contents. `WatchJob` of the job ends, with the job cancelled or with `NOT_FOUND`.
+    Its id may be used again. Not erased: copies that somebody else made, such as backups, and, with PostgreSQL,
+    rows until they are vacuumed.
+
+    Errors:
+    * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+    * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist, is expired, or was deleted before.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -203,6 +229,25 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
         * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist or is expired.
         * `FAILED_PRECONDITION`: `JOB_NOT_CANCELLABLE`; the job has already succeeded or failed.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _jobs_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.DeleteJobResponse, _abc.Awaitable[_jobs_pb2.DeleteJobResponse]]:
+        """Deletes a job with its payload and result. A job that is queued or running is cancelled by it.
+
+        When the response is sent, the job is in no response and in no file of the service any more, and its message
+        is erased from the queue where NATS answers; otherwise, when a worker takes it. What the job has used stays
+        billed: the ledger has no contents. `WatchJob` of the job ends, with the job cancelled or with `NOT_FOUND`.
+        Its id may be used again. Not erased: copies that somebody else made, such as backups, and, with PostgreSQL,
+        rows until they are vacuumed.
+
+        Errors:
+        * `INVALID_ARGUMENT`: `INVALID_FIELD`. Fix the request.
+        * `NOT_FOUND`: `RESOURCE_NOT_FOUND`; the job does not exist, is expired, or was deleted before.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
