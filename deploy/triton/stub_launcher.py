@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import confinement  # type: ignore[import-not-found]  # beside this file
+import confinement
 
 _POLICY = "HEADRACE_STUB_POLICY"
 _PORT = "HEADRACE_ENGINE_PORT"
