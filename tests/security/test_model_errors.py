@@ -15,7 +15,7 @@ import grpc
 import pytest
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from libs.chat.wire import text_message
 from libs.rpc.status import from_rpc_error
@@ -114,10 +114,11 @@ def post(mesh: RunningMesh, body: dict[str, Any]) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-async def tensors(mesh: RunningMesh, content: str) -> dict[str, Any]:
+async def tensors(mesh: RunningMesh, content: str, **fields: Any) -> dict[str, Any]:
     """Returns the error of a request of the Open Inference Protocol."""
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
     request = infer_request("failing", "request", [json.dumps(body).encode()], [1])
+    request.MergeFrom(service_pb2.ModelInferRequest(**fields))
     async with mesh.channel() as channel:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         async for answer in stub.ModelStreamInfer(iter([request]), metadata=mesh.metadata()):
@@ -172,6 +173,17 @@ async def test_a_tenant_whose_requests_fail_refuses_the_model_to_nobody(mesh):
         results = await asyncio.gather(*sent, return_exceptions=True)
         assert all(isinstance(result, grpc.aio.AioRpcError) for result in results)
         assert await generate(mesh, "hello", tenant="victim") == "fine"
+
+
+@pytest.mark.parametrize("name", ["text", "final"])
+async def test_classes_of_strings_do_not_end_triton(mesh, name):
+    """They end tritonserver 2.51: the request does not reach it."""
+    triton = mesh.pid("triton-0")
+    altered = {"name": name, "parameters": {"classification": {"int64_param": 1}}}
+    error = await tensors(mesh, "hello", outputs=[altered])
+    assert error["reason"] == "INVALID_FIELD"
+    assert await generate(mesh, "hello") == "fine"
+    assert mesh.pid("triton-0") == triton
 
 
 def test_the_log_says_where_the_model_failed_and_not_its_text(mesh):

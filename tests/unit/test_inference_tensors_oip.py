@@ -151,14 +151,15 @@ async def test_a_tenant_cannot_choose_the_salt_of_its_prefix_cache(tmp_path):
 
 
 async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):
-    """The outputs that report them are added if others are named."""
+    """The outputs that report them are added if others are named; none is altered."""
     server = TensorServer()
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
         await mesh.infer(request("embedder", outputs=[{"name": "embedding"}]))
     assert [output.name for output in server.requests[0].outputs] == ["embedding", "token_count"]
     altered = {"name": "token_count", "parameters": {"classification": {"int64_param": 1}}}
-    with pytest.raises(InvalidArgument, match="token_count"):
-        await mesh.infer(request("embedder", outputs=[altered]))
+    for outputs in ([altered], [{"name": "embedding"}, {**altered, "name": "embedding"}]):
+        with pytest.raises(InvalidArgument, match=str(outputs[-1]["name"])):
+            await mesh.infer(request("embedder", outputs=outputs))
 
 
 async def test_another_backend_answers_if_one_failed(tmp_path):

@@ -12,12 +12,13 @@ from services.inference.backends.triton.errors import triton_error
 from services.inference.domain import MODEL_FAILED, QUEUES_FULL, BackendFailedError, Fault
 
 CANARY = "canary-4f2e"
+# As Triton 2.51 writes it; others write "model instance".
 RAISED = (
-    f"Failed to process the request(s) for model instance 'm_0_0', message: ValueError: {CANARY}\n"
+    f"Failed to process the request(s) for model 'm_0_0', message: ValueError: {CANARY}\n"
     f"  /{CANARY}.py(1): f\n\nAt:\n  /srv/models/m/1/model.py(12): execute\n"
 )
 DIED = (
-    "Failed to process the request(s) for model instance 'm_0_0', message: "
+    "Failed to process the request(s) for model 'm_0_0', message: "
     "Stub process 'm_0_0' is not healthy."
 )
 SHAPE = "unexpected shape for input 'text' for model 'm'. Expected [-1,1], got [2]"
@@ -38,6 +39,8 @@ def failure(text: str, **details: object) -> BackendFailedError:
         RAISED,
         CANARY,
         f"[request id: <id_unknown>] {RAISED}",
+        RAISED.replace("model 'm", "model instance 'm"),
+        f"Failed to process the request(s) for model 'm', message: {CANARY} is not healthy",
         f"unexpected {CANARY} in /srv/secret",
         f"input {CANARY}\nAt:",
         "{" + CANARY,
@@ -69,6 +72,7 @@ def test_the_log_says_what_was_raised_and_where():
     [
         (DIED, Code.INTERNAL),
         (DIED, None),
+        (DIED.replace("model 'm", "model instance 'm"), None),
         ("Request for unknown model: 'm' is not found", Code.NOT_FOUND),
         ("Request for unknown model: 'm' is not found", None),
         ("Server is stopping, scheduler for model has stopped", Code.UNAVAILABLE),

@@ -54,7 +54,7 @@ _TEXT_DECIDES = frozenset(
 )
 _BUSY = ("Exceeds maximum queue size", "Request timeout expired")
 _BACKEND_CANNOT_WORK = ("Request for unknown model", "Server is ")
-_EXECUTION_FAILED = "Failed to process the request(s) for model instance '"
+_EXECUTION_FAILED = "Failed to process the request(s) "
 # How Triton begins what it finds wrong with the tensors of a request, before a model sees them.
 _WRONG_TENSORS = (
     "ModelInfer RPC doesn't support",
@@ -64,7 +64,8 @@ _WRONG_TENSORS = (
     "inference input ",
     "inference request ",
     "input ",
-    "input byte size mismatch",
+    "invalid value type for ",
+    "parameter keys starting with ",
     "unable to find data for input tensor",
     "unexpected ",
 )
