@@ -223,6 +223,7 @@ async def test_an_answer_that_was_complete_when_it_was_cut_is_only_ended(channel
         ("stop", {"stop": [""]}),
         ("messages", {"messages": []}),
         ("messages[0].role", {"messages": [{"role": "tool", "content": "x"}]}),
+        ("messages", {"messages": [{"role": "assistant", "content": "x"}] * 2}),
         ("resume.pieces", {"resume": {"pieces": [-1]}}),
         ("resume.pieces", {"resume": {"pieces": [49152]}}),
         ("messages[0].content", {"messages": [{"role": "user", "content": "\ud800"}]}),

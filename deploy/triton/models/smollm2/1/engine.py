@@ -80,9 +80,18 @@ class Engine:
         """Returns the prompt of a conversation, in the model's own template.
 
         Special tokens are those of the template alone: in contents they are text.
+
+        Raises:
+            ModelError: INVALID_FIELD, such as for two answers at the end; or INTERNAL.
         """
         protected = self._special_tokens.protect(messages)
-        rendered = self._post("/apply-template", {"messages": protected.messages})["prompt"]
+        refused = ModelError(
+            "INVALID_FIELD",
+            "messages: the model's template refuses these roles in this order",
+            field="messages",
+        )
+        body = {"messages": protected.messages}
+        rendered = self._post("/apply-template", body, refused=refused)["prompt"]
         return self.tokenize(protected.prompt(rendered))
 
     def tokenize(self, text: str | Sequence[int | str]) -> list[int]:
@@ -94,7 +103,9 @@ class Engine:
         """Returns the text of some ids; halves of characters become U+FFFD."""
         return str(self._post("/detokenize", {"tokens": list(token_ids)})["content"])
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _post(
+        self, path: str, body: Mapping[str, Any], *, refused: ModelError | None = None
+    ) -> Any:
         host, _, port = self._address.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=_HTTP_TIMEOUT_SECONDS)
         headers = {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"}
@@ -104,6 +115,8 @@ class Engine:
             answer = json.loads(response.read())
         finally:
             connection.close()
+        if refused is not None and response.status == http.client.BAD_REQUEST:
+            raise refused
         if response.status != http.client.OK:
             # Not its message, which may quote the prompt.
             raise ModelError("INTERNAL", f"the engine answered {path} with {response.status}")
