@@ -65,7 +65,8 @@ class Sandbox:
         folder: of this Triton; readable.
         scratch: its `HOME` and folder for temporary files; writable.
         readable: files and folders, with those of the system.
-        writable: files and folders, with shared memory and devices.
+        private: files that Triton reads and models do not.
+        sockets: folders of its Unix sockets; writable.
         listen_ports: Triton's own TCP ports.
         engine_ports: TCP ports for engines.
         user_id: to become; None: the user stays.
@@ -75,7 +76,8 @@ class Sandbox:
     folder: Path
     scratch: Path
     readable: Sequence[Path]
-    writable: Sequence[Path]
+    private: Sequence[Path]
+    sockets: Sequence[Path]
     listen_ports: Sequence[int]
     engine_ports: Sequence[int]
     user_id: int | None
@@ -86,6 +88,7 @@ class Sandbox:
         policy = {
             "engine_ports": list(self.engine_ports),
             "scratch": str(self.scratch),
+            "readable": [str(path) for path in self.readable],
             "writable": [*_DEVICES, str(self.scratch), *map(str, _gpu_devices())],
         }
         return {
@@ -95,12 +98,9 @@ class Sandbox:
         }
 
     def prepare(self) -> None:
-        """Makes what Triton writes to its own; called by its parent."""
+        """Makes the folders that Triton writes to its own; called by its parent."""
         if self.user_id is not None:
-            for path in (
-                self.scratch,
-                *(path for path in self.writable if path.is_relative_to(self.folder)),
-            ):
+            for path in (self.scratch, *self.sockets):
                 os.chown(path, self.user_id, self.user_id)
 
     def remove_leftovers(self, known: Collection[Path]) -> None:
@@ -127,8 +127,8 @@ class Sandbox:
             confinement.become(self.user_id, keep_reading=self.restricts_files)
         if self.restricts_files:
             confinement.restrict_files(
-                readable=self.readable,
-                writable=self.writable,
+                readable=[*self.readable, *self.private],
+                writable=[*map(Path, _DEVICES), *_gpu_devices(), self.scratch, *self.sockets],
                 makes_folders=[_PYTHON_BACKENDS_FOLDER],
                 listen_ports=[*self.listen_ports, *self.engine_ports],
                 connect_ports=self.engine_ports,
@@ -141,6 +141,7 @@ def sandbox_of(
     folder: Path,
     *,
     readable: Sequence[Path],
+    private: Sequence[Path] = (),
     sockets: Sequence[Path] = (),
     listen_ports: Sequence[int],
     environment: Mapping[str, str] | None = None,
@@ -150,6 +151,7 @@ def sandbox_of(
     Args:
         folder: of this Triton.
         readable: what else it reads: its programs and environments.
+        private: what it reads and models do not.
         sockets: folders in which it makes its Unix sockets; nothing else may be in them.
         listen_ports: its TCP ports.
         environment: has the settings.
@@ -174,12 +176,17 @@ def sandbox_of(
     scratch = folder / "tmp"
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     for each in sockets:
-        each.mkdir(parents=True, exist_ok=True)
+        if folder.is_relative_to(each):
+            raise SandboxError(
+                f"{each} has more than the sockets of {folder.name}; use another one"
+            )
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Sandbox(
         folder=folder,
         scratch=scratch,
         readable=[*map(Path, _SYSTEM), folder, *readable],
-        writable=[*map(Path, _DEVICES), *_gpu_devices(), scratch, *sockets],
+        private=private,
+        sockets=sockets,
         listen_ports=listen_ports,
         engine_ports=_free_ports(ENGINE_PORTS),
         user_id=_user_id(folder.name, environment) if os.geteuid() == 0 else None,

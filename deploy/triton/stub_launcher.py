@@ -19,7 +19,6 @@ import confinement
 
 _POLICY = "HEADRACE_STUB_POLICY"
 _PORT = "HEADRACE_ENGINE_PORT"
-_EVERYTHING = Path("/")
 
 
 def main() -> None:
@@ -30,9 +29,8 @@ def main() -> None:
         confinement.drop_new_privileges()
         port = _reserve_port(policy["engine_ports"], Path(policy["scratch"]))
         os.environ[_PORT] = str(port)
-        # What it may read is what Triton may; the rest is less.
         confinement.restrict_files(
-            readable=[_EVERYTHING],
+            readable=map(Path, policy["readable"]),
             writable=map(Path, policy["writable"]),
             listen_ports=[port],
             connect_ports=[port],

@@ -205,11 +205,12 @@ def test_a_model_writes_nothing_outside_of_its_folder(mesh):
 
 def test_a_model_reaches_no_service(mesh):
     """By no socket: the mesh's own would take it for a service."""
-    triton = mesh.triton.ports.grpc
+    own = str(mesh.home / "socket" / "grpc:1")
     expressions = [
         f"connect({str(mesh.socket)!r})",
         f"connect('127.0.0.1', {mesh.port})",
-        f"connect('127.0.0.1', {triton})",
+        f"connect({own!r})",
+        f"connect('127.0.0.1', {mesh.triton.metrics_port})",
         "connect('1.1.1.1', 53)",
         "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
         "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
