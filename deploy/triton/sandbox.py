@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -98,7 +99,12 @@ class Sandbox:
         }
 
     def prepare(self) -> None:
-        """Makes the folders that Triton writes to its own; called by its parent."""
+        """Empties the folder for temporary files, and makes what Triton writes to its own.
+
+        Called by its parent, before each start.
+        """
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(mode=0o700)
         if self.user_id is not None:
             for path in (self.scratch, *self.sockets):
                 os.chown(path, self.user_id, self.user_id)
