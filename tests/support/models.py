@@ -8,7 +8,7 @@ from headrace.common.v1 import usage_pb2
 from headrace.cost.v1 import cost_pb2
 
 from deploy.client.costs import PER_MILLION
-from deploy.client.deployer import OPERATOR_SCOPES, Deployer
+from deploy.client.deployer import DEPLOY_SCOPES, Deployer
 from deploy.local.edge import connect
 from deploy.triton.artifact import BundledModel, write_artifact
 from tests.support.mesh import RunningMesh, SilentProgress
@@ -39,7 +39,7 @@ def deploy(
         kind=usage_pb2.USAGE_KIND_PROMPT_TOKENS, nano_usd=1_000_000, per_quantity=PER_MILLION
     )
     price = cost_pb2.Price(name=f"prices/{model}-1", model=model, rates=[rate])
-    with connect(mesh.layout, tenant="acme", user="operator", scopes=OPERATOR_SCOPES) as edge:
+    with connect(mesh.layout, tenant="acme", user="operator", scopes=DEPLOY_SCOPES) as edge:
         deployer = Deployer(edge, SilentProgress())
         deployer.deploy(packed, price=price)
         deployer.wait_until_ready(packed)
