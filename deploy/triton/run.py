@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from deploy.triton.command import (
     command,
     remove_shared_memory,
 )
+from deploy.triton.log_filter import forward
 from deploy.triton.sandbox import Sandbox
 from deploy.triton.stubs import Stubs
 from libs.tls import TlsFiles
@@ -33,6 +35,7 @@ from libs.tls import TlsFiles
 # After SIGTERM Triton is killed if it has not ended by then.
 STOP_SECONDS = 4.0
 WATCH_SECONDS = 0.5
+LOG_SECONDS = 0.5
 
 _PR_SET_PDEATHSIG = 1
 
@@ -79,8 +82,15 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
     server = subprocess.Popen(  # noqa: S603  # the tritonserver of our environment
         triton.argv,
         env=triton.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         preexec_fn=lambda: _confine(triton.sandbox, parent),  # noqa: PLW1509  # there are no other threads yet
     )
+    assert server.stdout is not None  # noqa: S101  # it is a pipe
+    log = threading.Thread(
+        target=forward, args=(server.stdout, sys.stdout.buffer), name="log", daemon=True
+    )
+    log.start()
     kill_at_seconds = math.inf
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -98,6 +108,7 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
         if crashed or time.monotonic() > kill_at_seconds:
             server.kill()
             server.wait()
+    log.join(LOG_SECONDS)  # a model's process may still hold the pipe
     if triton.sandbox is not None:
         triton.sandbox.remove_leftovers(leftovers)
     return server.returncode
