@@ -28,7 +28,7 @@ def up(
     from rich.console import Console
 
     from cli.progress import ConsoleProgress
-    from deploy.local.edge import edge_address
+    from deploy.local.edge_record import local_edge
     from deploy.local.lifecycle import deploy_models, start
     from deploy.triton.sandbox import warning
 
@@ -40,7 +40,7 @@ def up(
             deploy_models(mesh, progress)
     if missing := warning():
         console.print(missing, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"The mesh is up: {edge_address(mesh)}", highlight=False)
+    console.print(f"The mesh is up: {local_edge(mesh).url}", highlight=False)
 
 
 def down() -> None:
@@ -56,6 +56,7 @@ def down() -> None:
 
 def status(as_json: Json = False) -> None:
     """Show every process of the mesh and what is deployed. Fails unless all is ready."""
+    from deploy.local.edge_record import local_edge
     from deploy.local.status import deployment_statuses, process_statuses
     from deploy.triton.sandbox import layers, warning
 
@@ -72,6 +73,7 @@ def status(as_json: Json = False) -> None:
     if as_json:
         body = {
             "home": str(mesh.home),
+            "edge": local_edge(mesh).url if processes else "",
             "ready": ready,
             "problem": problem,
             "processes": [asdict(process) for process in processes],
@@ -83,6 +85,8 @@ def status(as_json: Json = False) -> None:
         _print_status(mesh.home, processes, deployments, problem)
         if processes and (missing := warning()):
             print(f"\n{missing}")
+        if processes:
+            print(f"\nedge: {local_edge(mesh).url}")
     if not ready:
         raise typer.Exit(1)
 

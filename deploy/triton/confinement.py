@@ -46,8 +46,7 @@ _CAPABILITY_VERSION = 0x20080522
 # seccomp: numbers of x86-64
 _AUDIT_ARCH = 0xC000003E
 _X32 = 0x40000000
-_SOCKET, _CLONE, _FCHMOD, _CLONE3 = 41, 56, 91, 435
-_FOR_OTHERS = 0o077
+_SOCKET, _CLONE, _CLONE3 = 41, 56, 435
 _DENIED_CALLS = {
     "ptrace": 101,
     "mount": 165,
@@ -173,28 +172,6 @@ def restrict_files(
         )
     finally:
         os.close(ruleset)
-
-
-def keep_files_private() -> None:
-    """Lets no file become readable to other users: such a change of its mode has no effect.
-
-    Triton makes its shared memory, which has tensors, readable and writable for everybody.
-    Call `drop_new_privileges` before, and set the umask.
-
-    Raises:
-        ConfinementError: the kernel refuses.
-    """
-    _install(
-        [
-            *_ONLY_X86_64,
-            (_JUMP_EQUAL, 1, 0, _FCHMOD),
-            _ALLOWED,
-            (_LOAD, 0, 0, _ARGUMENT_AT[1]),
-            (_JUMP_SET, 0, 1, _FOR_OTHERS),
-            (_RETURN, 0, 0, _ERRNO),  # no error: the call seems to have succeeded
-            _ALLOWED,
-        ]
-    )
 
 
 def deny_sockets_and_calls() -> None:

@@ -27,7 +27,9 @@ from deploy.triton.command import (
     command,
     remove_shared_memory,
 )
+from deploy.triton.confinement import ConfinementError
 from deploy.triton.log_filter import forward
+from deploy.triton.private_memory import keep_memory_private
 from deploy.triton.sandbox import Sandbox
 from deploy.triton.stubs import Stubs
 from libs.tls import TlsFiles
@@ -84,7 +86,7 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
         env=triton.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: _confine(triton.sandbox, parent),  # noqa: PLW1509  # there are no other threads yet
+        preexec_fn=lambda: _prepare(triton.sandbox, parent),  # noqa: PLW1509  # there are no other threads yet
     )
     assert server.stdout is not None  # noqa: S101  # it is a pipe
     log = threading.Thread(
@@ -114,9 +116,15 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
     return server.returncode
 
 
-def _confine(sandbox: Sandbox | None, parent: int) -> None:
-    if sandbox is not None:
-        sandbox.enter()
+def _prepare(sandbox: Sandbox | None, parent: int) -> None:
+    """Runs in the process that becomes Triton."""
+    try:
+        if sandbox is not None:
+            sandbox.enter()
+        keep_memory_private()
+    except (OSError, ConfinementError) as error:  # what is raised here does not reach the parent
+        print(f"Triton cannot start: {error}", flush=True)
+        raise
     _die_with(parent)  # behind the change of the user, which would undo it
 
 

@@ -127,7 +127,6 @@ class Sandbox:
         Raises:
             ConfinementError: the kernel refuses.
         """
-        os.umask(0o077)
         confinement.drop_new_privileges()
         if self.user_id is not None:
             confinement.become(self.user_id, keep_reading=self.restricts_files)
@@ -139,8 +138,6 @@ class Sandbox:
                 listen_ports=[*self.listen_ports, *self.engine_ports],
                 connect_ports=self.engine_ports,
             )
-        if confinement.seccomp_is_available():
-            confinement.keep_files_private()
 
 
 def sandbox_of(

@@ -116,6 +116,28 @@ def test_outputs_requested_with_parameters_are_found():
     assert head.altered_outputs == {"token_count"}
 
 
+@pytest.mark.parametrize("name", ["shared_memory_region", "shared_memory_byte_size"])
+@pytest.mark.parametrize("tensors", ["inputs", "outputs"])
+def test_tensors_are_never_in_shared_memory(tensors, name):
+    """Triton would read or write memory of its machine that a caller names."""
+    request = service_pb2.ModelInferRequest(model_name="m")
+    getattr(request, tensors).add(name="x").parameters["binary"].bool_param = True
+    getattr(request, tensors).add(name="y").parameters[name].string_param = "region"
+    with pytest.raises(InvalidArgument, match=f"the parameter {name} is not allowed"):
+        codec.read_request(request.SerializeToString())
+
+
+def test_texts_about_shared_memory_are_tensors_like_others():
+    """Only parameters are refused, and the search for them is bounded."""
+    request = service_pb2.ModelInferRequest(model_name="m")
+    request.inputs.add(name="x").contents.bytes_contents.append(b"shared_memory_region")
+    assert codec.read_request(request.SerializeToString()).model_name == "m"
+    for _ in range(64):
+        request.inputs.add(name="x").contents.bytes_contents.append(b"shared_memory_region")
+    with pytest.raises(InvalidArgument, match="more than 64 tensors"):
+        codec.read_request(request.SerializeToString())
+
+
 def test_tokens_of_an_embedding_model_are_summed():
     """One number per text, wherever the output is."""
     response = _response(embedding=bytes(8), token_count=struct.pack("<3i", 4, 5, 300))

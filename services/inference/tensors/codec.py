@@ -31,6 +31,8 @@ _MAX_VARINT_BYTES = 10
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
 _PARAMETER_KEY, _PARAMETER_VALUE, _STRING_PARAMETER = 1, 2, 3
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
+_INPUT_PARAMETERS = 4
+_PARAMETER_NAME = 1
 # ModelInferResponse; name and version are as in the request
 _OUTPUTS, _RAW_OUTPUTS = 5, 6
 _OUTPUT_NAME = 1
@@ -39,6 +41,11 @@ _ERROR_MESSAGE, _INFER_RESPONSE = 1, 2
 
 # A name and parameters, of which a request has a few.
 _MAX_FIELDS_OF_OUTPUT = 32
+_MAX_FIELDS_OF_INPUT = 64
+# Parameters that make Triton read or write memory of its machine instead of the message.
+_SHARED_MEMORY = b"shared_memory_"
+# So many inputs may contain that text, as texts of a tensor may.
+_MAX_SUSPECTS = 64
 
 _MALFORMED = (ValueError, IndexError, struct.error)
 
@@ -101,6 +108,7 @@ def read_request(message: bytes) -> InferRequestHead:
     found = {_NAME: "", _VERSION: "", _ID: ""}
     outputs: list[str] = []
     altered: set[str] = set()
+    suspects = 0
     tensors_at = len(message)
     try:
         for number, start, end in fields(message, 0, len(message)):
@@ -108,8 +116,14 @@ def read_request(message: bytes) -> InferRequestHead:
                 found[number] = message[start:end].decode()
             elif number == _INPUTS:
                 tensors_at = min(tensors_at, start)
+                if message.find(_SHARED_MEMORY, start, end) >= 0:
+                    suspects += 1
+                    _check_parameters(message, start, end, _INPUT_PARAMETERS, suspects=suspects)
             elif number == _REQUESTED_OUTPUTS:
                 _check_count(outputs)
+                if message.find(_SHARED_MEMORY, start, end) >= 0:
+                    suspects += 1
+                    _check_parameters(message, start, end, _REQUESTED_PARAMETERS, suspects=suspects)
                 name, has_parameters = _requested_output(message, start, end)
                 outputs.append(name)
                 altered.update([name] if has_parameters else [])
@@ -218,6 +232,23 @@ def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
     return name, has_parameters
+
+
+def _check_parameters(
+    message: bytes, start: int, end: int, parameters: int, *, suspects: int
+) -> None:
+    """Refuses parameters for shared memory.
+
+    Raises:
+        ValueError: a tensor has one.
+    """
+    if suspects > _MAX_SUSPECTS:
+        raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
+    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+        if number == parameters:
+            name = _last_string(message, first, last, number=_PARAMETER_NAME)
+            if name.startswith(_SHARED_MEMORY.decode()):
+                raise ValueError(f"the parameter {name} is not allowed; send the tensor itself")
 
 
 def _check_count(outputs: Collection[str]) -> None:
