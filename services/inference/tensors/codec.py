@@ -244,7 +244,7 @@ def _check_parameters(
     """
     if suspects > _MAX_SUSPECTS:
         raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
         if number == parameters:
             name = _last_string(message, first, last, number=_PARAMETER_NAME)
             if name.startswith(_SHARED_MEMORY.decode()):
