@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -25,6 +25,7 @@ from libs.errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     Unavailable,
 )
@@ -160,6 +161,23 @@ async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):
         altered = {"name": name, "parameters": {"classification": {"int64_param": 1}}}
         with pytest.raises(InvalidArgument, match=name):
             await mesh.infer(request("embedder", outputs=[{"name": "embedding"}, altered]))
+
+
+async def test_the_priority_of_triton_needs_the_highest_one_of_a_token(tmp_path):
+    """In it 1 is the highest, so that it cannot be compared with the token's."""
+    server = TensorServer()
+    first = {"priority": {"int64_param": 1}}
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        mesh.caller = Caller(replace(CALLER.identity, max_priority=8), None)
+        for call in (mesh.infer, mesh.stream):
+            with pytest.raises(PermissionDenied) as caught:
+                await call(request("embedder", parameters=first))
+            assert caught.value.reason == "PRIORITY_NOT_ALLOWED"
+        assert server.requests == []
+        await mesh.infer(request("embedder", parameters={"timeout": {"int64_param": 1000}}))
+        mesh.caller = Caller(replace(CALLER.identity, max_priority=9), None)
+        await mesh.infer(request("embedder", parameters=first))
+    assert server.requests[-1].parameters["priority"].int64_param == 1
 
 
 async def test_another_backend_answers_if_one_failed(tmp_path):

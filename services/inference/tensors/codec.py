@@ -30,17 +30,18 @@ _MAX_VARINT_BYTES = 10
 # ModelInferRequest
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
 _PARAMETER_KEY, _PARAMETER_VALUE, _STRING_PARAMETER = 1, 2, 3
-_REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
-_INPUT_PARAMETERS = 4
 _PARAMETER_NAME = 1
+_REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
+# Where tensors of a request have their parameters.
+_TENSOR_PARAMETERS = {_INPUTS: 4, _REQUESTED_OUTPUTS: _REQUESTED_PARAMETERS}
 # ModelInferResponse; name and version are as in the request
 _OUTPUTS, _RAW_OUTPUTS = 5, 6
 _OUTPUT_NAME = 1
 # ModelStreamInferResponse
 _ERROR_MESSAGE, _INFER_RESPONSE = 1, 2
 
-# A name and parameters, of which a request has a few.
-_MAX_FIELDS_OF_OUTPUT = 32
+# Of a requested output: its name and parameters; of a parameter: its name and its value.
+_MAX_FIELDS_OF_PART = 32
 _MAX_FIELDS_OF_INPUT = 64
 # Parameters that make Triton read or write memory of its machine instead of the message.
 _SHARED_MEMORY = b"shared_memory_"
@@ -60,6 +61,7 @@ class InferRequestHead(NamedTuple):
     """The fields of a `ModelInferRequest`, apart from its tensors.
 
     Attributes:
+        parameters: the names of the parameters of the whole request.
         outputs: the names of the requested outputs; none: all.
         altered_outputs: those of them that are not requested as they are, but as classes, say.
         tensors_at: the position in the message at which the tensors start.
@@ -68,6 +70,7 @@ class InferRequestHead(NamedTuple):
     model_name: str
     model_version: str
     request_id: str
+    parameters: frozenset[str]
     outputs: tuple[str, ...]
     altered_outputs: frozenset[str]
     tensors_at: int
@@ -108,22 +111,22 @@ def read_request(message: bytes) -> InferRequestHead:
     found = {_NAME: "", _VERSION: "", _ID: ""}
     outputs: list[str] = []
     altered: set[str] = set()
+    parameters: set[str] = set()
     suspects = 0
     tensors_at = len(message)
     try:
         for number, start, end in fields(message, 0, len(message)):
+            if number in _TENSOR_PARAMETERS and message.find(_SHARED_MEMORY, start, end) >= 0:
+                suspects += 1
+                _check_parameters(message, start, end, _TENSOR_PARAMETERS[number], suspects)
             if number in found:
                 found[number] = message[start:end].decode()
             elif number == _INPUTS:
                 tensors_at = min(tensors_at, start)
-                if message.find(_SHARED_MEMORY, start, end) >= 0:
-                    suspects += 1
-                    _check_parameters(message, start, end, _INPUT_PARAMETERS, suspects=suspects)
+            elif number == _PARAMETERS:
+                parameters.add(_parameter_name(message, start, end))
             elif number == _REQUESTED_OUTPUTS:
                 _check_count(outputs)
-                if message.find(_SHARED_MEMORY, start, end) >= 0:
-                    suspects += 1
-                    _check_parameters(message, start, end, _REQUESTED_PARAMETERS, suspects=suspects)
                 name, has_parameters = _requested_output(message, start, end)
                 outputs.append(name)
                 altered.update([name] if has_parameters else [])
@@ -133,7 +136,13 @@ def read_request(message: bytes) -> InferRequestHead:
         ) from error
     name, version, request_id = found.values()
     return InferRequestHead(
-        name, version, request_id, tuple(outputs), frozenset(altered), tensors_at
+        name,
+        version,
+        request_id,
+        frozenset(parameters),
+        tuple(outputs),
+        frozenset(altered),
+        tensors_at,
     )
 
 
@@ -227,16 +236,22 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_OUTPUT):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
     return name, has_parameters
 
 
-def _check_parameters(
-    message: bytes, start: int, end: int, parameters: int, *, suspects: int
-) -> None:
+def _parameter_name(message: bytes, start: int, end: int) -> str:
+    name = ""
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+        if number == _PARAMETER_NAME:
+            name = message[first:last].decode()
+    return name
+
+
+def _check_parameters(message: bytes, start: int, end: int, parameters: int, suspects: int) -> None:
     """Refuses parameters for shared memory.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from headrace.common.v1 import model_pb2
 
+from libs.chat.request import MAX_PRIORITY
 from libs.clock import Clock
 from libs.errors import InvalidArgument
 from libs.ids import check_uuid, uuid7
@@ -37,6 +38,9 @@ from services.inference.work import tensor_work
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
 # The hash of an input in the log covers its first bytes and its length: tensors are large.
 MAX_HASHED_BYTES = 64 * 1024
+
+# The parameter of a request that Triton reads.
+PRIORITY = "priority"
 
 Deliver = Callable[[bytes], Awaitable[None]]
 
@@ -232,6 +236,9 @@ class OpenInference:
             text = f"the message has {len(message)} bytes, more than {MAX_TENSOR_REQUEST_BYTES}"
             raise InvalidArgument.too_large("", text, limit_bytes=MAX_TENSOR_REQUEST_BYTES)
         head = codec.read_request(message)
+        if PRIORITY in head.parameters:
+            # It is Triton's own, where 1 is the highest: only those who may have any may set it.
+            caller.identity.allow_priority(MAX_PRIORITY)
         choice = self.choose(head.model_name, head.model_version)
         check_texts(message, choice.target.schema.kind)
         is_chat = choice.target.schema.kind == model_pb2.MODEL_KIND_CHAT
