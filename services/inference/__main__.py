@@ -82,6 +82,7 @@ async def main() -> None:
             clock,
             memory_limit_bytes=settings.request_memory_limit_bytes,
             weights=settings.weights_of_tenants(),
+            target_seconds=settings.backend_target_seconds,
         )
         counter = TokenCounter(routes=routes, backends=backends, admission=admission)
         generator = Generator(

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 from libs.embedding_texts import MAX_TEXTS
 from libs.errors import InvalidArgument
 from services.inference.backends.triton.codec import LENGTH
-from services.inference.tensors.inputs import check_texts
+from services.inference.tensors.inputs import check_encoding
 
 SURROGATE = "a\ud800".encode("utf-8", "surrogatepass")
 Input = service_pb2.ModelInferRequest.InferInputTensor
@@ -34,13 +34,13 @@ def message(*inputs: Any, contents: tuple[bytes, ...] = ()) -> bytes:
 
 def test_texts_pass():
     """Raw or as fields, of any script; other inputs may have any bytes."""
-    check_texts(message(tensor(), contents=(raw("é🌊".encode(), b""),)), MODEL_KIND_EMBEDDING)
+    check_encoding(message(tensor(), contents=(raw("é🌊".encode(), b""),)), MODEL_KIND_EMBEDDING)
     fields = tensor(contents={"bytes_contents": ["é".encode()]})
-    check_texts(message(fields), MODEL_KIND_EMBEDDING)
+    check_encoding(message(fields), MODEL_KIND_EMBEDDING)
     image, text = tensor("image"), tensor()
     contents = (b"\xff\xfe", raw(b"a cat"))
-    check_texts(message(image, text, contents=contents), MODEL_KIND_EMBEDDING)
-    check_texts(message(tensor(datatype="FP32"), contents=(b"\xff",)), MODEL_KIND_EMBEDDING)
+    check_encoding(message(image, text, contents=contents), MODEL_KIND_EMBEDDING)
+    check_encoding(message(tensor(datatype="FP32"), contents=(b"\xff",)), MODEL_KIND_EMBEDDING)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_bytes_that_are_no_text_are_refused(kind, name, wrong):
     as_field = message(tensor(name, contents={"bytes_contents": [b"good", wrong]}))
     for made in (as_raw, as_field):
         with pytest.raises(InvalidArgument, match="must be UTF-8") as caught:
-            check_texts(made, kind)
+            check_encoding(made, kind)
         assert caught.value.field_violations[0][0] == f"{name}[1]"
 
 
@@ -67,21 +67,21 @@ def test_contents_that_protobuf_merges_are_all_checked():
         len(service_pb2.ModelInferRequest.FromString(made).inputs[0].contents.bytes_contents) == 2
     )
     with pytest.raises(InvalidArgument, match="UTF-8"):
-        check_texts(made, MODEL_KIND_EMBEDDING)
+        check_encoding(made, MODEL_KIND_EMBEDDING)
 
 
 @pytest.mark.parametrize("contents", [b"\x05\x00\x00\x00abc", b"\x05", raw(b"a") + b"\x01\x00"])
 def test_elements_that_end_early_are_refused(contents):
     """Before Triton reads beyond them."""
     with pytest.raises(InvalidArgument, match="ends inside"):
-        check_texts(message(tensor(), contents=(contents,)), MODEL_KIND_EMBEDDING)
+        check_encoding(message(tensor(), contents=(contents,)), MODEL_KIND_EMBEDDING)
 
 
 def test_there_is_a_limit_to_the_number_of_texts():
     """Empty ones cost four bytes each; reading millions of them would block all others."""
     contents = raw(*[b""] * (MAX_TEXTS + 1))
     with pytest.raises(InvalidArgument, match=str(MAX_TEXTS)):
-        check_texts(message(tensor(), contents=(contents,)), MODEL_KIND_EMBEDDING)
+        check_encoding(message(tensor(), contents=(contents,)), MODEL_KIND_EMBEDDING)
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_there_is_a_limit_to_the_number_of_texts():
 def test_messages_that_would_take_long_to_read_are_refused(inputs):
     """The walk would multiply."""
     with pytest.raises(InvalidArgument, match="not a valid ModelInferRequest"):
-        check_texts(message(*inputs), MODEL_KIND_EMBEDDING)
+        check_encoding(message(*inputs), MODEL_KIND_EMBEDDING)
 
 
 @given(st.binary(max_size=100))
 def test_no_bytes_cause_another_error(made):
     """Whatever arrives."""
     try:
-        check_texts(made, MODEL_KIND_EMBEDDING)
-        check_texts(b"\x2a" + bytes([len(made)]) + made, MODEL_KIND_CHAT)
+        check_encoding(made, MODEL_KIND_EMBEDDING)
+        check_encoding(b"\x2a" + bytes([len(made)]) + made, MODEL_KIND_CHAT)
     except InvalidArgument:
         pass

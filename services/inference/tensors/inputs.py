@@ -42,7 +42,7 @@ class _Input(NamedTuple):
     contents: tuple[tuple[int, int], ...]  # starts and ends; protobuf merges several
 
 
-def check_texts(message: bytes, kind: model_pb2.ModelKind.ValueType) -> None:
+def check_encoding(message: bytes, kind: model_pb2.ModelKind.ValueType) -> None:
     """Returns if the texts of a `ModelInferRequest` are UTF-8, and at most `MAX_TEXTS`.
 
     Raises:
