@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 from libs.clock import Clock
-from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, forget_frames
 from libs.http1 import Request
 from libs.rpc.access import OPEN
 from libs.rpc.call_observer import CallObserver
@@ -109,6 +109,7 @@ async def serve_call(
                     raise
                 error = as_headrace_error(raised)
                 code = error.code
+                forget_frames(raised)
                 await carrier.fail(error, expected=error is raised)
                 return None
             code = "OK"

@@ -14,6 +14,7 @@ import jwt
 import pytest
 
 from deploy import keys
+from deploy.triton import sandbox
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,7 +177,9 @@ def test_status_fails_when_nothing_runs(tmp_path: Path):
     done = headrace(tmp_path, "status", "--json")
 
     assert done.returncode == 1
-    assert json.loads(done.stdout) == {
+    status = json.loads(done.stdout)
+    assert status.pop("sandbox").keys() == {*sandbox.layers(), "warning"}
+    assert status == {
         "home": str(tmp_path),
         "edge": "",
         "ready": False,
