@@ -16,7 +16,7 @@ from typing import NamedTuple
 from headrace.common.v1 import model_pb2
 
 from libs.errors import InvalidArgument
-from services.inference.backends.triton.codec import LENGTH, malformed
+from services.inference.backends.triton.codec import CACHE_SALT, LENGTH, malformed
 
 # The walk is Python: a message of millions of empty fields must not block the process. Neither may
 # thousands of messages in it with thousands of fields each.
@@ -29,6 +29,7 @@ _MAX_VARINT_BYTES = 10
 
 # ModelInferRequest
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
+_PARAMETER_KEY, _PARAMETER_VALUE, _STRING_PARAMETER = 1, 2, 3
 _CONTENTS, _BYTES_CONTENTS, _RAW_INPUTS = 5, 8, 7
 _PARAMETER_NAME = 1
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
@@ -115,7 +116,7 @@ def read_request(message: bytes) -> InferRequestHead:
     suspects = 0
     tensors_at = len(message)
     try:
-        for number, start, end in _fields(message, 0, len(message)):
+        for number, start, end in fields(message, 0, len(message)):
             if number in _TENSOR_PARAMETERS and message.find(_SHARED_MEMORY, start, end) >= 0:
                 suspects += 1
                 _check_parameters(message, start, end, _TENSOR_PARAMETERS[number], suspects)
@@ -175,7 +176,7 @@ def longest_element_bytes(message: bytes, *, enough: int) -> int:
 
 
 def _element_sizes(message: bytes, enough: int) -> Iterator[int]:
-    for number, start, end in _fields(message, 0, len(message)):
+    for number, start, end in fields(message, 0, len(message)):
         if number == _RAW_INPUTS:
             position = start
             for _ in range(MAX_FIELDS):
@@ -185,20 +186,24 @@ def _element_sizes(message: bytes, enough: int) -> Iterator[int]:
                 position += LENGTH.size + size
                 yield size
         elif number == _INPUTS and end - start > enough:
-            for inner, first, last in _fields(message, start, end):
+            for inner, first, last in fields(message, start, end):
                 if inner == _CONTENTS:
-                    texts = _fields(message, first, last)
+                    texts = fields(message, first, last)
                     yield from (to - at for kind, at, to in texts if kind == _BYTES_CONTENTS)
 
 
 def renamed_request(
-    message: bytes, model_name: str, *, more_outputs: Collection[str] = ()
+    message: bytes, model_name: str, *, more_outputs: Collection[str] = (), cache_salt: str = ""
 ) -> bytes:
-    """Returns a `ModelInferRequest` for another model, without a version, with outputs added."""
+    """Returns a `ModelInferRequest` for another model, without a version, with outputs added.
+
+    A cache salt replaces one that the caller has set: of equal keys of a map the last one counts.
+    """
     requested = b"".join(
         _field(_REQUESTED_OUTPUTS, _field(_REQUESTED_NAME, name.encode())) for name in more_outputs
     )
-    return b"".join((message, requested, _names(model_name, "")))
+    salt = _string_parameter(CACHE_SALT, cache_salt) if cache_salt else b""
+    return b"".join((message, requested, salt, _names(model_name, "")))
 
 
 def read_response(message: bytes) -> InferResponseTokens:
@@ -226,9 +231,9 @@ def read_streamed(message: bytes) -> StreamedResponse:
     """
     error_message, tokens = "", InferResponseTokens()
     try:
-        for number, start, end in _fields(message, 0, len(message)):
-            if number == _ERROR_MESSAGE:
-                error_message = message[start:end].decode()
+        for number, start, end in fields(message, 0, len(message)):
+            if number == _ERROR_MESSAGE:  # it may quote what the caller sent, in any bytes
+                error_message = message[start:end].decode(errors="replace")
             elif number == _INFER_RESPONSE:
                 tokens = _tokens(message, start, end)
     except _MALFORMED as error:
@@ -250,7 +255,7 @@ def streamed_error(error_message: str, request_id: str) -> bytes:
 def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
     names: list[str] = []
     raw: list[tuple[int, int]] = []
-    for number, first, last in _fields(message, start, end):
+    for number, first, last in fields(message, start, end):
         if number == _OUTPUTS:
             names.append(_last_string(message, first, last, number=_OUTPUT_NAME))
         elif number == _RAW_OUTPUTS:
@@ -277,7 +282,7 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
@@ -286,7 +291,7 @@ def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
 
 def _parameter_name(message: bytes, start: int, end: int) -> str:
     name = ""
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
         if number == _PARAMETER_NAME:
             name = message[first:last].decode()
     return name
@@ -300,7 +305,7 @@ def _check_parameters(message: bytes, start: int, end: int, parameters: int, sus
     """
     if suspects > _MAX_SUSPECTS:
         raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
         if number == parameters:
             name = _last_string(message, first, last, number=_PARAMETER_NAME)
             if name.startswith(_SHARED_MEMORY.decode()):
@@ -314,13 +319,13 @@ def _check_count(outputs: Collection[str]) -> None:
 
 def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
     value = ""
-    for found, first, last in _fields(message, start, end):
+    for found, first, last in fields(message, start, end):
         if found == number:
             value = message[first:last].decode()
     return value
 
 
-def _fields(
+def fields(
     message: bytes, start: int, end: int, *, limit: int = MAX_FIELDS
 ) -> Iterator[tuple[int, int, int]]:
     """Yields number, start and end of each length-delimited field; skips the others.
@@ -361,6 +366,11 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:  # noqa: PLR2004  # the last one has no continuation bit
             return value, position
     raise ValueError("a varint is too long")
+
+
+def _string_parameter(key: str, value: str) -> bytes:
+    value_field = _field(_PARAMETER_VALUE, _field(_STRING_PARAMETER, value.encode()))
+    return _field(_PARAMETERS, _field(_PARAMETER_KEY, key.encode()) + value_field)
 
 
 def _names(model_name: str, model_version: str) -> bytes:
