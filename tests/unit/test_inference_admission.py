@@ -26,7 +26,7 @@ from services.inference.slots import (
     Demand,
     SlotQueue,
 )
-from services.inference.work_window import WorkWindow
+from services.inference.work_window import MIN_WORK, WorkWindow
 from tests.support.backends import triton_backend
 
 DEPLOYMENT = "deployments/d"
@@ -214,7 +214,7 @@ async def test_parts_of_an_admitted_request_are_not_refused(queue):
 
 
 async def test_work_in_flight_is_limited_where_there_is_a_window(clock):
-    """Few large requests or many small ones run at once, and at least one always does."""
+    """Few large requests or many small ones run at once, and at least two always do."""
     window = WorkWindow()
     queue = SlotQueue(DEPLOYMENT, clock, window=window)
     release, log = asyncio.Event(), list[str]()
@@ -222,14 +222,18 @@ async def test_work_in_flight_is_limited_where_there_is_a_window(clock):
         asyncio.create_task(
             hold(queue, slots=9, work=work, log=log, name=str(work), release=release)
         )
-        for work in (5000, 100, 200)
+        for work in (5000, 6000, 100, 200)
     ]
     await settle()
-    assert log == ["5000"]
+    assert log == ["5000", "6000"]
     release.set()
     await asyncio.gather(*tasks)
-    assert log == ["5000", "100", "200"]
-    assert window.fits(10**9)
+    assert log == ["5000", "6000", "100", "200"]
+    window = WorkWindow()
+    for _ in range(8):
+        assert window.fits(MIN_WORK // 8)
+        window.started(MIN_WORK // 8)
+    assert not window.fits(1)
 
 
 async def test_a_cancelled_request_holds_no_slot(queue):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from contextlib import suppress
 
 import pytest
@@ -57,10 +58,11 @@ def test_only_the_model_of_a_request_changes(request, name, more):
     """Whatever it carries, protobuf reads the new name, no version and the same tensors."""
     message = request.SerializeToString()
     head = codec.read_request(message)
-    assert head[:4] == (
+    assert head[:5] == (
         request.model_name,
         request.model_version,
         request.id,
+        frozenset({"p"}),
         tuple(output.name for output in request.outputs),
     )
     renamed = service_pb2.ModelInferRequest.FromString(
@@ -114,6 +116,39 @@ def test_outputs_requested_with_parameters_are_found():
     head = codec.read_request(request.SerializeToString())
     assert head.outputs == ("token_count", "embedding")
     assert head.altered_outputs == {"token_count"}
+
+
+def test_the_names_of_parameters_are_found():
+    """Those of the whole request only; the last name of an entry counts, as in protobuf."""
+    request = service_pb2.ModelInferRequest()
+    request.parameters["priority"].int64_param = 1
+    request.inputs.add(name="x").parameters["inner"].bool_param = True
+    message = request.SerializeToString() + b"\x22\x08\x0a\x01a\x0a\x03abc"
+    assert codec.read_request(message).parameters == {"priority", "abc"}
+    with pytest.raises(InvalidArgument, match="more than 32 fields"):
+        codec.read_request(b"\x22\x42" + b"\x0a\x00" * 33)
+
+
+@pytest.mark.parametrize("name", ["shared_memory_region", "shared_memory_byte_size"])
+@pytest.mark.parametrize("tensors", ["inputs", "outputs"])
+def test_tensors_are_never_in_shared_memory(tensors, name):
+    """Triton would read or write memory of its machine that a caller names."""
+    request = service_pb2.ModelInferRequest(model_name="m")
+    getattr(request, tensors).add(name="x").parameters["binary"].bool_param = True
+    getattr(request, tensors).add(name="y").parameters[name].string_param = "region"
+    with pytest.raises(InvalidArgument, match=f"the parameter {name} is not allowed"):
+        codec.read_request(request.SerializeToString())
+
+
+def test_texts_about_shared_memory_are_tensors_like_others():
+    """Only parameters are refused, and the search for them is bounded."""
+    request = service_pb2.ModelInferRequest(model_name="m")
+    request.inputs.add(name="x").contents.bytes_contents.append(b"shared_memory_region")
+    assert codec.read_request(request.SerializeToString()).model_name == "m"
+    for _ in range(64):
+        request.inputs.add(name="x").contents.bytes_contents.append(b"shared_memory_region")
+    with pytest.raises(InvalidArgument, match="more than 64 tensors"):
+        codec.read_request(request.SerializeToString())
 
 
 def test_tokens_of_an_embedding_model_are_summed():
@@ -173,3 +208,41 @@ def _response(**outputs: bytes):
         outputs=[service_pb2.ModelInferResponse.InferOutputTensor(name=name) for name in outputs],
         raw_output_contents=list(outputs.values()),
     )
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_the_longest_text_is_found_without_decoding_any(raw):
+    """In raw contents and in typed ones, in any tensor; small messages are not searched."""
+    texts = [b"a" * 10, b"", b"b" * 3000, b"c" * 20]
+    packed = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES")
+    if not raw:
+        tensor.contents.bytes_contents.extend(texts)
+    message = service_pb2.ModelInferRequest(
+        model_name="m",
+        inputs=[service_pb2.ModelInferRequest.InferInputTensor(name="other"), tensor],
+        raw_input_contents=[bytes(8), packed] if raw else [],
+    ).SerializeToString()
+    assert codec.longest_element_bytes(message, enough=1000) == 3000
+    assert codec.longest_element_bytes(message, enough=10_000) == 0
+
+
+def test_a_length_beyond_the_message_is_a_long_text():
+    """Triton refuses it later; here it must not be taken for a short one, nor fail."""
+    message = service_pb2.ModelInferRequest(
+        model_name="m", raw_input_contents=[b"\xff\xff\xff\xff" + bytes(2000)]
+    ).SerializeToString()
+    assert codec.longest_element_bytes(message, enough=1000) > 1000
+
+
+def test_millions_of_elements_cost_little_and_a_malformed_tensor_is_the_callers_fault():
+    """Of raw elements the first ones are read; too many typed ones are refused."""
+    raw = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8_000_000)])
+    started = time.perf_counter()
+    assert codec.longest_element_bytes(raw.SerializeToString(), enough=1000) == 0
+    assert time.perf_counter() - started < 0.1
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="text")
+    tensor.contents.bytes_contents.extend([b""] * 100_000)
+    typed = service_pb2.ModelInferRequest(model_name="m", inputs=[tensor])
+    with pytest.raises(InvalidArgument):
+        codec.longest_element_bytes(typed.SerializeToString(), enough=1000)
