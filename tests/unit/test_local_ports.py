@@ -77,7 +77,7 @@ def test_what_is_inside_has_sockets_unless_the_mesh_uses_tls(layout: Layout):
     tls = choose_ports(replace(layout, transport="tls"))
 
     assert inner_address(layout, unix, "router.grpc") == f"unix:{layout.sockets}/router.grpc"
-    assert triton_address(layout, unix, "triton-0") == f"unix:{layout.sockets}/triton-0.grpc:1"
+    assert triton_address(layout, unix, "triton-0") == f"unix:{layout.sockets}/triton-0/grpc:1"
     assert inner_address(layout, tls, "router.grpc") == f"127.0.0.1:{tls['router.grpc']}"
     assert triton_address(layout, tls, "triton-0") == f"127.0.0.1:{tls['triton-0.grpc']}"
     assert replicas(unix, "inference") == replicas(tls, "inference") == ["inference"]
