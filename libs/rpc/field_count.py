@@ -61,9 +61,7 @@ def _after(message: bytes, at: int, wire_type: int) -> int:
 def _message_fields(kind: Descriptor) -> Mapping[int, Descriptor]:
     """Returns the types of the fields that are messages, by number."""
     return {
-        field.number: field.message_type
-        for field in kind.fields
-        if field.message_type is not None
+        field.number: field.message_type for field in kind.fields if field.message_type is not None
     }
 
 

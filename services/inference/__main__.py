@@ -101,7 +101,12 @@ async def main() -> None:
             clock=clock,
         )
         tensors = OpenInference(
-            routes=routes, backends=backends, recorder=recorder, admission=admission, clock=clock
+            count_prompt=counter.count_unfinished,
+            routes=routes,
+            backends=backends,
+            recorder=recorder,
+            admission=admission,
+            clock=clock,
         )
 
         def prepare(table: RouteTable) -> RouteTable:

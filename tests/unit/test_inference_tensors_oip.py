@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from headrace.common.v1.model_pb2 import (
 from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 from tritonclient.grpc import service_pb2
 
+from libs.chat.request import GenerationRequest
 from libs.clock import SystemClock
 from libs.errors import (
     DeadlineExceeded,
@@ -27,7 +30,7 @@ from libs.errors import (
     PermissionDenied,
     Unavailable,
 )
-from libs.routes import RouteTable
+from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import Recorder
@@ -89,6 +92,11 @@ class Mesh:
         return service_pb2.ModelInferResponse.FromString(answer)
 
 
+async def _count(_choice: Choice, request: GenerationRequest, tenant: str) -> int:
+    assert tenant == CALLER.identity.tenant
+    return 100 * len(request.messages)
+
+
 @asynccontextmanager
 async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
     async with AsyncExitStack() as stack:
@@ -105,6 +113,7 @@ async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
             backends=backends,
             recorder=recorder,
             admission=Admission(clock),
+            count_prompt=_count,
             clock=clock,
         )
         yield Mesh(service, bills, recorder)
@@ -228,7 +237,11 @@ async def test_a_cancelled_call_stops_the_backend(tmp_path):
             if received == 3:
                 all_received.set()
 
-        message = request("chatter").SerializeToString()
+        asked = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
+        raw = struct.pack("<I", len(asked)) + asked
+        message = request("chatter")
+        message.raw_input_contents[:] = [raw]
+        message = message.SerializeToString()
         reading = asyncio.create_task(mesh.service.stream(message, CALLER, deliver))
         await all_received.wait()
         reading.cancel()
@@ -236,7 +249,8 @@ async def test_a_cancelled_call_stops_the_backend(tmp_path):
         async with asyncio.timeout(1):
             await server.left.wait()
         await mesh.recorder.drain()
-    assert [bill["usage"].completion_tokens for bill in mesh.bills.recorded] == [3]
+    (bill,) = mesh.bills.recorded
+    assert (bill["usage"].prompt_tokens, bill["usage"].completion_tokens) == (100, 3)
 
 
 @pytest.mark.parametrize("why", ["left", "deadline"])

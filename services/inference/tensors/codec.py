@@ -163,8 +163,8 @@ def longest_element_bytes(message: bytes, *, enough: int) -> int:
         return 0
     try:
         longest = 0
-        for size in _element_sizes(message, enough):
-            longest = max(longest, size)
+        for start, end in _elements(message, enough):
+            longest = max(longest, end - start)
             if longest > enough:
                 break
     except (ValueError, IndexError) as error:
@@ -174,7 +174,18 @@ def longest_element_bytes(message: bytes, *, enough: int) -> int:
     return longest
 
 
-def _element_sizes(message: bytes, enough: int) -> Iterator[int]:
+def first_element(message: bytes) -> bytes:
+    """Returns the first element of the first tensor of bytes in a `ModelInferRequest`, or nothing.
+
+    Raises:
+        ValueError, IndexError: a tensor is malformed.
+    """
+    first = next(_elements(message, 0), None)
+    return message[first[0] : first[1]] if first is not None else b""
+
+
+def _elements(message: bytes, shortest_input: int) -> Iterator[tuple[int, int]]:
+    """Yields start and end of elements; inputs that are not longer are skipped."""
     for number, start, end in _fields(message, 0, len(message)):
         if number == _RAW_INPUTS:
             position = start
@@ -183,12 +194,12 @@ def _element_sizes(message: bytes, enough: int) -> Iterator[int]:
                     break
                 (size,) = LENGTH.unpack_from(message, position)
                 position += LENGTH.size + size
-                yield size
-        elif number == _INPUTS and end - start > enough:
+                yield position - size, position
+        elif number == _INPUTS and end - start > shortest_input:
             for inner, first, last in _fields(message, start, end):
                 if inner == _CONTENTS:
                     texts = _fields(message, first, last)
-                    yield from (to - at for kind, at, to in texts if kind == _BYTES_CONTENTS)
+                    yield from ((at, to) for kind, at, to in texts if kind == _BYTES_CONTENTS)
 
 
 def renamed_request(

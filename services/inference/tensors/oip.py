@@ -6,22 +6,24 @@ Tensors pass through as they are; `codec` reads and renames the messages that ca
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from headrace.common.v1 import model_pb2
 
-from libs.chat.request import MAX_PRIORITY
+from libs.chat.request import MAX_PRIORITY, GenerationRequest, Message
 from libs.clock import Clock
-from libs.errors import InvalidArgument
+from libs.errors import DeadlineExceeded, InvalidArgument
 from libs.ids import check_uuid, uuid7
 from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
-from services.inference.accounting import Outcome, Recorder
+from services.inference.accounting import CountPrompt, Outcome, PromptCounter, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
@@ -112,12 +114,14 @@ class OpenInference:
         backends: Backends,
         recorder: Recorder,
         admission: Admission,
+        count_prompt: PromptCounter,
         clock: Clock,
     ) -> None:
         self._routes = routes
         self._retrier = Retrier(backends)
         self._recorder = recorder
         self._admission = admission
+        self._count_prompt = count_prompt
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._clock = clock
 
@@ -313,8 +317,25 @@ class OpenInference:
                 )
         except BaseException as error:
             if not run.is_recorded:
-                self._recorder.record_later(self._outcome(run, error))
+                prompt = self._uncounted_prompt(run, error)
+                self._recorder.record_later(self._outcome(run, error), prompt=prompt)
             raise
+
+    def _uncounted_prompt(self, run: _Run, error: BaseException) -> CountPrompt | None:
+        """Returns what counts a prompt that an engine has read, and has not reported.
+
+        An engine reports it with the end of its answer. Who leaves before pays for it, too.
+        """
+        if run.kind != model_pb2.MODEL_KIND_CHAT or not run.is_running:
+            return None
+        if not isinstance(error, asyncio.CancelledError) and (
+            run.first_seconds is None or not isinstance(error, DeadlineExceeded)
+        ):
+            return None
+        request = _conversation_of(run)
+        if request is None:
+            return None
+        return partial(self._count_prompt, run.choice, request, run.caller.identity.tenant)
 
     def _outcome(self, run: _Run, error: BaseException | None) -> Outcome:
         start = run.head.tensors_at
@@ -330,6 +351,16 @@ class OpenInference:
             finish_reason=run.finish_reason,
             error=error,
         )
+
+
+def _conversation_of(run: _Run) -> GenerationRequest | None:
+    """Returns the conversation of a request to a chat model; None: it cannot be read."""
+    try:
+        messages = json.loads(codec.first_element(run.message))["messages"]
+        read = tuple(Message(str(each["role"]), str(each["content"])) for each in messages)
+    except (ValueError, IndexError, KeyError, TypeError, RecursionError):
+        return None
+    return GenerationRequest(model=run.choice.model, messages=read)
 
 
 def _check_texts(message: bytes, limit_bytes: int) -> None:
