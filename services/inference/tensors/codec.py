@@ -29,7 +29,6 @@ _MAX_VARINT_BYTES = 10
 
 # ModelInferRequest
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
-_CONTENTS, _BYTES_CONTENTS, _RAW_INPUTS = 5, 8, 7
 _PARAMETER_NAME = 1
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
 # Where tensors of a request have their parameters.
@@ -115,7 +114,7 @@ def read_request(message: bytes) -> InferRequestHead:
     suspects = 0
     tensors_at = len(message)
     try:
-        for number, start, end in _fields(message, 0, len(message)):
+        for number, start, end in fields(message, 0, len(message)):
             if number in _TENSOR_PARAMETERS and message.find(_SHARED_MEMORY, start, end) >= 0:
                 suspects += 1
                 _check_parameters(message, start, end, _TENSOR_PARAMETERS[number], suspects)
@@ -144,62 +143,6 @@ def read_request(message: bytes) -> InferRequestHead:
         frozenset(altered),
         tensors_at,
     )
-
-
-def longest_element_bytes(message: bytes, *, enough: int) -> int:
-    """Returns the size of the longest element of all tensors of bytes in a `ModelInferRequest`.
-
-    Tensors of other types are read as if they were of bytes. Of each tensor the first elements are
-    read, which are more than a model takes.
-
-    Args:
-        message: a message that `read_request` has read.
-        enough: an element that is longer ends the search.
-
-    Raises:
-        InvalidArgument: a tensor is malformed.
-    """
-    if len(message) <= enough:  # no element can be longer
-        return 0
-    try:
-        longest = 0
-        for start, end in _elements(message, enough):
-            longest = max(longest, end - start)
-            if longest > enough:
-                break
-    except (ValueError, IndexError) as error:
-        raise InvalidArgument(
-            f"the message is not a valid ModelInferRequest: {error}", reason="INVALID_FIELD"
-        ) from error
-    return longest
-
-
-def first_element(message: bytes) -> bytes:
-    """Returns the first element of the first tensor of bytes in a `ModelInferRequest`, or nothing.
-
-    Raises:
-        ValueError, IndexError: a tensor is malformed.
-    """
-    first = next(_elements(message, 0), None)
-    return message[first[0] : first[1]] if first is not None else b""
-
-
-def _elements(message: bytes, shortest_input: int) -> Iterator[tuple[int, int]]:
-    """Yields start and end of elements; inputs that are not longer are skipped."""
-    for number, start, end in _fields(message, 0, len(message)):
-        if number == _RAW_INPUTS:
-            position = start
-            for _ in range(MAX_FIELDS):
-                if position + LENGTH.size > end:
-                    break
-                (size,) = LENGTH.unpack_from(message, position)
-                position += LENGTH.size + size
-                yield position - size, position
-        elif number == _INPUTS and end - start > shortest_input:
-            for inner, first, last in _fields(message, start, end):
-                if inner == _CONTENTS:
-                    texts = _fields(message, first, last)
-                    yield from ((at, to) for kind, at, to in texts if kind == _BYTES_CONTENTS)
 
 
 def renamed_request(
@@ -237,7 +180,7 @@ def read_streamed(message: bytes) -> StreamedResponse:
     """
     error_message, tokens = "", InferResponseTokens()
     try:
-        for number, start, end in _fields(message, 0, len(message)):
+        for number, start, end in fields(message, 0, len(message)):
             if number == _ERROR_MESSAGE:
                 error_message = message[start:end].decode()
             elif number == _INFER_RESPONSE:
@@ -261,7 +204,7 @@ def streamed_error(error_message: str, request_id: str) -> bytes:
 def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
     names: list[str] = []
     raw: list[tuple[int, int]] = []
-    for number, first, last in _fields(message, start, end):
+    for number, first, last in fields(message, start, end):
         if number == _OUTPUTS:
             names.append(_last_string(message, first, last, number=_OUTPUT_NAME))
         elif number == _RAW_OUTPUTS:
@@ -288,7 +231,7 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
@@ -297,7 +240,7 @@ def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
 
 def _parameter_name(message: bytes, start: int, end: int) -> str:
     name = ""
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
         if number == _PARAMETER_NAME:
             name = message[first:last].decode()
     return name
@@ -311,7 +254,7 @@ def _check_parameters(message: bytes, start: int, end: int, parameters: int, sus
     """
     if suspects > _MAX_SUSPECTS:
         raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
         if number == parameters:
             name = _last_string(message, first, last, number=_PARAMETER_NAME)
             if name.startswith(_SHARED_MEMORY.decode()):
@@ -325,13 +268,13 @@ def _check_count(outputs: Collection[str]) -> None:
 
 def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
     value = ""
-    for found, first, last in _fields(message, start, end):
+    for found, first, last in fields(message, start, end):
         if found == number:
             value = message[first:last].decode()
     return value
 
 
-def _fields(
+def fields(
     message: bytes, start: int, end: int, *, limit: int = MAX_FIELDS
 ) -> Iterator[tuple[int, int, int]]:
     """Yields number, start and end of each length-delimited field; skips the others.

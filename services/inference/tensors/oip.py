@@ -6,7 +6,6 @@ Tensors pass through as they are; `codec` reads and renames the messages that ca
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 from headrace.common.v1 import model_pb2
 
-from libs.chat.request import MAX_PRIORITY, GenerationRequest, Message
+from libs.chat.request import MAX_PRIORITY
 from libs.clock import Clock
 from libs.errors import DeadlineExceeded, InvalidArgument
 from libs.ids import check_uuid, uuid7
@@ -32,6 +31,7 @@ from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
+from services.inference.tensors.texts import check_text_sizes, conversation_of
 from services.inference.work import max_text_bytes, tensor_work
 
 # What gRPC accepts, less what renaming adds.
@@ -241,7 +241,7 @@ class OpenInference:
             # It is Triton's own, where 1 is the highest: only those who may have any may set it.
             caller.identity.allow_priority(MAX_PRIORITY)
         choice = self.choose(head.model_name, head.model_version)
-        _check_texts(message, max_text_bytes(choice.target.schema))
+        check_text_sizes(message, max_text_bytes(choice.target.schema))
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
         if altered := sorted(head.altered_outputs & set(usage_outputs)):
             raise InvalidArgument.of_field(
@@ -332,7 +332,7 @@ class OpenInference:
             run.first_seconds is None or not isinstance(error, DeadlineExceeded)
         ):
             return None
-        request = _conversation_of(run)
+        request = conversation_of(run.message, model=run.choice.model)
         if request is None:
             return None
         return partial(self._count_prompt, run.choice, request, run.caller.identity.tenant)
@@ -351,30 +351,6 @@ class OpenInference:
             finish_reason=run.finish_reason,
             error=error,
         )
-
-
-def _conversation_of(run: _Run) -> GenerationRequest | None:
-    """Returns the conversation of a request to a chat model; None: it cannot be read."""
-    try:
-        messages = json.loads(codec.first_element(run.message))["messages"]
-        read = tuple(Message(str(each["role"]), str(each["content"])) for each in messages)
-    except (ValueError, IndexError, KeyError, TypeError, RecursionError):
-        return None
-    return GenerationRequest(model=run.choice.model, messages=read)
-
-
-def _check_texts(message: bytes, limit_bytes: int) -> None:
-    """Returns if no text is so long that it need not be tokenized to see that it cannot fit.
-
-    Raises:
-        InvalidArgument: one is (`MESSAGE_TOO_LARGE`).
-    """
-    if not limit_bytes:
-        return
-    longest = codec.longest_element_bytes(message, enough=limit_bytes)
-    if longest > limit_bytes:
-        text = f"a text has {longest} bytes, more than this model can take: {limit_bytes}"
-        raise InvalidArgument.too_large("inputs", text, limit_bytes=limit_bytes)
 
 
 def _demand(run: _Run) -> Demand:
