@@ -25,9 +25,11 @@ from libs.clock import SystemClock
 from libs.errors import (
     DeadlineExceeded,
     HeadraceError,
+    Internal,
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    ResourceExhausted,
     Unavailable,
 )
 from libs.routes import Choice, RouteTable
@@ -38,6 +40,7 @@ from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
+from services.inference.cache_salts import CacheSalts
 from services.inference.tensors.oip import Caller, OpenInference
 from tests.support.backends import provider_backend, triton_backend
 from tests.support.embedding import eventually
@@ -114,6 +117,7 @@ async def mesh_of(*servers: TensorServer, tmp_path: Any) -> AsyncIterator[Mesh]:
             recorder=recorder,
             admission=Admission(clock),
             count_prompt=_count,
+            cache_salts=CacheSalts(InputHasher(bytes(32))),
             clock=clock,
         )
         yield Mesh(service, bills, recorder)
@@ -139,15 +143,33 @@ async def test_the_client_sees_public_names_and_the_backend_its_own(tmp_path):
     assert bill["usage"].prompt_tokens == 7
 
 
+async def test_a_tenant_cannot_choose_the_salt_of_its_prefix_cache(tmp_path):
+    """It would read what another one has asked; its own salt is the same in each request."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        await mesh.stream(request("chatter", parameters={"cache_salt": {"string_param": "theirs"}}))
+        mesh.caller = Caller(Identity("other", "ann"), None)
+        await mesh.stream(request("chatter", parameters={"cache_salt": {"int64_param": 3}}))
+        mesh.caller = CALLER
+        await mesh.stream(request("chatter"))
+        await mesh.infer(request("embedder"))
+    mine, other, again, vectors = (each.parameters for each in server.requests)
+    salt = mine["cache_salt"].string_param
+    assert len(salt) == 32
+    assert salt == again["cache_salt"].string_param != other["cache_salt"].string_param != ""
+    assert "cache_salt" not in vectors
+
+
 async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):
-    """The outputs that report them are added if others are named."""
+    """The outputs that report them are added if others are named; none is altered."""
     server = TensorServer()
     async with mesh_of(server, tmp_path=tmp_path) as mesh:
         await mesh.infer(request("embedder", outputs=[{"name": "embedding"}]))
     assert [output.name for output in server.requests[0].outputs] == ["embedding", "token_count"]
-    altered = {"name": "token_count", "parameters": {"classification": {"int64_param": 1}}}
-    with pytest.raises(InvalidArgument, match="token_count"):
-        await mesh.infer(request("embedder", outputs=[altered]))
+    for name in ("token_count", "embedding"):
+        altered = {"name": name, "parameters": {"classification": {"int64_param": 1}}}
+        with pytest.raises(InvalidArgument, match=name):
+            await mesh.infer(request("embedder", outputs=[{"name": "embedding"}, altered]))
 
 
 async def test_the_priority_of_triton_needs_the_highest_one_of_a_token(tmp_path):
@@ -192,6 +214,72 @@ async def test_a_wrong_request_is_tried_once_and_opens_no_breaker(tmp_path):
         await mesh.recorder.drain()
     assert len(server.requests) == 24
     assert mesh.bills.recorded == []
+
+
+RAISED = (
+    "Failed to process the request(s) for model instance 'm', message: ValueError: canary\n\n"
+    "At:\n  /srv/model.py(1): execute\n"
+)
+
+
+async def test_requests_on_which_the_model_fails_open_no_breaker_for_others(tmp_path, capsys):
+    """Whoever sends them, and however many: the others are answered."""
+    servers = [TensorServer(), TensorServer()]
+    async with mesh_of(*servers, tmp_path=tmp_path) as mesh:
+        for _ in range(30):
+            for server in servers:
+                server.fails, server.error_message = (grpc.StatusCode.INTERNAL, RAISED), RAISED
+            for call in (mesh.infer(request("embedder")), mesh.stream(request("chatter", id=UUID))):
+                with pytest.raises(Internal) as caught:
+                    await call
+                assert caught.value.reason == "MODEL_FAILED"
+                assert caught.value.metadata["request_id"]
+                assert "canary" not in str(caught.value)
+        for server in servers:
+            server.fails, server.error_message = None, ""
+        received = sum(len(server.requests) for server in servers)
+        await mesh.infer(request("embedder"))
+        await mesh.stream(request("chatter"))
+    assert received == 30 * 2 * 2  # each is tried twice
+    assert sum(len(server.requests) for server in servers) == received + 2
+    logged = capsys.readouterr().out
+    assert "/srv/model.py(1): execute" in logged
+    assert "canary" not in logged
+
+
+async def test_a_backend_that_fails_on_what_another_answers_is_at_fault(tmp_path):
+    """Its breaker opens after a few requests; all of them were answered."""
+    broken, good = TensorServer(fails=(grpc.StatusCode.INTERNAL, RAISED)), TensorServer()
+    async with mesh_of(broken, good, tmp_path=tmp_path) as mesh:
+        for _ in range(20):
+            await mesh.infer(request("embedder"))
+    assert len(good.requests) == 20
+    assert len(broken.requests) == 5
+
+
+async def test_a_full_queue_opens_no_breaker(tmp_path):
+    """One tenant can fill it."""
+    server = TensorServer(fails=(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"))
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        for _ in range(10):
+            with pytest.raises(ResourceExhausted) as caught:
+                await mesh.infer(request("embedder"))
+            assert caught.value.reason == "QUEUE_FULL"
+        server.fails = None
+        await mesh.infer(request("embedder"))
+
+
+async def test_bytes_that_are_no_text_reach_no_model(tmp_path):
+    """A model may fail on them, together with the batch that they are in."""
+    server = TensorServer()
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1]}
+    message = service_pb2.ModelInferRequest(
+        model_name="embedder", inputs=[tensor], raw_input_contents=[b"\x02\0\0\0a\xff"]
+    )
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        with pytest.raises(InvalidArgument, match="UTF-8"):
+            await mesh.infer(message)
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("how", [{"dies_after": 2}, {"final": {}}, {"stalls": True}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from services.inference import metrics
 from services.inference.accounting import Outcome, PromptCounter, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends
+from services.inference.cache_salts import CacheSalts
 from services.inference.domain import (
     ChatCall,
     Chunk,
@@ -59,10 +61,12 @@ class Generator:
         recorder: Recorder,
         hedge: HedgeLimits,
         relay: RelayLimits,
+        cache_salts: CacheSalts,
         count_prompt: PromptCounter,
         clock: Clock,
     ) -> None:
         self._routes = routes
+        self._cache_salts = cache_salts
         self._admission = admission
         self._recorder = recorder
         self._relay_limits = relay
@@ -79,6 +83,7 @@ class Generator:
             HeadraceError: see `InferenceService.Generate`. What was generated before is billed.
         """
         call.check()
+        call = replace(call, cache_salt=self._cache_salts.of(identity.tenant))
         choice = choose_chat(self._routes(), call.request)
         fallback = FallbackCall(
             call,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from headrace.common.v1 import model_pb2
 
 from libs.errors import InvalidArgument
-from services.inference.backends.triton.codec import LENGTH, malformed
+from services.inference.backends.triton.codec import CACHE_SALT, LENGTH, malformed
 
 # The walk is Python: a message of millions of empty fields must not block the process. Neither may
 # thousands of messages in it with thousands of fields each.
@@ -29,6 +29,7 @@ _MAX_VARINT_BYTES = 10
 
 # ModelInferRequest
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
+_PARAMETER_KEY, _PARAMETER_VALUE, _STRING_PARAMETER = 1, 2, 3
 _PARAMETER_NAME = 1
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
 # Where tensors of a request have their parameters.
@@ -146,13 +147,17 @@ def read_request(message: bytes) -> InferRequestHead:
 
 
 def renamed_request(
-    message: bytes, model_name: str, *, more_outputs: Collection[str] = ()
+    message: bytes, model_name: str, *, more_outputs: Collection[str] = (), cache_salt: str = ""
 ) -> bytes:
-    """Returns a `ModelInferRequest` for another model, without a version, with outputs added."""
+    """Returns a `ModelInferRequest` for another model, without a version, with outputs added.
+
+    A cache salt replaces one that the caller has set: of equal keys of a map the last one counts.
+    """
     requested = b"".join(
         _field(_REQUESTED_OUTPUTS, _field(_REQUESTED_NAME, name.encode())) for name in more_outputs
     )
-    return b"".join((message, requested, _names(model_name, "")))
+    salt = _string_parameter(CACHE_SALT, cache_salt) if cache_salt else b""
+    return b"".join((message, requested, salt, _names(model_name, "")))
 
 
 def read_response(message: bytes) -> InferResponseTokens:
@@ -181,8 +186,8 @@ def read_streamed(message: bytes) -> StreamedResponse:
     error_message, tokens = "", InferResponseTokens()
     try:
         for number, start, end in fields(message, 0, len(message)):
-            if number == _ERROR_MESSAGE:
-                error_message = message[start:end].decode()
+            if number == _ERROR_MESSAGE:  # it may quote what the caller sent, in any bytes
+                error_message = message[start:end].decode(errors="replace")
             elif number == _INFER_RESPONSE:
                 tokens = _tokens(message, start, end)
     except _MALFORMED as error:
@@ -315,6 +320,11 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:  # noqa: PLR2004  # the last one has no continuation bit
             return value, position
     raise ValueError("a varint is too long")
+
+
+def _string_parameter(key: str, value: str) -> bytes:
+    value_field = _field(_PARAMETER_VALUE, _field(_STRING_PARAMETER, value.encode()))
+    return _field(_PARAMETERS, _field(_PARAMETER_KEY, key.encode()) + value_field)
 
 
 def _names(model_name: str, model_version: str) -> bytes:

@@ -26,10 +26,12 @@ from services.inference.accounting import CountPrompt, Outcome, PromptCounter, R
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
+from services.inference.cache_salts import CacheSalts
 from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
+from services.inference.tensors.inputs import check_encoding
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
 from services.inference.tensors.texts import check_text_sizes, conversation_of
 from services.inference.work import max_text_bytes, tensor_work
@@ -61,6 +63,7 @@ class _Run:
     caller: Caller
     choice: Choice
     usage_outputs: tuple[str, ...]
+    cache_salt: str
     request_id: str
     started_seconds: float
     first_seconds: float | None = None
@@ -82,7 +85,9 @@ class _Run:
         """Returns the message for one backend."""
         requested = self.head.outputs  # none: all
         more = [name for name in self.usage_outputs if requested and name not in requested]
-        return codec.renamed_request(self.message, backend_model, more_outputs=more)
+        return codec.renamed_request(
+            self.message, backend_model, more_outputs=more, cache_salt=self.cache_salt
+        )
 
     def count(self, tokens: codec.InferResponseTokens) -> bool:
         """Adds the tokens of a message; returns whether it is the end of the answer.
@@ -115,6 +120,7 @@ class OpenInference:
         recorder: Recorder,
         admission: Admission,
         count_prompt: PromptCounter,
+        cache_salts: CacheSalts,
         clock: Clock,
     ) -> None:
         self._routes = routes
@@ -122,6 +128,7 @@ class OpenInference:
         self._recorder = recorder
         self._admission = admission
         self._count_prompt = count_prompt
+        self._cache_salts = cache_salts
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._clock = clock
 
@@ -242,11 +249,13 @@ class OpenInference:
             caller.identity.allow_priority(MAX_PRIORITY)
         choice = self.choose(head.model_name, head.model_version)
         check_text_sizes(message, max_text_bytes(choice.target.schema))
+        check_encoding(message, choice.target.schema.kind)
+        is_chat = choice.target.schema.kind == model_pb2.MODEL_KIND_CHAT
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
-        if altered := sorted(head.altered_outputs & set(usage_outputs)):
+        if altered := sorted(head.altered_outputs):
+            # A class count for an output of strings ends the whole tritonserver 2.51.
             raise InvalidArgument.of_field(
-                "outputs",
-                f"{altered[0]} cannot be requested with parameters: it reports what is billed",
+                "outputs", f"{altered[0]} cannot be requested with parameters, such as classes"
             )
         request_id = ""
         with suppress(InvalidArgument):  # the protocol allows any id
@@ -257,6 +266,7 @@ class OpenInference:
             caller=caller,
             choice=choice,
             usage_outputs=tuple(usage_outputs),
+            cache_salt=self._cache_salts.of(caller.identity.tenant) if is_chat else "",
             request_id=request_id or uuid7(self._clock),
             started_seconds=self._clock.monotonic_seconds(),
         )
@@ -314,6 +324,7 @@ class OpenInference:
                     run.choice,
                     attempt,
                     may_retry=lambda: run.first_seconds is None and not run.is_abandoned,
+                    request_id=run.request_id,
                 )
         except BaseException as error:
             if not run.is_recorded:
