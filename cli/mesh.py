@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,7 +75,7 @@ def status(as_json: Json = False) -> None:
         }
         print(json.dumps(body, indent=2))
     else:
-        _print_status(processes, deployments, problem)
+        _print_status(mesh.home, processes, deployments, problem)
     if not ready:
         raise typer.Exit(1)
 
@@ -96,13 +97,16 @@ def logs(
 
 
 def _print_status(
-    processes: Sequence[ProcessStatus], deployments: Sequence[DeploymentStatus], problem: str
+    home: Path,
+    processes: Sequence[ProcessStatus],
+    deployments: Sequence[DeploymentStatus],
+    problem: str,
 ) -> None:
     from rich.console import Console
 
     console = Console()
     if processes:
-        console.print(_process_table(processes))
+        console.print(_process_table(home, processes))
     if problem:
         style = "red" if processes else ""
         console.print(problem, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -111,16 +115,16 @@ def _print_status(
         console.print(_deployment_table(deployments))
 
 
-def _process_table(processes: Sequence[ProcessStatus]) -> Table:
+def _process_table(home: Path, processes: Sequence[ProcessStatus]) -> Table:
     from rich.table import Table
 
-    table = Table("process", "ready", "version", "port", "pid", "memory", box=None)
+    table = Table("process", "ready", "version", "address", "pid", "memory", box=None)
     for process in processes:
         table.add_row(
             process.name,
             "[green]yes[/]" if process.ready else f"[red]no ({process.state})[/]",
             process.version,
-            str(process.port),
+            process.address.replace(f"unix:{home}/", ""),
             str(process.pid or ""),
             f"{process.memory_bytes / 2**20:.0f} MiB" if process.pid else "",
         )

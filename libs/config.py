@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from libs.addresses import unix_path
+from libs.tls import TlsFiles
 
 
 class ServiceSettings(BaseSettings):
@@ -19,9 +23,27 @@ class ServiceSettings(BaseSettings):
     )
 
     home: Path = Field(description="Folder of all state.")
-    listen_address: str = Field(description="Address of the gRPC server.")
+    listen_address: str = Field(
+        description="Where the gRPC server listens: unix:/path or host:port."
+    )
     metrics_address: str = Field(description="Address of the metrics for Prometheus.")
     input_hash_key_file: Path = Field(description="Key for hashes of inputs in logs.")
+    tls_ca_file: Path | None = Field(
+        default=None,
+        description="PEM certificates of the mesh's authorities. With the next two, TLS with "
+        "certificates of both sides is used on TCP inside the mesh.",
+    )
+    tls_certificate_file: Path | None = Field(
+        default=None, description="PEM certificate of this process."
+    )
+    tls_key_file: Path | None = Field(
+        default=None, description="PEM private key of the certificate."
+    )
+    plaintext: bool = Field(
+        default=False,
+        description="Allows TCP without TLS inside the mesh. Whoever reaches the ports is trusted "
+        "with any identity.",
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     drain_seconds: float = Field(default=5.0, description="Time for running calls after SIGTERM.")
     trace_sample_percent: float = Field(
@@ -32,6 +54,42 @@ class ServiceSettings(BaseSettings):
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
         description="OTLP collector for traces, over gRPC. Unset: no export.",
     )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The certificates for TCP connections inside the mesh; None: there are none."""
+        if self.tls_ca_file and self.tls_certificate_file and self.tls_key_file:
+            return TlsFiles(
+                ca=self.tls_ca_file, certificate=self.tls_certificate_file, key=self.tls_key_file
+            )
+        return None
+
+    @model_validator(mode="after")
+    def _callers_are_known(self) -> Self:
+        """Refuses addresses at which anybody could call, or be called in the mesh's place."""
+        if self.tls is not None or self.plaintext:
+            return self
+        given = (self.tls_ca_file, self.tls_certificate_file, self.tls_key_file)
+        if any(given):
+            raise ValueError(
+                "HEADRACE_TLS_CA_FILE, HEADRACE_TLS_CERTIFICATE_FILE and HEADRACE_TLS_KEY_FILE "
+                "must be set together"
+            )
+        exposed = [
+            f"HEADRACE_{name.upper()}"
+            for name in type(self).model_fields
+            if (name.endswith("_address") or name == "nats_url")
+            and name != "metrics_address"  # read only, and it has no secrets
+            and unix_path(getattr(self, name)) is None
+        ]
+        if exposed:
+            raise ValueError(
+                f"{', '.join(exposed)}: without TLS, anybody who reaches a TCP port could act as "
+                "any caller. Use unix:/path; or set HEADRACE_TLS_CA_FILE, "
+                "HEADRACE_TLS_CERTIFICATE_FILE and HEADRACE_TLS_KEY_FILE; or, where nobody else "
+                "can reach the ports, HEADRACE_PLAINTEXT=true"
+            )
+        return self
 
 
 class ProviderSettings(ServiceSettings):

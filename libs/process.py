@@ -36,7 +36,9 @@ class Process:
     def __init__(self, name: str, settings: ServiceSettings, clock: Clock) -> None:
         self.name = name
         self.clock = clock
-        self.server = RpcServer(settings.listen_address, clock=clock, reuse_port=False)
+        self.server = RpcServer(
+            settings.listen_address, clock=clock, reuse_port=False, tls=settings.tls
+        )
         self._drain_seconds = settings.drain_seconds
         self._main = asyncio.current_task()
         self._serving = False

@@ -14,6 +14,7 @@ from libs.routes import EMPTY, RouteTable
 from libs.rpc.channel import open_channel
 from libs.rpc.identity import mesh_identity
 from libs.rpc.watch import SnapshotWatch
+from libs.tls import TlsFiles
 
 
 class Snapshots:
@@ -25,13 +26,20 @@ class Snapshots:
         prices: returns the current prices.
     """
 
-    def __init__(self, *, router_address: str, cost_address: str, running: Process) -> None:
+    def __init__(
+        self,
+        *,
+        router_address: str,
+        cost_address: str,
+        running: Process,
+        tls: TlsFiles | None = None,
+    ) -> None:
         caller = mesh_identity(running.name).metadata()
         router = router_internal_pb2_grpc.RouterInternalServiceStub(
-            open_channel(router_address, traced=False)
+            open_channel(router_address, tls=tls, traced=False)
         )
         cost = cost_internal_pb2_grpc.CostInternalServiceStub(
-            open_channel(cost_address, traced=False)
+            open_channel(cost_address, tls=tls, traced=False)
         )
         self.routes = Current(EMPTY)
         self.prices = Current(PriceBook())

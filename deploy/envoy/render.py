@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deploy.envoy import replies, routes, tokens
+from libs.addresses import host_and_port, unix_path
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
+from libs.tls import MESH_NAME, TlsFiles
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
 CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
@@ -24,6 +27,8 @@ TOKENS_FILE = "tokens.json"
 _TEMPLATES = Path(__file__).resolve().parent
 _REFLECTING = ("registry", "router", "cost", "jobs")
 _OTLP_PORT = 4317
+_UPSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+RECEIVE_BUFFER_BYTES = 262_144
 _PATH = "%PATH(NQ:ORIG_OR_PATH)%"
 
 
@@ -34,9 +39,13 @@ class Edge:
     Attributes:
         folder: the absolute folder that Envoy reads the rendered files from.
         listen_address: the `host:port` for callers.
-        admin_address: the `host:port` of Envoy's admin interface; Prometheus metrics are at
-            `/stats/prometheus`.
-        services: the `host:port` of each replica, by cluster; see `CLUSTERS`.
+        admin_address: where Envoy's admin interface listens: `unix:/path`. Whoever reaches it can
+            stop the edge and make it log tokens, so a `host:port` is for tests only.
+        metrics_address: the `host:port` at which `GET /stats/prometheus` of the admin interface,
+            and nothing else of it, can be read.
+        services: the address of each replica, by cluster (see `CLUSTERS`): `host:port`, or
+            `unix:/path`.
+        tls: the certificates that the edge shows to services at a `host:port`; None: no TLS.
         jwt_issuer: the issuer of valid tokens.
         jwt_audience: the audience of valid tokens.
         jwks_file: the path of the public keys that tokens are verified with. `write_tokens` makes
@@ -50,10 +59,12 @@ class Edge:
     folder: Path
     listen_address: str
     admin_address: str
+    metrics_address: str
     services: Mapping[str, Sequence[str]]
     jwt_issuer: str
     jwt_audience: str
     jwks_file: Path
+    tls: TlsFiles | None = None
     otlp_endpoint: str | None = None
     trace_sample_percent: float = 100.0
     cors_origin_regex: str = LOCAL_ORIGINS
@@ -129,7 +140,9 @@ def _values(edge: Edge) -> dict[str, Any]:
     """Returns the values of the template's placeholders."""
     return {
         "listen_address": _address(edge.listen_address),
-        "admin_address": _address(edge.admin_address),
+        "admin_address": _address(edge.admin_address, mode=0o600),
+        "metrics_address": _address(edge.metrics_address),
+        "admin": _load_assignment("admin", [edge.admin_address]),
         "tracing": _tracing(edge),
         "chat_completions_path": CHAT_COMPLETIONS_PATH,
         "local_replies": replies.local_replies(),
@@ -140,13 +153,19 @@ def _values(edge: Edge) -> dict[str, Any]:
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,
         "cors_origin_regex": edge.cors_origin_regex,
         "routes": routes.routes(),
-        "otlp": _endpoints(
+        "otlp": _load_assignment(
             "otlp", [_otlp_address(edge.otlp_endpoint)] if edge.otlp_endpoint else []
         ),
-        "reflection": _endpoints(
+        "reflection": _load_assignment(
             "reflection", [address for name in _REFLECTING for address in edge.services[name]]
         ),
-        **{name: _endpoints(name, edge.services[name]) for name in CLUSTERS},
+        **{name: _load_assignment(name, edge.services[name]) for name in CLUSTERS},
+        **{f"{name}_type": _discovery(edge.services[name]) for name in CLUSTERS},
+        "reflection_type": _discovery(edge.services[_REFLECTING[0]]),
+        "admin_type": _discovery([edge.admin_address]),
+        "grpc_tls": _transport_socket(edge, "h2"),
+        "http_tls": _transport_socket(edge, "http/1.1"),
+        "http_receive_buffer": _receive_buffer(edge.services["inference_http"]),
     }
 
 
@@ -172,14 +191,66 @@ def _replace(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
-def _address(address: str) -> dict[str, Any]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"invalid address {address!r}; use host:port")
-    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+def _address(address: str, *, mode: int | None = None) -> dict[str, Any]:
+    """Returns an address as Envoy has it; `mode` is that of the socket file where Envoy listens."""
+    path = unix_path(address)
+    if path is not None:
+        return {"pipe": {"path": path, **({} if mode is None else {"mode": mode})}}
+    host, port = host_and_port(address)
+    return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _endpoints(cluster: str, addresses: Sequence[str]) -> dict[str, Any]:
+def _discovery(addresses: Sequence[str]) -> str:
+    """Returns how Envoy finds the hosts of a cluster: there is no name to look up for a socket."""
+    is_unix = any(unix_path(address) is not None for address in addresses)
+    return "STATIC" if is_unix else "STRICT_DNS"
+
+
+def _receive_buffer(addresses: Sequence[str]) -> dict[str, Any] | None:
+    """Limits what the kernel stores for a slow reader.
+
+    HTTP/1.1 has no flow control windows: TCP's receive buffer would grow to tens of megabytes. The
+    buffer of a Unix socket does not grow.
+    """
+    if _discovery(addresses) == "STATIC":
+        return None
+    option = {
+        "level": socket.SOL_SOCKET,
+        "name": socket.SO_RCVBUF,
+        "int_value": RECEIVE_BUFFER_BYTES,
+        "state": "STATE_PREBIND",
+    }
+    return {"socket_options": [option]}
+
+
+def _transport_socket(edge: Edge, protocol: str) -> dict[str, Any] | None:
+    """Returns how Envoy connects to services: with certificates of the mesh on both sides."""
+    if edge.tls is None or _discovery(edge.services["inference"]) == "STATIC":
+        return None
+    certificate = {
+        "certificate_chain": {"filename": str(edge.tls.certificate)},
+        "private_key": {"filename": str(edge.tls.key)},
+    }
+    expected = {
+        "trusted_ca": {"filename": str(edge.tls.ca)},
+        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": MESH_NAME}}],
+    }
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": _UPSTREAM_TLS,
+            "sni": MESH_NAME,
+            "common_tls_context": {
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                "alpn_protocols": [protocol],
+                "tls_certificates": [certificate],
+                "validation_context": expected,
+            },
+        },
+    }
+
+
+def _load_assignment(cluster: str, addresses: Sequence[str]) -> dict[str, Any]:
     endpoints = [{"endpoint": {"address": _address(address)}} for address in addresses]
     return {"cluster_name": cluster, "endpoints": [{"lb_endpoints": endpoints}]}
 

@@ -7,7 +7,9 @@
 * `retired.json`: the public halves of replaced keys, until the last token of each has expired;
 * `last-expiry`: when the last token of `edge.pem` expires, at the latest;
 * `jwks.json`: the public halves that the edge verifies tokens with, made of the files above;
-* `input-hash.key`: the key of the hashes that replace inputs in logs; it is never replaced.
+* `input-hash.key`: the key of the hashes that replace inputs in logs; it is never replaced;
+* `triton-control.key`: without it, nobody changes what Triton serves;
+* `nats-USER.credentials`: the passwords of the services on the bus.
 
 Others use what is named here; the modules are internal.
 """
@@ -15,6 +17,12 @@ Others use what is named here; the modules are internal.
 from __future__ import annotations
 
 from deploy.keys.files import KeyFileError, input_hash_key_path, jwks_path, keys_dir
+from deploy.keys.inner import (
+    ensure_nats_credentials,
+    ensure_triton_control_key,
+    nats_credentials_path,
+    triton_control_key_path,
+)
 from deploy.keys.rotation import SigningKey, rotate, signing_keys
 from deploy.keys.signing import ensure_keys
 from deploy.keys.tokens import (
@@ -37,10 +45,14 @@ __all__ = [
     "KeyFileError",
     "SigningKey",
     "ensure_keys",
+    "ensure_nats_credentials",
+    "ensure_triton_control_key",
     "input_hash_key_path",
     "jwks_path",
     "keys_dir",
     "mint_token",
+    "nats_credentials_path",
     "rotate",
     "signing_keys",
+    "triton_control_key_path",
 ]

@@ -44,7 +44,9 @@ def locked(home: Path, name: str = "lock") -> Iterator[Path]:
     """
     folder = keys_dir(home)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Parents of a folder are made with the default mode, which lets others read them.
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
         descriptor = os.open(folder / f".{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:

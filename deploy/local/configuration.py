@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import string
 from collections.abc import Mapping
 from pathlib import Path
 
 from deploy import keys
+from deploy.certificates import ensure_certificates, tls_files
 from deploy.envoy import render, routes
 from deploy.errors import CliError
-from deploy.host import REPOSITORY
 from deploy.local.layout import Layout
-from deploy.local.ports import address, replicas
+from deploy.local.ports import address, inner_address, replicas
+from deploy.nats import render as nats_render
+from deploy.nats.users import SYSTEM_USER, USERS
 
 
 def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
@@ -22,19 +23,26 @@ def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
         CliError: a setting of the user is invalid, or a key cannot be created.
     """
     keys.ensure_keys(layout.home)
+    keys.ensure_triton_control_key(layout.home)
+    ensure_certificates(layout.home)
     try:
         render.write(edge_settings(layout, ports))
     except ValueError as error:
         raise CliError(str(error)) from error
-    template = string.Template((REPOSITORY / "deploy/nats/nats.conf").read_text())
-    nats_config(layout).write_text(
-        template.substitute(
-            listen_address=address(ports, "nats.client"),
-            monitor_address=address(ports, "nats.monitor"),
-            server_name="nats",
-            store_dir=layout.home / "nats",
-        )
+    bus = nats_render.Bus(
+        listen_address=address(ports, "nats.client"),
+        server_name="nats",
+        store_dir=layout.home / "nats",
+        passwords=keys.ensure_nats_credentials(layout.home, [*USERS, SYSTEM_USER]),
+        tls=tls_files(layout.home.absolute(), "nats"),
     )
+    _write_private(nats_config(layout), nats_render.config(bus))
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)  # an existing file would keep its mode
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 def nats_config(layout: Layout) -> Path:
@@ -51,14 +59,16 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
     return render.Edge(
         folder=layout.run.absolute(),
         listen_address=address(ports, "envoy.edge"),
-        admin_address=address(ports, "envoy.admin"),
+        admin_address=inner_address(layout, ports, "envoy.admin"),
+        metrics_address=address(ports, "envoy.metrics"),
         services={
-            **{name: addresses(ports, name) for name in render.GRPC_CLUSTERS},
+            **{name: addresses(layout, ports, name) for name in render.GRPC_CLUSTERS},
             **{
-                cluster: addresses(ports, service, "http")
+                cluster: addresses(layout, ports, service, "http")
                 for cluster, service in routes.HTTP_CLUSTERS.items()
             },
         },
+        tls=tls_files(layout.home.absolute(), "envoy"),
         jwt_issuer=keys.ISSUER,
         jwt_audience=keys.AUDIENCE,
         jwks_file=keys.jwks_path(layout.home).absolute(),
@@ -67,9 +77,11 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
     )
 
 
-def addresses(ports: Mapping[str, int], service: str, port: str = "grpc") -> list[str]:
-    """Returns the `host:port` of each replica of a service."""
-    return [address(ports, f"{replica}.{port}") for replica in replicas(ports, service)]
+def addresses(
+    layout: Layout, ports: Mapping[str, int], service: str, protocol: str = "grpc"
+) -> list[str]:
+    """Returns the address of each replica of a service."""
+    return [inner_address(layout, ports, f"{each}.{protocol}") for each in replicas(ports, service)]
 
 
 def _trace_sample_percent() -> float:

@@ -1,8 +1,11 @@
-"""The folder of a mesh, and the settings that select a mesh."""
+"""The folders of a mesh, and the settings that select a mesh."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,14 @@ from deploy.host import REPOSITORY
 DEFAULT_EDGE_PORT = 8080
 # The longest path of a Unix socket on Linux.
 SOCKET_PATH_LIMIT_BYTES = 107
+_LONGEST_SOCKET = "embedding_cache.grpc"
+# Other characters have a meaning in gRPC's addresses.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@ -]+")
+_SHORT_FOLDERS = Path("/tmp")  # noqa: S108 - `private_folder` checks what is in it
+# What is in a mesh's folder; nobody else may enter these.
+_PRIVATE = ("run", "logs", "data", "nats", "keys", "secrets", "artifacts", "triton", "cache")
 REPLICA_LIMIT = 64
+TRANSPORTS = ("unix", "tls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +35,19 @@ class Layout:
         edge_port: the port that the user set for the edge; None: the one it has, or the default.
         inference_replicas: the number of processes that relay tokens; up to one per core is useful.
         triton_backends: the number of Tritons, each with a pool agent, all with the same versions.
+        transport: how processes reach each other: `unix`, over sockets, or `tls`, over loopback
+            ports, as between machines.
     """
 
     home: Path
     edge_port: int | None = None
     inference_replicas: int = 1
     triton_backends: int = 1
+    transport: str = "unix"
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Layout:
-        """Reads `HEADRACE_HOME`, `HEADRACE_EDGE_PORT` and the numbers of replicas.
+        """Reads `HEADRACE_HOME`, `_EDGE_PORT`, `_TRANSPORT` and the numbers of replicas.
 
         Raises:
             CliError: one of them is invalid.
@@ -43,22 +56,35 @@ class Layout:
         port = environment.get("HEADRACE_EDGE_PORT")
         if port and (not port.isdecimal() or not 0 < int(port) < 2**16):
             raise CliError(f"HEADRACE_EDGE_PORT must be a port number, but it is {port!r}")
-        layout = cls(
+        transport = environment.get("HEADRACE_TRANSPORT") or "unix"
+        if transport not in TRANSPORTS:
+            raise CliError(f"HEADRACE_TRANSPORT must be unix or tls, but it is {transport!r}")
+        return cls(
             home=home,
             edge_port=int(port) if port else None,
             inference_replicas=_replica_count(environment, "HEADRACE_INFERENCE_REPLICAS"),
             triton_backends=_replica_count(environment, "HEADRACE_TRITON_BACKENDS"),
+            transport=transport,
         )
-        if len(os.fsencode(layout.socket)) > SOCKET_PATH_LIMIT_BYTES:
-            raise CliError(
-                f"HEADRACE_HOME is too long for a Unix socket in it, choose a shorter path: {home}"
-            )
-        return layout
 
     @property
     def run(self) -> Path:
-        """The folder of socket, ports and rendered configurations."""
+        """The folder of sockets, ports and rendered configurations."""
         return self.home / "run"
+
+    @property
+    def sockets(self) -> Path:
+        """The folder of the Unix sockets: `run`.
+
+        Where the path of the mesh is too long for sockets, or has unusual characters, it is a
+        folder with a short name in /tmp. It does not depend on variables of the environment, so
+        that every command finds it.
+        """
+        longest = os.fsencode(self.run / _LONGEST_SOCKET)
+        if len(longest) <= SOCKET_PATH_LIMIT_BYTES and _PLAIN_PATH.fullmatch(str(self.run)):
+            return self.run
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return _SHORT_FOLDERS / f"headrace-{os.geteuid()}-{digest}"
 
     @property
     def logs(self) -> Path:
@@ -68,7 +94,7 @@ class Layout:
     @property
     def socket(self) -> Path:
         """The socket that the supervisor listens on."""
-        return self.run / "supervisor.sock"
+        return self.sockets / "supervisor.sock"
 
     @property
     def ports_file(self) -> Path:
@@ -81,9 +107,46 @@ class Layout:
         return self.run / "session.json"
 
     def make_folders(self) -> None:
-        """Creates the folders that do not exist yet, readable by their owner only."""
-        for folder in (self.home, self.run, self.logs, self.home / "data", self.home / "nats"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Creates the folders that do not exist yet, and keeps other accounts out of all of them.
+
+        Raises:
+            CliError: another account owns one of them, or may replace them.
+        """
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.home.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise CliError(
+                f"other accounts may change {self.home}; run chmod go-w on it, or set "
+                "HEADRACE_HOME to another folder"
+            )
+        _check_owner(self.home)
+        for name in _PRIVATE:
+            private_folder(self.home / name)
+        private_folder(self.sockets)
+
+
+def private_folder(folder: Path) -> None:
+    """Creates a folder that only this account may enter; one that exists is made so.
+
+    Raises:
+        CliError: another account owns it, or it is a link or a file.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _check_owner(folder)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise CliError(f"cannot create {folder}: {error.strerror}; remove what is there") from error
+
+
+def _check_owner(folder: Path) -> None:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise CliError(f"{folder} must be a folder, not a link or a file; remove it")
+    if status.st_uid != os.geteuid():
+        raise CliError(
+            f"{folder} belongs to another account (uid {status.st_uid}), which could read or "
+            "replace what is in it; remove it, or set HEADRACE_HOME to another folder"
+        )
 
 
 def _replica_count(environment: Mapping[str, str], name: str) -> int:

@@ -1,13 +1,19 @@
-"""The ports of a mesh: chosen once, and kept until another program takes one."""
+"""The addresses of a mesh.
+
+What is inside listens on Unix sockets, or at ports with TLS. Ports are chosen once, and kept until
+another program takes one: of the edge, of NATS, which knows no Unix sockets, and of what Prometheus
+reads.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from deploy.errors import CliError
 from deploy.host import LOOPBACK, free_ports, is_free
 from deploy.local.layout import DEFAULT_EDGE_PORT, Layout
+from libs.addresses import UNIX_PREFIX, unix_path
 
 EDGE = "envoy.edge"
 # The services that always have one process.
@@ -16,30 +22,34 @@ _SERVICES = ("registry", "router", "embedding_cache", "cost", "jobs", "worker")
 
 def replicas(ports: Mapping[str, int], name: str) -> list[str]:
     """Returns the names of a service's processes: `inference`, `inference-1`, ..."""
-    found = [key.removesuffix(".grpc") for key in ports if key.endswith(".grpc")]
+    found = [key.removesuffix(".metrics") for key in ports if key.endswith(".metrics")]
     return sorted(
         (key for key in found if key.rpartition("-")[0] == name or key == name), key=_replica_number
     )
 
 
 def port_names(layout: Layout) -> list[str]:
-    """Returns the names of all ports of a mesh, such as `registry.grpc`."""
+    """Returns the names of all ports of a mesh, such as `registry.metrics`."""
     services = [
         *_SERVICES,
         *_numbered("inference", layout.inference_replicas),
         *_numbered("pool_agent", layout.triton_backends),
     ]
     return [
-        EDGE, "envoy.admin", "nats.client", "nats.monitor",
-        *(
-            f"triton-{number}.{port}"
-            for number in range(layout.triton_backends)
-            for port in ("grpc", "http", "metrics")
-        ),
-        *(f"{service}.{port}" for service in services for port in ("grpc", "metrics")),
+        EDGE, "envoy.metrics", "nats.client",
+        *(f"triton-{number}.metrics" for number in range(layout.triton_backends)),
+        *(f"{service}.metrics" for service in services),
+        *(_inner_names(layout, services) if layout.transport == "tls" else ()),
+    ]  # fmt: skip
+
+
+def _inner_names(layout: Layout, services: Sequence[str]) -> list[str]:
+    return [
+        *(f"{service}.grpc" for service in services),
+        *(f"triton-{number}.grpc" for number in range(layout.triton_backends)),
         *(f"{replica}.http" for replica in _numbered("inference", layout.inference_replicas)),
         "embedding_cache.http",
-    ]  # fmt: skip
+    ]
 
 
 def _numbered(name: str, count: int) -> list[str]:
@@ -85,3 +95,17 @@ def choose_ports(layout: Layout) -> Mapping[str, int]:
 def address(ports: Mapping[str, int], name: str) -> str:
     """Returns `127.0.0.1:port`."""
     return f"{LOOPBACK}:{ports[name]}"
+
+
+def inner_address(layout: Layout, ports: Mapping[str, int], name: str) -> str:
+    """Returns the address of something inside the mesh, such as `registry.grpc`.
+
+    It is a Unix socket, or a port with TLS where the mesh was started so.
+    """
+    return address(ports, name) if name in ports else f"{UNIX_PREFIX}{layout.sockets / name}"
+
+
+def triton_address(layout: Layout, ports: Mapping[str, int], backend: str) -> str:
+    """Returns the address of a Triton, which appends the number of a port to any address."""
+    found = inner_address(layout, ports, f"{backend}.grpc")
+    return f"{found}:1" if unix_path(found) is not None else found

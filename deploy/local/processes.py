@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deploy import keys
+from deploy.certificates import tls_files, tls_folder
 from deploy.envoy import render, routes
 from deploy.host import PROGRAMS
 from deploy.local.configuration import addresses, edge_settings, nats_config
 from deploy.local.layout import Layout
-from deploy.local.ports import address, replicas
+from deploy.local.ports import address, inner_address, replicas, triton_address
+from deploy.nats.users import SYSTEM_USER
+from libs.addresses import one_target
+from libs.tls import TlsFiles
 
 DRAIN_SECONDS = 5
 # Settings of the user are passed to all services, except those that must differ between services.
@@ -41,8 +45,9 @@ class ProcessSpec:
     Attributes:
         group: `edge`, `services` or `backends`. The groups are stopped in this order, one after the
             other, so that a process that drains still reaches what it needs.
-        health: the `host:port` of a gRPC health service, or a URL that answers 200 when ready.
-        port: the port that serves its callers.
+        health: the address of a gRPC health service, or a URL that answers 200 when ready:
+            `http://host:port/path`, or `http+unix:/socket#/path`; or a `nats://host:port`.
+        address: where its callers reach it: `host:port` or `unix:/path`.
     """
 
     name: str
@@ -50,7 +55,7 @@ class ProcessSpec:
     argv: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     health: str
-    port: int
+    address: str
 
 
 def mesh_processes(layout: Layout, ports: Mapping[str, int]) -> list[ProcessSpec]:
@@ -78,8 +83,8 @@ def _nats(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
         name="nats",
         group="backends",
         argv=[str(PROGRAMS / "nats-server"), "-c", str(nats_config(layout))],
-        health=f"http://{address(ports, 'nats.monitor')}/healthz",
-        port=ports["nats.client"],
+        health=f"nats://{address(ports, 'nats.client')}",
+        address=address(ports, "nats.client"),
     )
 
 
@@ -87,10 +92,10 @@ def _triton(backend: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSp
     arguments = {
         "--home": str(layout.home),
         "--backend-id": backend,
-        **{
-            f"--{name}-port": str(ports[f"{backend}.{name}"])
-            for name in ("grpc", "http", "metrics")
-        },
+        "--grpc-address": triton_address(layout, ports, backend),
+        "--metrics-address": address(ports, f"{backend}.metrics"),
+        "--control-key-file": str(keys.triton_control_key_path(layout.home)),
+        "--tls-folder": str(tls_folder(layout.home)),
     }
     return ProcessSpec(
         name=backend,
@@ -99,8 +104,8 @@ def _triton(backend: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSp
             sys.executable, "-m", "deploy.triton.run",
             *(word for pair in arguments.items() for word in pair),
         ],
-        health=f"http://{address(ports, f'{backend}.http')}/v2/health/ready",
-        port=ports[f"{backend}.grpc"],
+        health=triton_address(layout, ports, backend),
+        address=triton_address(layout, ports, backend),
     )  # fmt: skip
 
 
@@ -109,34 +114,43 @@ def _edge(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
         name="envoy",
         group="edge",
         argv=render.argv(edge_settings(layout, ports), program=str(PROGRAMS / "envoy")),
-        health=f"http://{address(ports, 'envoy.admin')}/ready",
-        port=ports["envoy.edge"],
+        health=f"http+{inner_address(layout, ports, 'envoy.admin')}#/ready",
+        address=address(ports, "envoy.edge"),
     )
 
 
 def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     environment = {
         "HEADRACE_HOME": str(layout.home),
-        "HEADRACE_LISTEN_ADDRESS": address(ports, f"{name}.grpc"),
+        "HEADRACE_LISTEN_ADDRESS": inner_address(layout, ports, f"{name}.grpc"),
         "HEADRACE_METRICS_ADDRESS": address(ports, f"{name}.metrics"),
         "HEADRACE_INPUT_HASH_KEY_FILE": str(keys.input_hash_key_path(layout.home)),
         "HEADRACE_DRAIN_SECONDS": str(DRAIN_SECONDS),
+        **_tls(tls_files(layout.home, service)),
     }
     for peer in _PEERS[service]:
         if peer == "nats":
             environment["HEADRACE_NATS_URL"] = f"nats://{address(ports, 'nats.client')}"
-            environment["HEADRACE_NATS_MONITORING_URL"] = f"http://{address(ports, 'nats.monitor')}"
+            environment |= {
+                f"HEADRACE_{setting}_CREDENTIALS_FILE": str(
+                    keys.nats_credentials_path(layout.home, user)
+                )
+                for setting, user in (("NATS", service), ("NATS_SYSTEM", SYSTEM_USER))
+            }
         else:
-            environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = _grpc_target(ports, peer)
+            environment[f"HEADRACE_{peer.upper()}_ADDRESS"] = one_target(
+                addresses(layout, ports, peer)
+            )
     if service == "inference":
         environment |= _proxies()
     if service in routes.HTTP_CLUSTERS.values():
-        environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = address(ports, f"{name}.http")
+        environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = inner_address(layout, ports, f"{name}.http")
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"
         environment |= {
             "HEADRACE_BACKEND_ID": backend,
-            "HEADRACE_TRITON_ADDRESS": address(ports, f"{backend}.grpc"),
+            "HEADRACE_TRITON_ADDRESS": triton_address(layout, ports, backend),
+            "HEADRACE_TRITON_CONTROL_KEY_FILE": str(keys.triton_control_key_path(layout.home)),
             "HEADRACE_MODEL_REPOSITORY": str(layout.home / "triton" / backend / "models"),
         }
     return ProcessSpec(
@@ -144,15 +158,17 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         group="services",
         argv=[sys.executable, "-m", f"services.{service}"],
         environment=_user_environment() | environment,
-        health=address(ports, f"{name}.grpc"),
-        port=ports[f"{name}.grpc"],
+        health=inner_address(layout, ports, f"{name}.grpc"),
+        address=inner_address(layout, ports, f"{name}.grpc"),
     )
 
 
-def _grpc_target(ports: Mapping[str, int], service: str) -> str:
-    """Returns the target of a gRPC channel: one address, or several to balance over."""
-    found = addresses(ports, service)
-    return found[0] if len(found) == 1 else f"ipv4:{','.join(found)}"
+def _tls(files: TlsFiles) -> dict[str, str]:
+    return {
+        "HEADRACE_TLS_CA_FILE": str(files.ca),
+        "HEADRACE_TLS_CERTIFICATE_FILE": str(files.certificate),
+        "HEADRACE_TLS_KEY_FILE": str(files.key),
+    }
 
 
 def _proxies() -> dict[str, str]:

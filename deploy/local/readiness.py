@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -12,11 +13,15 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from deploy.certificates import tls_files
 from deploy.errors import CliError
 from deploy.local.layout import Layout
 from deploy.local.logs import tail
 from deploy.local.processes import ProcessSpec
 from deploy.local.supervisor import process_states
+from libs.addresses import connect, unix_path
+from libs.rpc.channel import channel_credentials
+from libs.tls import MESH_NAME, TlsFiles
 
 CHECK_TIMEOUT_SECONDS = 1.0
 CHECK_PAUSE_SECONDS = 0.1
@@ -30,15 +35,31 @@ _CHANNEL_OPTIONS = [
 ]
 
 
+def sync_channel(layout: Layout, address: str) -> grpc.Channel:
+    """Opens a blocking channel to a process of the mesh, as the operator.
+
+    Raises:
+        OSError: the mesh has no certificates.
+    """
+    if unix_path(address) is not None:
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(
+        address,
+        channel_credentials(tls_files(layout.home, "operator")),
+        options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", MESH_NAME)],
+    )
+
+
 class Probe:
     """Checks whether one process is ready. Use it in a `with`."""
 
-    def __init__(self, process: ProcessSpec) -> None:
+    def __init__(self, layout: Layout, process: ProcessSpec) -> None:
         self.name = process.name
+        self._tls = tls_files(layout.home, "operator")
         self._health = process.health
         self._channel = None
-        if not self._health.startswith("http:"):
-            self._channel = grpc.insecure_channel(self._health, options=_CHANNEL_OPTIONS)
+        if not self._health.startswith(("http:", "http+unix:", "nats:")):
+            self._channel = sync_channel(layout, self._health)
 
     def __enter__(self) -> Self:
         return self
@@ -55,7 +76,11 @@ class Probe:
     def is_ready(self) -> bool:
         """Returns whether the process accepts work now."""
         if self._channel is None:
-            return _answers_200(self._health)
+            if self._health.startswith("http:"):
+                return _answers_200(self._health)
+            if self._health.startswith("nats:"):
+                return _nats_greets(self._health, self._tls)
+            return _answers_200_on_socket(self._health)
         try:
             answer = health_pb2_grpc.HealthStub(self._channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_SECONDS
@@ -75,7 +100,7 @@ def wait_until_ready(
             log.
     """
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    waiting = {process.name: Probe(process) for process in processes}
+    waiting = {process.name: Probe(layout, process) for process in processes}
     while waiting:
         for name in [name for name, probe in waiting.items() if probe.is_ready()]:
             with waiting.pop(name):
@@ -97,6 +122,33 @@ def _answers_200(url: str) -> bool:
         with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_SECONDS) as answer:  # noqa: S310 - loopback
             return bool(answer.status == 200)  # noqa: PLR2004 - HTTP's OK
     except (OSError, urllib.error.URLError):
+        return False
+
+
+def _answers_200_on_socket(url: str) -> bool:
+    """Asks a server on a Unix socket, `http+unix:/socket#/path`."""
+    path, _, target = url.removeprefix("http+unix:").partition("#")
+    connection = http.client.HTTPConnection("localhost", timeout=CHECK_TIMEOUT_SECONDS)
+    try:
+        connection.sock = connect(f"unix:{path}", timeout_seconds=CHECK_TIMEOUT_SECONDS)
+        connection.request("GET", target)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _nats_greets(url: str, tls: TlsFiles) -> bool:
+    """Reads what a NATS server sends first, which needs no password. JetStream runs by then."""
+    address = url.removeprefix("nats://")
+    try:
+        with (
+            connect(address, timeout_seconds=CHECK_TIMEOUT_SECONDS) as connection,
+            tls.client_context().wrap_socket(connection, server_hostname=MESH_NAME) as secure,
+        ):
+            return secure.recv(4).startswith(b"INFO")
+    except OSError:
         return False
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import grpc
 import psutil
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deploy.client.registry import DeploymentStatus, Registry
 from deploy.errors import CliError
@@ -15,7 +15,7 @@ from deploy.local.edge import connect
 from deploy.local.layout import Layout
 from deploy.local.ports import read_ports
 from deploy.local.processes import ProcessSpec, mesh_processes
-from deploy.local.readiness import Probe
+from deploy.local.readiness import Probe, sync_channel
 from deploy.local.supervisor import ProcessState, process_states
 
 CALL_TIMEOUT_SECONDS = 5.0
@@ -27,6 +27,7 @@ class ProcessStatus:
     """One process of a mesh.
 
     Attributes:
+        address: where its callers reach it: `host:port` or `unix:/path`.
         state: the supervisor's word for it, in lower case; `missing` if it does not know it.
         version: of the program; `?` if it cannot be found out.
         pid: 0 if it does not run.
@@ -37,7 +38,7 @@ class ProcessStatus:
     ready: bool
     state: str
     version: str
-    port: int
+    address: str
     pid: int
     memory_bytes: int
 
@@ -48,7 +49,7 @@ def process_statuses(layout: Layout) -> list[ProcessStatus]:
     if not states:
         return []
     return [
-        _process_status(process, states.get(process.name))
+        _process_status(layout, process, states.get(process.name))
         for process in mesh_processes(layout, read_ports(layout))
     ]
 
@@ -76,35 +77,40 @@ def memory_bytes(pid: int) -> int:
         return 0
 
 
-def _process_status(process: ProcessSpec, state: ProcessState | None) -> ProcessStatus:
+def _process_status(
+    layout: Layout, process: ProcessSpec, state: ProcessState | None
+) -> ProcessStatus:
     pid = state.pid if state else 0
-    with Probe(process) as probe:
+    with Probe(layout, process) as probe:
         ready = bool(pid) and probe.is_ready()
     return ProcessStatus(
         name=process.name,
         ready=ready,
         state=state.state.lower() if state else "missing",
-        version=_version(process),
-        port=process.port,
+        version=_version(layout, process),
+        address=process.address,
         pid=pid,
         memory_bytes=memory_bytes(pid) if pid else 0,
     )
 
 
-def _version(process: ProcessSpec) -> str:
+def _version(layout: Layout, process: ProcessSpec) -> str:
     if process.name.startswith("triton-"):
-        return _triton_version(process)
+        return _triton_version(layout, process)
     try:
         return version(_PACKAGES.get(process.name, "headrace"))
     except PackageNotFoundError:
         return "?"
 
 
-def _triton_version(process: ProcessSpec) -> str:
+def _triton_version(layout: Layout, process: ProcessSpec) -> str:
     """Asks Triton: the version of its package is not that of the server in it."""
-    url = process.health.removesuffix("/health/ready")
-    try:
-        with urllib.request.urlopen(url, timeout=CALL_TIMEOUT_SECONDS) as answer:  # noqa: S310 - loopback
-            return str(json.load(answer)["version"])
-    except (OSError, ValueError, KeyError):
-        return "?"
+    with sync_channel(layout, process.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            found = stub.ServerMetadata(
+                service_pb2.ServerMetadataRequest(), timeout=CALL_TIMEOUT_SECONDS
+            )
+        except grpc.RpcError:
+            return "?"
+        return str(found.version)

@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import CliError
-from deploy.host import LOOPBACK, REPOSITORY
+from deploy.host import REPOSITORY
+from libs.addresses import host_and_port, unix_path
+from libs.tls import TlsFiles
 
 # How long Triton waits for running requests when it stops; it needs one or two seconds more.
 EXIT_TIMEOUT_SECONDS = 2
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the Python backend creates its regions there
+# Loading a model runs its code; the others tell what callers do, or reach into their memory. A call
+# needs this header with the mesh's control key.
+CONTROL_PROTOCOLS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
+CONTROL_HEADER = "triton-grpc-protocol-headrace-control-key"
+_CONTROL_NAME = CONTROL_HEADER.removeprefix("triton-grpc-protocol-")
 
 _DESCRIBE_INTERPRETER = """
 import json, sys, sysconfig
@@ -39,12 +46,17 @@ class TritonUnavailableError(CliError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TritonPorts:
-    """The ports of one Triton, on the loopback address."""
+class TritonAddresses:
+    """Where one Triton listens. It has no HTTP.
 
-    grpc: int
-    http: int
-    metrics: int
+    Attributes:
+        grpc: `unix:/path:1`, whose path ends with a number because Triton appends one to every
+            address, or `host:port`.
+        metrics: the `host:port` that Prometheus reads.
+    """
+
+    grpc: str
+    metrics: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +78,27 @@ class _Interpreter:
 
 
 def command(
-    *, home: Path, backend_id: str, ports: TritonPorts, root: Path = REPOSITORY
+    *,
+    home: Path,
+    backend_id: str,
+    addresses: TritonAddresses,
+    control_key: str,
+    tls: TlsFiles | None = None,
+    root: Path = REPOSITORY,
 ) -> TritonCommand:
     """Creates the folder `home/triton/<backend_id>` and returns how to start Triton with it.
 
+    Args:
+        home: the mesh's folder.
+        backend_id: the name of this Triton.
+        addresses: where it listens.
+        control_key: the secret of calls of `CONTROL_PROTOCOLS`.
+        tls: its certificates, where it listens at a `host:port`.
+        root: the folder of the environments.
+
     Raises:
         TritonUnavailableError: something is not installed.
+        ValueError: an address is invalid.
     """
     server = _server_folder(root)
     interpreter = _models_interpreter(root)
@@ -80,21 +107,32 @@ def command(
     repository.mkdir(parents=True, exist_ok=True)
     _link_backend(folder / "backends" / "python", server, interpreter)
     _link(folder / "caches" / "local", server / "caches" / "local")
+    grpc_address, grpc_port = addresses.grpc.rsplit(":", 1)
+    metrics_host, metrics_port = host_and_port(addresses.metrics)
     options = {
         "id": backend_id,
         "model-repository": repository,
         "backend-directory": folder / "backends",
         "cache-directory": folder / "caches",
         "model-control-mode": "explicit",
-        "http-address": LOOPBACK,
-        "http-port": ports.http,
-        "grpc-address": LOOPBACK,
-        "grpc-port": ports.grpc,
-        "metrics-address": LOOPBACK,
-        "metrics-port": ports.metrics,
+        "allow-http": "false",  # it has no way to check who calls
+        "grpc-address": grpc_address,
+        "grpc-port": grpc_port,
+        # Other accounts may read the arguments of a process: this is a second lock, behind the
+        # folder of the socket.
+        "grpc-restricted-protocol": f"{','.join(CONTROL_PROTOCOLS)}:{_CONTROL_NAME}={control_key}",
+        "metrics-address": metrics_host,
+        "metrics-port": metrics_port,
         "exit-timeout-secs": EXIT_TIMEOUT_SECONDS,
         "backend-config": f"python,shm-region-prefix-name={region_prefix(folder)}",
     }
+    if tls is not None and unix_path(addresses.grpc) is None:
+        options |= {
+            "grpc-use-ssl-mutual": "true",
+            "grpc-server-cert": tls.certificate,
+            "grpc-server-key": tls.key,
+            "grpc-root-cert": tls.ca,
+        }
     argv = [
         str(server / "bin" / "tritonserver"),
         *[f"--{name}={value}" for name, value in options.items()],

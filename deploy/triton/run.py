@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from deploy.errors import CliError
 from deploy.triton.command import (
+    TritonAddresses,
     TritonCommand,
-    TritonPorts,
-    TritonUnavailableError,
     command,
     remove_shared_memory,
 )
 from deploy.triton.stubs import Stubs
+from libs.tls import TlsFiles
 
 # After SIGTERM Triton is killed if it has not ended by then.
 STOP_SECONDS = 4.0
@@ -40,20 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Start Triton in the foreground.")
     parser.add_argument("--home", type=Path, default=os.environ.get("HEADRACE_HOME", ".headrace"))
     parser.add_argument("--backend-id", default="triton-0")
-    for port in ("grpc", "http", "metrics"):
-        parser.add_argument(f"--{port}-port", type=int, required=True)
+    parser.add_argument("--grpc-address", required=True, help="unix:/path:1 or host:port")
+    parser.add_argument("--metrics-address", required=True, help="host:port")
+    parser.add_argument("--control-key-file", type=Path, required=True)
+    parser.add_argument("--tls-folder", type=Path, help="certificates, for a host:port")
     given = parser.parse_args(arguments)
-    ports = TritonPorts(grpc=given.grpc_port, http=given.http_port, metrics=given.metrics_port)
+    # Triton itself, which runs models, has a certificate that no service accepts of a client.
+    server_tls = TlsFiles.in_folder(given.tls_folder, "triton") if given.tls_folder else None
+    client_tls = TlsFiles.in_folder(given.tls_folder, "pool_agent") if given.tls_folder else None
+    addresses = TritonAddresses(grpc=given.grpc_address, metrics=given.metrics_address)
     try:
-        triton = command(home=given.home, backend_id=given.backend_id, ports=ports)
-    except TritonUnavailableError as error:
+        triton = command(
+            home=given.home,
+            backend_id=given.backend_id,
+            addresses=addresses,
+            control_key=given.control_key_file.read_text(),
+            tls=server_tls,
+        )
+    except (CliError, OSError, ValueError) as error:
         sys.exit(str(error))
     remove_shared_memory(home=given.home, backend_id=given.backend_id)
     _die_with(os.getppid())
-    sys.exit(run(triton, http_port=ports.http))
+    sys.exit(run(triton, address=addresses.grpc, tls=client_tls))
 
 
-def run(triton: TritonCommand, *, http_port: int) -> int:
+def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> int:
     """Runs Triton until it ends and returns its exit status.
 
     Call it in the main thread: the kernel kills Triton when the thread that started it ends.
@@ -73,7 +85,7 @@ def run(triton: TritonCommand, *, http_port: int) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    stubs = Stubs(server_pid=server.pid, http_port=http_port)
+    stubs = Stubs(server_pid=server.pid, address=address, tls=tls)
     while server.poll() is None:
         crashed = stubs.crashed(wait_seconds=WATCH_SECONDS)
         if crashed:

@@ -9,15 +9,24 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
-from deploy.host import LOOPBACK
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, StreamEnded, StreamReset
+from h2.exceptions import H2Error
+
+from libs.addresses import connect, unix_path
+from libs.tls import MESH_NAME, TlsFiles
 
 _STUB = "triton_python_backend_stub"
 _READY_TIMEOUT_SECONDS = 0.5
+_PREFIX = struct.Struct(">BI")  # of a message in gRPC: the compressed flag, and the length
+_READY = b"\x08\x01"  # a ModelReadyResponse: the field `ready` is true
+_READ_BYTES = 65_536
 _REAP_SECONDS = 0.1  # for Triton to wait for the process
 _STATE, _EXIT_CODE = 0, 49  # fields of /proc/PID/stat, counted after the name
 
@@ -32,9 +41,11 @@ class _Stub:
 class Stubs:
     """The stubs of one server. Call `crashed` in a loop: it waits for a stub to end."""
 
-    def __init__(self, *, server_pid: int, http_port: int) -> None:
+    def __init__(self, *, server_pid: int, address: str, tls: TlsFiles | None = None) -> None:
+        """Watches the stubs of a server, whose gRPC address is for questions about its models."""
+        self._tls = tls
         self._server_pid = server_pid
-        self._http_port = http_port
+        self._address = address
         self._known: dict[int, _Stub] = {}
 
     def crashed(self, *, wait_seconds: float) -> str:
@@ -78,15 +89,55 @@ class Stubs:
             return
 
     def _is_reported_ready(self, model: str) -> bool:
-        request = f"GET /v2/models/{quote(model, safe='')}/ready HTTP/1.0\r\n\r\n"
         try:
-            with socket.create_connection(
-                (LOOPBACK, self._http_port), timeout=_READY_TIMEOUT_SECONDS
-            ) as connection:
-                connection.sendall(request.encode())
-                return connection.recv(64).split(b" ")[1:2] == [b"200"]
-        except OSError:
+            with _connect(self._address, self._tls) as connection:
+                return _ask_ready(connection, model)
+        except (OSError, ValueError, H2Error):
             return False
+
+
+def _connect(address: str, tls: TlsFiles | None) -> socket.socket:
+    connection = connect(address, timeout_seconds=_READY_TIMEOUT_SECONDS)
+    if tls is None or unix_path(address) is not None:
+        return connection
+    return tls.client_context("h2").wrap_socket(connection, server_hostname=MESH_NAME)
+
+
+def _ask_ready(connection: socket.socket, model: str) -> bool:
+    """Calls `ModelReady`. gRPC's own client takes 20 MB, threads, and seconds to be imported.
+
+    Raises:
+        OSError: the connection broke.
+        H2Error: what came is not HTTP/2.
+    """
+    name = model.encode()
+    size = len(name)
+    message = bytes([0x0A, size & 0x7F | 0x80, size >> 7]) + name  # the field `name`
+    protocol = H2Connection(H2Configuration(header_encoding=None))
+    protocol.initiate_connection()
+    protocol.send_headers(
+        1,
+        [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/inference.GRPCInferenceService/ModelReady"),
+            (":authority", "localhost"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+        ],
+    )
+    protocol.send_data(1, _PREFIX.pack(0, len(message)) + message, end_stream=True)
+    answer = b""
+    while True:
+        connection.sendall(protocol.data_to_send())
+        data = connection.recv(_READ_BYTES)
+        for event in protocol.receive_data(data) if data else [ConnectionTerminated()]:
+            if isinstance(event, DataReceived):
+                answer += event.data
+            elif isinstance(event, StreamEnded):
+                return answer[_PREFIX.size :] == _READY
+            elif isinstance(event, StreamReset | ConnectionTerminated):
+                return False
 
 
 def _is_failed_zombie(pid: int) -> bool:

@@ -3,7 +3,7 @@
 Others use `connection` (`connect`, `ensure_streams`), `durability` (`check_durable`), `publisher`
 (`Publisher`), `worker` (`PullWorker`, `Delivery`, `PoisonMessage`), `broadcast` (`Broadcaster`,
 `listen`: not durable, only for who listens now), `erasure` (overwrites messages), and `subjects`,
-which names the streams, subjects and consumers. `pull` and `delivery` are internal.
+which names the streams, subjects and consumers. `pull`, `inboxes` and `delivery` are internal.
 """
 
 from __future__ import annotations

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import ParseResult
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
 from prometheus_client import Gauge
 from typing_extensions import override
 
+from libs.bus.inboxes import inbox_prefix
 from libs.bus.subjects import STREAMS, Consumer, Stream
+from libs.tls import MESH_NAME, TlsFiles
 
 _log = structlog.get_logger()
 
@@ -36,8 +42,50 @@ _NOT_SERVED_PAUSE_SECONDS = 0.2
 T = TypeVar("T")
 
 
+class _TlsTransport(TcpTransport):
+    """Connects with TLS from the first byte.
+
+    nats-py connects first and then changes to TLS: if that fails, it waits for ever for the end of
+    the connection. It also goes on without TLS where the server, or a program in its place, does
+    not ask for it.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # has no types
+        self._context = context
+
+    @override
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        async with asyncio.timeout(connect_timeout):
+            self._io_reader, self._io_writer = await asyncio.open_connection(
+                uri.hostname,
+                uri.port,
+                limit=buffer_size,
+                ssl=self._context,
+                server_hostname=MESH_NAME,
+            )
+
+    @override
+    def __bool__(self) -> bool:
+        return True  # otherwise it is replaced before it connects
+
+    @override
+    async def connect_tls(self, *_: Any, **__: Any) -> None:
+        """It is connected with TLS already."""
+
+
 class _Connection(Client):
     """A client whose `drain` only closes the connection while the server is down."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        super().__init__()
+        self._context = context
+
+    @override
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._context is not None:
+            self._transport = _TlsTransport(self._context)
+        await super()._connect_to_server(s)
 
     @override
     async def drain(self) -> None:
@@ -47,18 +95,33 @@ class _Connection(Client):
             await self.close()
 
 
-async def connect(url: str, *, name: str) -> Client:
+async def connect(
+    url: str, *, name: str, credentials_file: Path | None = None, tls: TlsFiles | None = None
+) -> Client:
     """Connects, waiting until the server is up; reconnects from then on.
 
     Args:
         url: `nats://host:port`, or several, separated by commas.
         name: shown in the server's monitoring.
+        credentials_file: a file with `USER:PASSWORD`. None: the server needs none.
+        tls: the certificates of this process. The handshake comes first, so that nothing is sent
+            to a program that took the server's port.
+
+    Raises:
+        OSError: the file cannot be read.
     """
-    client = _Connection()
+    user, password = _credentials(credentials_file)
+    context = tls.client_context() if tls else None
+    client = _Connection(context)
     states = _StateLog(client, name)
     await client.connect(
         servers=url.split(","),
         name=name,
+        user=user or None,
+        password=password or None,
+        inbox_prefix=inbox_prefix(user),
+        tls=context,
+        tls_handshake_first=context is not None,
         error_cb=states.on_error,
         disconnected_cb=states.on_disconnected,
         reconnected_cb=states.on_connected,
@@ -75,18 +138,29 @@ async def connect(url: str, *, name: str) -> Client:
 
 
 async def ensure_streams(
-    js: JetStreamContext, *, streams: Iterable[Stream] = STREAMS, replicas: int = 1
+    js: JetStreamContext,
+    *,
+    streams: Iterable[Stream] = STREAMS,
+    update: bool = True,
+    replicas: int = 1,
 ) -> None:
     """Creates the streams or updates them to their definitions; waits until JetStream serves.
 
     Several processes may call it at the same time.
+
+    Args:
+        js: JetStream.
+        streams: what to create.
+        update: whether a stream with other settings is updated. Only the service that owns a
+            stream may do so; for others it is good enough as it is.
+        replicas: on how many servers of a cluster a stream is stored.
 
     Raises:
         nats.js.errors.APIError: a stream exists with a setting that cannot be changed, such as
             another storage.
     """
     for stream in streams:
-        await until_served(partial(_ensure_stream, js, _config(stream, replicas)))
+        await until_served(partial(_ensure_stream, js, _config(stream, replicas), update))
 
 
 async def ensure_consumer(js: JetStreamContext, consumer: Consumer) -> None:
@@ -106,7 +180,7 @@ async def ensure_consumer(js: JetStreamContext, consumer: Consumer) -> None:
         try:
             await js.add_consumer(consumer.stream.name, config)
         except NotFoundError:
-            await ensure_streams(js, streams=[consumer.stream])
+            await ensure_streams(js, streams=[consumer.stream], update=False)
             await js.add_consumer(consumer.stream.name, config)
 
     await until_served(ensure)
@@ -123,6 +197,11 @@ async def until_served(request: Callable[[], Awaitable[T]]) -> T:
                 _log.warning("waiting for JetStream", error=error)
                 is_logged = True
             await asyncio.sleep(_NOT_SERVED_PAUSE_SECONDS)
+
+
+def _credentials(file: Path | None) -> tuple[str, str]:
+    user, _, password = file.read_text().strip().partition(":") if file else ("", "", "")
+    return user, password
 
 
 def client_of(js: JetStreamContext) -> Client:
@@ -144,13 +223,16 @@ def _config(stream: Stream, replicas: int) -> api.StreamConfig:
     )
 
 
-async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
+async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig, update: bool) -> None:
     try:
         await js.add_stream(config)
     except BadRequestError as error:
         if error.err_code != _STREAM_EXISTS_WITH_OTHER_CONFIG:
             raise
-        await js.update_stream(config)
+        if update:
+            await js.update_stream(config)
+        else:
+            _log.info("another service updates the stream", stream=config.name)
 
 
 class _StateLog:

@@ -7,8 +7,10 @@ import math
 
 import grpc
 
+from libs.addresses import authority, host_and_port, unix_path
 from libs.grpc_stream.call import ServerStreamCall, ServerStreamError
 from libs.grpc_stream.connection import Connection, Headers
+from libs.tls import MESH_NAME, TlsFiles
 
 CONNECT_SECONDS = 5.0
 # A peer's limit of streams leads to further connections, which are closed after this much idleness.
@@ -23,9 +25,18 @@ Metadata = tuple[tuple[str, str], ...]
 class ServerStreamClient:
     """Calls one address. It connects when it is first used, and again whenever it must."""
 
-    def __init__(self, address: str) -> None:
-        """Makes a client of a `host:port`."""
+    def __init__(self, address: str, *, tls: TlsFiles | None = None) -> None:
+        """Makes a client of a `host:port`, with `tls` where it is given, or of a `unix:/path`.
+
+        Raises:
+            OSError: a file of TLS cannot be read.
+        """
         self._address = address
+        self._tls = None
+        if tls is not None and unix_path(address) is None:
+            self._tls = tls.client_context("h2")
+        self._scheme = "https" if self._tls else "http"
+        self._authority = authority(address)
         self._connections: list[Connection] = []
         self._connecting: asyncio.Task[Connection] | None = None
         self._closing_idle: asyncio.TimerHandle | None = None
@@ -62,7 +73,8 @@ class ServerStreamClient:
             except TimeoutError as error:
                 raise _deadline_exceeded() from error
         call = ServerStreamCall()
-        headers = _request_headers(method, self._address, metadata, _remaining(deadline))
+        target = (self._scheme, self._authority, method)
+        headers = _request_headers(target, metadata, _remaining(deadline))
         call.start(connection, headers, message)
         if deadline is not None:
             call.expire_at(deadline)
@@ -95,14 +107,10 @@ class ServerStreamClient:
         raise self._unavailable("the client was closed")
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        host, _, port = self._address.rpartition(":")
         try:
-            self._address.encode("ascii")  # it becomes a header
+            self._authority.encode("ascii")  # it becomes a header
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(on_lost=self._drop), host.strip("[]"), int(port)
-                )
+                connection = await self._open()
                 try:
                     await connection.greeted
                 except asyncio.CancelledError:  # by the timeout, or by `close`
@@ -115,6 +123,25 @@ class ServerStreamClient:
             connection.close()
             raise self._unavailable(why)
         return connection
+
+    async def _open(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        path = unix_path(self._address)
+        if path is not None:
+            _, connection = await loop.create_unix_connection(self._new_connection, path)
+        else:
+            host, port = host_and_port(self._address)
+            _, connection = await loop.create_connection(
+                self._new_connection,
+                host,
+                port,
+                ssl=self._tls,
+                server_hostname=MESH_NAME if self._tls else None,
+            )
+        return connection
+
+    def _new_connection(self) -> Connection:
+        return Connection(on_lost=self._drop)
 
     def _unavailable(self, why: str) -> ServerStreamError:
         return ServerStreamError(
@@ -182,14 +209,15 @@ def _deadline_exceeded() -> ServerStreamError:
 
 
 def _request_headers(
-    method: str, authority: str, metadata: Metadata, timeout_seconds: float | None
+    target: tuple[str, str, str], metadata: Metadata, timeout_seconds: float | None
 ) -> Headers:
+    scheme, authority, method = target
     timeout = (
         () if timeout_seconds is None else (("grpc-timeout", format_timeout(timeout_seconds)),)
     )
     fields = (
         (":method", "POST"),
-        (":scheme", "http"),
+        (":scheme", scheme),
         (":path", method),
         (":authority", authority),
         ("te", "trailers"),

@@ -363,6 +363,8 @@ def _name(code: ErrorCodes | int | None) -> str:
 
 
 def _enable_keepalive(peer: socket.socket) -> None:
+    if peer.family == socket.AF_UNIX:  # the kernel closes it with the peer's process
+        return
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
         (socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from libs.addresses import host_and_port, unix_path
 from libs.clock import Clock
 from libs.http1.arrival import ArrivalLimits
 from libs.http1.connection import Application, Connection
 from libs.http1.date import DateHeader
+from libs.tls import TlsFiles
 
 # Clients close idle connections before; this is for one that disappeared.
 IDLE_SECONDS = 120.0
@@ -22,7 +24,7 @@ class HttpServer:
     """Serves an application over HTTP/1.1.
 
     Attributes:
-        address: `host:port`; after `start()` with the port that was bound.
+        address: `host:port`, after `start()` with the port that was bound, or `unix:/path`.
     """
 
     def __init__(
@@ -32,18 +34,21 @@ class HttpServer:
         *,
         drain_seconds: float,
         clock: Clock,
+        tls: TlsFiles | None = None,
         arrival_limits: ArrivalLimits | None = None,
     ) -> None:
         """Creates a server.
 
         Args:
-            address: `host:port`.
+            address: `host:port` or `unix:/path`.
             application: answers the requests.
             drain_seconds: how long running requests may take when the server stops.
             clock: the time, for the `Date` header.
+            tls: on TCP, clients must have a certificate of the mesh; None: anybody may call.
             arrival_limits: how slowly a request may arrive; None: the defaults.
         """
         self.address = address
+        self._tls = tls
         self._application = application
         self._drain_seconds = drain_seconds
         self._date = DateHeader(clock)
@@ -61,12 +66,22 @@ class HttpServer:
         Raises:
             OSError: the address cannot be bound.
         """
-        host, _, port = self.address.rpartition(":")
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(
-            self._connection, host, int(port), backlog=_BACKLOG
-        )
-        self.address = f"{host}:{self._listening.sockets[0].getsockname()[1]}"
+        path = unix_path(self.address)
+        if path is not None:  # a socket that a killed process left is replaced
+            self._listening = await loop.create_unix_server(
+                self._connection, path, backlog=_BACKLOG
+            )
+        else:
+            host, port = host_and_port(self.address)
+            self._listening = await loop.create_server(
+                self._connection,
+                host,
+                port,
+                backlog=_BACKLOG,
+                ssl=self._tls.server_context("http/1.1") if self._tls else None,
+            )
+            self.address = f"{host}:{self._listening.sockets[0].getsockname()[1]}"
         self._close_idle()
 
     async def stop(self) -> None:

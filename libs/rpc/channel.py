@@ -11,6 +11,9 @@ import grpc
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 from typing_extensions import override
 
+from libs.addresses import unix_path
+from libs.tls import MESH_NAME, TlsFiles
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _SERVICE_CONFIG = json.dumps(
@@ -73,11 +76,14 @@ async def _ended(call: Any) -> Any:
     return call
 
 
-def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> grpc.aio.Channel:
+def open_channel(
+    address: str, *, tls: TlsFiles | None = None, traced: bool = True, retries: bool = True
+) -> grpc.aio.Channel:
     """Opens a channel, which connects at the first call and reconnects when needed.
 
     Args:
-        address: `host:port`, or any name that gRPC resolves.
+        address: `host:port`, `unix:/path`, or any name that gRPC resolves.
+        tls: the certificates of this process; used where the address is not a Unix socket.
         traced: makes a client span for each call and propagates the trace.
         retries: lets gRPC retry `UNAVAILABLE`, three tries in all, within a budget.
     """
@@ -100,4 +106,22 @@ def open_channel(address: str, *, traced: bool = True, retries: bool = True) -> 
         options.append(("grpc.service_config", _SERVICE_CONFIG))
     traces = [*aio_client_interceptors(), CancelledWithCaller(), UploadCancelledWithCaller()]
     interceptors = traces if traced else None
-    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    if tls is None or unix_path(address) is not None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    options.append(("grpc.ssl_target_name_override", MESH_NAME))
+    return grpc.aio.secure_channel(
+        address, channel_credentials(tls), options=options, interceptors=interceptors
+    )
+
+
+def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
+    """Returns what a channel shows and expects.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return grpc.ssl_channel_credentials(
+        root_certificates=tls.ca.read_bytes(),
+        private_key=tls.key.read_bytes(),
+        certificate_chain=tls.certificate.read_bytes(),
+    )

@@ -11,11 +11,13 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from libs.addresses import unix_path
 from libs.clock import Clock
 from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.interceptors import ServedCalls
 from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
+from libs.tls import TlsFiles
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -23,9 +25,11 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 class RpcServer:
     """One process's server.
 
-    Register servicers on `grpc`, then `start()`. Health is NOT_SERVING until `set_ready(True)`.
+    Register servicers on `grpc`, then `start()`. On TCP, with `tls`, it accepts clients with a
+    certificate of the mesh only. Health is NOT_SERVING until `set_ready(True)`.
 
     Attributes:
+        address: `host:port`, after `start()` with the port that was bound, or `unix:/path`.
         ready: whether health checks report SERVING.
     """
 
@@ -35,9 +39,11 @@ class RpcServer:
         *,
         clock: Clock,
         reuse_port: bool = False,
+        tls: TlsFiles | None = None,
         scope_of: Callable[[str], str] = required_scope,
     ) -> None:
         self.address = address
+        self._tls = None if unix_path(address) is not None else tls
         self.grpc = grpc.aio.server(
             interceptors=[ServedCalls(clock, scope_of)],
             options=[
@@ -60,10 +66,15 @@ class RpcServer:
 
         Raises:
             RuntimeError: the address cannot be bound.
+            OSError: a file of TLS cannot be read.
         """
         reflect(self.grpc)
-        port = self.grpc.add_insecure_port(self.address)
-        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        if self._tls is None:
+            port = self.grpc.add_insecure_port(self.address)
+        else:
+            port = self.grpc.add_secure_port(self.address, _credentials(self._tls))
+        if unix_path(self.address) is None:
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self.set_ready(ready)
         await self.grpc.start()
 
@@ -78,6 +89,14 @@ class RpcServer:
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(drain_seconds)
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+        root_certificates=tls.ca.read_bytes(),
+        require_client_auth=True,
+    )
 
 
 def reflect(server: grpc.aio.Server) -> None:

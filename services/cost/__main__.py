@@ -39,7 +39,12 @@ async def main() -> None:
         running.spawn(price_book.poll())
         running.on_drain(price_book.close)
 
-        bus = await connect(settings.nats_url, name="cost")
+        bus = await connect(
+            settings.nats_url,
+            name="cost",
+            credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
+        )
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE])
         ledger = Ledger(store, price_book, running.clock)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from libs.config import ServiceSettings
@@ -11,6 +13,9 @@ class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     nats_url: str = Field(description="The bus with the usage events.")
+    nats_credentials_file: Path | None = Field(
+        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
+    )
     database_url: str | None = Field(
         default=None, description="Prices and ledger. Not set: SQLite in the home."
     )

@@ -11,6 +11,7 @@ from headrace.inference.v1 import inference_internal_pb2_grpc
 
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.publisher import Publisher
+from libs.bus.subjects import USAGE
 from libs.http1 import ArrivalLimits, HttpServer
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
@@ -33,13 +34,19 @@ async def main() -> None:
     settings = Settings()
     async with process("embedding_cache", settings) as running:
         clock = running.clock
-        bus = await connect(settings.nats_url, name="embedding_cache")
+        bus = await connect(
+            settings.nats_url,
+            name="embedding_cache",
+            credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
+        )
         jetstream = bus.jetstream()
-        await ensure_streams(jetstream)
+        await ensure_streams(jetstream, streams=[USAGE], update=False)
 
         snapshots = Snapshots(
             router_address=settings.router_address,
             cost_address=settings.cost_address,
+            tls=settings.tls,
             running=running,
         )
         usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
@@ -49,7 +56,7 @@ async def main() -> None:
         )
         inference = InferenceClient(
             inference_internal_pb2_grpc.InferenceInternalServiceStub(
-                open_channel(settings.inference_address)
+                open_channel(settings.inference_address, tls=settings.tls)
             ),
             timeout_seconds=settings.embedding_timeout_seconds,
         )
@@ -83,6 +90,7 @@ async def main() -> None:
             api,
             drain_seconds=settings.drain_seconds,
             clock=clock,
+            tls=settings.tls,
             arrival_limits=ArrivalLimits(
                 settings.http_idle_seconds, settings.http_min_bytes_per_second
             ),

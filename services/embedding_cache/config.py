@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from libs.config import ServiceSettings
@@ -13,7 +15,9 @@ _ARRIVAL = ArrivalLimits()
 class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    http_listen_address: str = Field(description="Address of the HTTP server.")
+    http_listen_address: str = Field(
+        description="Where the HTTP server listens: unix:/path or host:port."
+    )
     longest_http_call_seconds: float = Field(
         default=600.0,
         gt=0,
@@ -32,6 +36,9 @@ class Settings(ServiceSettings):
         description="The lowest rate at which an HTTP request may arrive.",
     )
     nats_url: str = Field(description="NATS server that stores usage events.")
+    nats_credentials_file: Path | None = Field(
+        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
+    )
     router_address: str = Field(description="Router, which pushes the routes.")
     cost_address: str = Field(description="Cost service, which pushes the prices.")
     inference_address: str = Field(

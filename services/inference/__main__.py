@@ -15,6 +15,7 @@ from headrace.inference.v1 import (
 from libs.bus.connection import connect, ensure_streams
 from libs.bus.durability import check_durable
 from libs.bus.publisher import Publisher
+from libs.bus.subjects import USAGE
 from libs.clock import Clock
 from libs.http1 import ArrivalLimits, HttpServer
 from libs.http_client import AddressPolicy, Network, Proxies
@@ -49,14 +50,22 @@ async def main() -> None:
     settings = Settings()
     async with process("inference", settings) as running:
         clock = running.clock
-        if settings.nats_monitoring_url is not None:
-            await check_durable(settings.nats_monitoring_url)
-        bus = await connect(settings.nats_url, name="inference")
+        if settings.nats_system_credentials_file is not None:
+            await check_durable(
+                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
+            )
+        bus = await connect(
+            settings.nats_url,
+            name="inference",
+            credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
+        )
         jetstream = bus.jetstream()
-        await ensure_streams(jetstream)
+        await ensure_streams(jetstream, streams=[USAGE], update=False)
         snapshots = Snapshots(
             router_address=settings.router_address,
             cost_address=settings.cost_address,
+            tls=settings.tls,
             running=running,
         )
         routes = snapshots.routes
@@ -141,6 +150,7 @@ def _relay_limits(settings: Settings) -> RelayLimits:
 def _backends(settings: Settings, clock: Clock) -> Backends:
     return Backends(
         clock=clock,
+        tls=settings.tls,
         keys=ApiKeys(settings.home / "secrets", clock=clock),
         stall=StallLimits(
             first_token_seconds=settings.stall_first_token_seconds,
@@ -183,6 +193,7 @@ def _http_server(
         api,
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
+        tls=settings.tls,
         arrival_limits=ArrivalLimits(
             settings.http_idle_seconds, settings.http_min_bytes_per_second
         ),

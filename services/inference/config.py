@@ -16,7 +16,9 @@ _ARRIVAL = ArrivalLimits()
 class Settings(ProviderSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    http_listen_address: str = Field(description="Where the HTTP server listens, `host:port`.")
+    http_listen_address: str = Field(
+        description="Where the HTTP server listens: unix:/path or host:port."
+    )
     longest_http_call_seconds: float = Field(
         default=600.0,
         gt=0,
@@ -37,10 +39,13 @@ class Settings(ProviderSettings):
     router_address: str = Field(description="The router, which pushes routes.")
     cost_address: str = Field(description="The cost service, which pushes prices.")
     nats_url: str = Field(description="NATS, for usage events.")
-    nats_monitoring_url: str | None = Field(
+    nats_credentials_file: Path | None = Field(
+        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
+    )
+    nats_system_credentials_file: Path | None = Field(
         default=None,
-        description="NATS's monitoring URL. If set, the service refuses to start with a NATS that "
-        "acknowledges before it has synced to disk.",
+        description="USER:PASSWORD of the bus's system account. If set, the service refuses to "
+        "start with a NATS that acknowledges before it has synced to disk.",
     )
     stall_first_token_seconds: float = Field(
         default=60.0,

@@ -44,9 +44,16 @@ async def main() -> None:
         store, outbox_store = JobStore(engine), OutboxStore(engine)
         retention = timedelta(seconds=settings.job_retention_seconds)
 
-        if settings.nats_monitoring_url is not None:
-            await check_durable(settings.nats_monitoring_url)
-        bus = await connect(settings.nats_url, name="jobs")
+        if settings.nats_system_credentials_file is not None:
+            await check_durable(
+                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
+            )
+        bus = await connect(
+            settings.nats_url,
+            name="jobs",
+            credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
+        )
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])
 

@@ -32,7 +32,7 @@ async def main() -> None:
     settings = Settings()
     async with process("pool_agent", settings) as running:
         registry = registry_internal_pb2_grpc.RegistryInternalServiceStub(
-            open_channel(settings.registry_address, traced=False)
+            open_channel(settings.registry_address, tls=settings.tls, traced=False)
         )
         caller = mesh_identity(settings.backend_id).metadata()
         limit_bytes = settings.artifact_limit_bytes
@@ -57,7 +57,7 @@ async def main() -> None:
                 ),
                 limit_bytes=limit_bytes,
             ),
-            triton=Triton(open_channel(settings.triton_address, traced=False, retries=False)),
+            triton=_triton(settings),
             clock=running.clock,
             intervals=ReconcileIntervals(),
         )
@@ -88,6 +88,14 @@ async def main() -> None:
         running.spawn(pool.run())
         running.spawn(become_ready())
         await running.serve(ready=False)
+
+
+def _triton(settings: Settings) -> Triton:
+    key_file = settings.triton_control_key_file
+    return Triton(
+        open_channel(settings.triton_address, tls=settings.tls, traced=False, retries=False),
+        control_key=key_file.read_text() if key_file else "",
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ class Settings(ServiceSettings):
 
     registry_address: str = Field(description="The address of the registry.")
     triton_address: str = Field(description="The gRPC address of Triton, as other services use it.")
+    triton_control_key_file: Path | None = Field(
+        default=None,
+        description="The secret of calls that change what Triton serves. Not set: Triton needs "
+        "none.",
+    )
     model_repository: Path = Field(description="The folder from which Triton loads models.")
     backend_id: str = Field(default="triton-0", description="The id of Triton, unique in its pool.")
     pool: str = Field(default="default", description="The pool of Triton.")

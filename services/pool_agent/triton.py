@@ -17,6 +17,7 @@ UNLOAD_SECONDS = 60.0
 WARM_SECONDS = 120.0
 ANSWER_SECONDS = 2.0
 
+CONTROL_HEADER = "triton-grpc-protocol-headrace-control-key"
 _LENGTH = struct.Struct("<I")
 _HELLO = [{"role": "user", "content": "Hello"}]
 # In the error of the Python backend when the process of a model has died.
@@ -34,8 +35,15 @@ class ModelFailed(Exception):  # noqa: N818  # says what happened
 class Triton:
     """One Triton server, over one channel that does not retry."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, *, control_key: str = "") -> None:
+        """Makes a client.
+
+        Args:
+            channel: to the server.
+            control_key: what Triton requires of calls that change or list its models; empty: none.
+        """
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._control = ((CONTROL_HEADER, control_key),) if control_key else ()
 
     async def is_ready(self, backend_model: str) -> bool:
         """Returns whether Triton has the model loaded.
@@ -55,7 +63,7 @@ class Triton:
             TritonAway, TimeoutError: as `is_ready`.
         """
         request = service_pb2.RepositoryIndexRequest(ready=True)
-        answer = await self._call("RepositoryIndex", request, ANSWER_SECONDS)
+        answer = await self._call("RepositoryIndex", request, ANSWER_SECONDS, self._control)
         return frozenset(model.name for model in answer.models)
 
     async def load(self, backend_model: str) -> None:
@@ -66,7 +74,7 @@ class Triton:
             TritonAway, TimeoutError: as `is_ready`.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=backend_model)
-        await self._call("RepositoryModelLoad", request, LOAD_SECONDS)
+        await self._call("RepositoryModelLoad", request, LOAD_SECONDS, self._control)
 
     async def unload(self, backend_model: str) -> None:
         """Unloads a model, once the requests that it is answering have ended.
@@ -75,7 +83,7 @@ class Triton:
             ModelFailed, TritonAway, TimeoutError: as `load`.
         """
         request = service_pb2.RepositoryModelUnloadRequest(model_name=backend_model)
-        await self._call("RepositoryModelUnload", request, UNLOAD_SECONDS)
+        await self._call("RepositoryModelUnload", request, UNLOAD_SECONDS, self._control)
 
     async def warm(self, backend_model: str, kind: Kind) -> None:
         """Runs a model once, so that the first user does not wait for lazy initialization.
@@ -120,9 +128,12 @@ class Triton:
     async def _embed(self, backend_model: str, seconds: float) -> None:
         await self._call("ModelInfer", _request(backend_model, "text", b"Hello", [1, 1]), seconds)
 
-    async def _call(self, method: str, request: Any, seconds: float) -> Any:
+    async def _call(
+        self, method: str, request: Any, seconds: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> Any:
+        call = getattr(self._stub, method)
         try:
-            return await getattr(self._stub, method)(request, timeout=seconds)
+            return await call(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error
 

@@ -27,7 +27,7 @@ async def main() -> None:
         caller = mesh_identity("router").metadata()
         snapshots = RouteSnapshots(epoch=str(uuid.uuid4()))
         registry = registry_internal_pb2_grpc.RegistryInternalServiceStub(
-            open_channel(settings.registry_address, traced=False)
+            open_channel(settings.registry_address, tls=settings.tls, traced=False)
         )
         deployments = SnapshotWatch(
             "registry",

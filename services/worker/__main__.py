@@ -33,15 +33,20 @@ async def main() -> None:
     settings = Settings()
     async with (
         process("worker", settings) as running,
-        open_channel(settings.inference_address) as inference,
-        open_channel(settings.embedding_cache_address) as embedding_cache,
-        open_channel(settings.jobs_address) as jobs,
-        open_channel(settings.cost_address, traced=False) as cost,
+        open_channel(settings.inference_address, tls=settings.tls) as inference,
+        open_channel(settings.embedding_cache_address, tls=settings.tls) as embedding_cache,
+        open_channel(settings.jobs_address, tls=settings.tls) as jobs,
+        open_channel(settings.cost_address, tls=settings.tls, traced=False) as cost,
     ):
         clock = running.clock
-        bus = await connect(settings.nats_url, name="worker")
+        bus = await connect(
+            settings.nats_url,
+            name="worker",
+            credentials_file=settings.nats_credentials_file,
+            tls=settings.tls,
+        )
         jetstream = bus.jetstream()
-        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES, USAGE])
+        await ensure_streams(jetstream, streams=[JOBS, OUTCOMES, USAGE], update=False)
         publisher = Publisher(jetstream)
         prices = Prices(cost, clock)
         cancellations = Cancellations()

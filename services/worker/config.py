@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from libs.config import ServiceSettings
@@ -11,6 +13,9 @@ class Settings(ServiceSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
     nats_url: str = Field(description="NATS, which carries jobs and their outcomes.")
+    nats_credentials_file: Path | None = Field(
+        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
+    )
     inference_address: str = Field(description="The service that generates answers.")
     embedding_cache_address: str = Field(description="The service that computes embeddings.")
     jobs_address: str = Field(description="The service that has the records of jobs.")

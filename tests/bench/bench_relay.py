@@ -22,7 +22,7 @@ from headrace.inference.v1 import inference_pb2
 from tritonclient.grpc import service_pb2
 
 from deploy.host import REPOSITORY
-from deploy.local.ports import EDGE
+from deploy.local.ports import EDGE, read_ports, triton_address
 from deploy.triton.artifact import BUNDLED_VERSION, model_files
 from libs.chat.wire import text_message
 from tests.bench.mesh import CONDITIONS, bench_mesh, deploy, hot_path_cpu_seconds, port_of
@@ -83,7 +83,7 @@ class _Null:
             ],
             raw_input_contents=[struct.pack("<I", len(text)) + text],
         ).SerializeToString()
-        address = f"127.0.0.1:{port_of(self.mesh, 'triton-0.grpc')}"
+        address = triton_address(self.mesh.layout, read_ports(self.mesh.layout), "triton-0")
         return _stream(address, INFER, [request] * streams, ())
 
 

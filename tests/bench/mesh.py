@@ -39,7 +39,7 @@ def bench_mesh() -> Iterator[RunningMesh]:
 
 
 def port_of(mesh: RunningMesh, name: str) -> int:
-    """Returns a port of the mesh by its name, such as `triton-0.grpc`."""
+    """Returns a port of the mesh by its name, such as `triton-0.metrics`."""
     return read_ports(mesh.layout)[name]
 
 

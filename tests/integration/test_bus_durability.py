@@ -16,9 +16,9 @@ pytestmark = pytest.mark.integration
 async def test_a_server_that_syncs_always_is_durable(tmp_path: Path) -> None:
     """Also one that is not there yet is waited for."""
     async with running_nats(tmp_path) as server:
-        await check_durable(server.monitoring_url)
+        await check_durable(server.url, server.system_credentials)
         await server.kill()
-        checking = asyncio.create_task(check_durable(server.monitoring_url))
+        checking = asyncio.create_task(check_durable(server.url, server.system_credentials))
         await asyncio.sleep(0.3)
         assert not checking.done()
         await server.start()
@@ -30,4 +30,4 @@ async def test_the_default_of_two_minutes_is_refused(tmp_path: Path) -> None:
     """NATS's own default would lose what it acknowledged."""
     async with running_nats(tmp_path, sync_always=False) as server:
         with pytest.raises(NotDurableError, match="sync_interval"):
-            await check_durable(server.monitoring_url)
+            await check_durable(server.url, server.system_credentials)

@@ -61,7 +61,8 @@ async def until(triton: RunningTriton, holds: Callable[[set[str]], bool]) -> Non
 async def loaded(triton: RunningTriton) -> set[str]:
     async with grpc.aio.insecure_channel(triton.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True))
+        request = service_pb2.RepositoryIndexRequest(ready=True)
+        index = await stub.RepositoryIndex(request, metadata=triton.control)
     return {model.name for model in index.models}
 
 

@@ -75,13 +75,12 @@ async def test_a_long_text_is_cut(stub):
     assert np.allclose(vectors[0], vectors[1], atol=1e-6)
 
 
-async def test_concurrent_requests_are_batched(stub):
+async def test_concurrent_requests_are_batched(triton, stub):
     """Many small requests run as few batches."""
-    before = await _executions(stub)
+    before = await _executions(stub, triton.control)
     await asyncio.gather(*(embed(stub, f"text number {n}") for n in range(64)))
-    requests, executions = (
-        after - earlier for after, earlier in zip(await _executions(stub), before, strict=True)
-    )
+    counts = await _executions(stub, triton.control)
+    requests, executions = (after - earlier for after, earlier in zip(counts, before, strict=True))
     assert requests == 64
     assert executions < 40
 
@@ -99,13 +98,13 @@ async def test_a_batch_of_the_largest_size_is_taken(stub):
     assert len(counts) == 64
 
 
-async def _executions(stub) -> tuple[int, int]:
+async def _executions(stub, control) -> tuple[int, int]:
     """Returns the counts once they stand still: Triton counts a request after it has answered."""
     request = service_pb2.ModelStatisticsRequest(name="minilm")
     seen = (-1, -1)
     async with asyncio.timeout(10):
         while True:
-            statistics = (await stub.ModelStatistics(request)).model_stats[0]
+            statistics = (await stub.ModelStatistics(request, metadata=control)).model_stats[0]
             counts = (statistics.inference_count, statistics.execution_count)
             if counts == seen:
                 return counts

@@ -76,3 +76,18 @@ async def test_now_ends_old_tokens_at_the_edge(mesh: ScriptedMesh, capsys) -> No
     assert current["state"] == "signs"
     assert {await _status(mesh, old) for _ in range(20)} == {401}
     assert await _status(mesh, mesh.edge.token()) == 200
+
+
+async def test_a_broken_file_changes_nothing(mesh: ScriptedMesh) -> None:
+    """The edge goes on with the keys that it has; it never goes on without any."""
+    token, stranger = mesh.edge.token(), "eyJhbGciOiJub25lIn0.e30."
+    path = mesh.edge.home / "run" / "tokens.json"
+    for content in (b"", b"{", b'{"resources": []}', path.read_bytes()[:-200]):
+        draft = path.with_name("draft")
+        draft.write_bytes(content)
+        draft.replace(path)
+        await asyncio.sleep(0.2)
+        assert await _status(mesh, token) == 200
+        assert await _status(mesh, stranger) == 401
+    await asyncio.to_thread(commands.rotate_key)
+    assert await _status(mesh, mesh.edge.token()) == 200

@@ -39,12 +39,14 @@ class RunningEdge:
     Attributes:
         home: folder of its keys and files.
         address: `host:port` for callers.
+        metrics: URL of what Prometheus reads.
         admin: URL of Envoy's admin interface.
         log: standard output, one line of JSON for each request.
     """
 
     home: Path
     address: str
+    metrics: str
     admin: str
     log: Path
 
@@ -102,6 +104,7 @@ async def running_edge(
         jwks_file=keys.jwks_path(home),
         listen_address="127.0.0.1:0",
         admin_address="127.0.0.1:0",
+        metrics_address="127.0.0.1:0",
         services={name: services.get(name, [NOWHERE]) for name in CLUSTERS},
         **settings,
     )
@@ -118,8 +121,14 @@ async def running_edge(
         )
     try:
         async with asyncio.timeout(START_SECONDS):
-            admin, address = await _ready(process, admin_file)
-        yield RunningEdge(home=home, address=address, admin=admin, log=log)
+            admin, listeners = await _ready(process, admin_file)
+        yield RunningEdge(
+            home=home,
+            address=listeners["edge"],
+            metrics=f"http://{listeners['metrics']}",
+            admin=admin,
+            log=log,
+        )
     except TimeoutError as error:
         raise AssertionError(f"Envoy is not ready: {errors.read_text()[-2000:]}") from error
     finally:
@@ -168,8 +177,10 @@ async def serving_http(
         await server.stop()
 
 
-async def _ready(process: asyncio.subprocess.Process, admin_file: Path) -> tuple[str, str]:
-    """Returns the URL of the admin interface and the address of the listener, once live."""
+async def _ready(
+    process: asyncio.subprocess.Process, admin_file: Path
+) -> tuple[str, dict[str, str]]:
+    """Returns the URL of the admin interface and the listeners' addresses by name, once live."""
     async with aiohttp.ClientSession() as http:
         while process.returncode is None:
             with suppress(OSError, aiohttp.ClientError):
@@ -179,10 +190,14 @@ async def _ready(process: asyncio.subprocess.Process, admin_file: Path) -> tuple
                 async with http.get(f"{admin}/listeners?format=json") as response:
                     listeners = (await response.json()).get("listener_statuses", [])
                 if live and listeners:
-                    socket = listeners[0]["local_address"]["socket_address"]
-                    return admin, f"{socket['address']}:{socket['port_value']}"
+                    return admin, {each["name"]: _host_and_port(each) for each in listeners}
             await asyncio.sleep(_POLL_SECONDS)
     raise TimeoutError
+
+
+def _host_and_port(listener: dict[str, Any]) -> str:
+    found = listener["local_address"]["socket_address"]
+    return f"{found['address']}:{found['port_value']}"
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

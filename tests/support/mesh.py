@@ -88,7 +88,7 @@ class RunningMesh:
         """Waits until a process reports that it is ready."""
         (process,) = [process for process in self.processes if process.name == name]
         deadline = time.monotonic() + seconds
-        with Probe(process) as probe:
+        with Probe(self.layout, process) as probe:
             while not probe.is_ready():
                 assert time.monotonic() < deadline, f"{name} is not ready after {seconds} s"
                 time.sleep(_POLL_SECONDS)
@@ -130,13 +130,13 @@ class CollectorThread:
 
 
 @contextmanager
-def running_mesh(home: Path, *, models: bool, **shape: int) -> Iterator[RunningMesh]:
+def running_mesh(home: Path, *, models: bool, **shape: Any) -> Iterator[RunningMesh]:
     """Starts a mesh on free ports and stops it at the end.
 
     Args:
         home: an empty folder.
         models: whether to deploy the bundled models.
-        shape: `inference_replicas`, `triton_backends`.
+        shape: `inference_replicas`, `triton_backends`, `transport`.
     """
     layout = Layout(home=home, edge_port=free_port(), **shape)
     with pytest.MonkeyPatch.context() as environment:

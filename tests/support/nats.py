@@ -1,10 +1,10 @@
-"""Runs a real nats-server; acknowledged messages survive a kill."""
+"""Runs a real nats-server that asks for no credentials; acknowledged messages survive a kill."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +14,6 @@ STOP_SECONDS = 5.0
 _BINARY = Path(sys.prefix, "bin", "nats-server")
 _READY = b"Server is ready"
 _CLIENTS = b"Listening for client connections on "
-_MONITOR = b"Starting http monitor on "
 
 
 class NatsServer:
@@ -22,21 +21,26 @@ class NatsServer:
 
     Attributes:
         url: URL for clients.
-        monitoring_url: URL of the HTTP monitoring.
+        system_credentials: file of the credentials of the system account.
     """
 
-    def __init__(self, folder: Path, *, sync_always: bool = True) -> None:
-        self.url = self.monitoring_url = ""
+    def __init__(
+        self, folder: Path, *, sync_always: bool = True, text: Callable[[int], str] | None = None
+    ) -> None:
+        self.url = ""
+        self.system_credentials = folder.parent / f"{folder.name}.credentials"
         self._folder = folder
         self._sync_always = sync_always
-        self._port = self._monitoring_port = -1
+        self._text = text or self._config
+        self._port = -1
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts or restarts the server and waits until it is ready."""
         config = self._folder / "nats.conf"
-        config.write_text(self._config())
+        config.write_text(self._text(self._port))
+        self.system_credentials.write_text("monitor:secret")
         self._process = await asyncio.create_subprocess_exec(
             _BINARY, "-c", str(config), stderr=asyncio.subprocess.PIPE
         )
@@ -45,7 +49,6 @@ class NatsServer:
         async with asyncio.timeout(START_SECONDS):
             await ready.wait()
         self.url = f"nats://127.0.0.1:{self._port}"
-        self.monitoring_url = f"http://127.0.0.1:{self._monitoring_port}"
 
     def use_folder(self, folder: Path) -> None:
         """Sets the folder of the store, from the next start."""
@@ -74,11 +77,13 @@ class NatsServer:
         await self._process.wait()
         await self._reading
 
-    def _config(self) -> str:
+    def _config(self, port: int) -> str:
         sync = "sync_interval: always" if self._sync_always else ""
         return f"""
-            listen: 127.0.0.1:{self._port}
-            http: 127.0.0.1:{self._monitoring_port}
+            listen: 127.0.0.1:{port}
+            authorization {{ users: [ {{user: anyone, password: unused}} ] }}
+            accounts {{ $SYS {{ users: [ {{user: monitor, password: secret}} ] }} }}
+            no_auth_user: anyone
             max_payload: 8MB
             jetstream {{ store_dir: {self._folder}, {sync} }}
         """
@@ -88,16 +93,16 @@ class NatsServer:
         async for line in process.stderr:
             if _CLIENTS in line:
                 self._port = int(line.rpartition(b":")[2])
-            elif _MONITOR in line:
-                self._monitoring_port = int(line.rpartition(b":")[2])
             elif _READY in line:
                 ready.set()
 
 
 @asynccontextmanager
-async def running_nats(folder: Path, *, sync_always: bool = True) -> AsyncIterator[NatsServer]:
-    """Runs a server with its store in `folder`."""
-    server = NatsServer(folder, sync_always=sync_always)
+async def running_nats(
+    folder: Path, *, sync_always: bool = True, text: Callable[[int], str] | None = None
+) -> AsyncIterator[NatsServer]:
+    """Runs a server with its store in `folder`; `text` makes another configuration for a port."""
+    server = NatsServer(folder, sync_always=sync_always, text=text)
     await server.start()
     try:
         yield server

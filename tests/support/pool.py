@@ -12,6 +12,7 @@ from pathlib import Path
 from headrace.common.v1 import backend_pb2, model_pb2
 from headrace.registry.v1 import registry_pb2
 
+from deploy.keys import triton_control_key_path
 from deploy.triton.artifact import write_artifact
 from tests.support.registry import EMBEDDING, RegistryClient
 from tests.support.service import RunningService, running_service
@@ -135,6 +136,7 @@ async def running_pool(home: Path, triton: RunningTriton) -> AsyncIterator[Runni
             home,
             HEADRACE_REGISTRY_ADDRESS=registry.address,
             HEADRACE_TRITON_ADDRESS=triton.address,
+            HEADRACE_TRITON_CONTROL_KEY_FILE=str(triton_control_key_path(triton.home)),
             HEADRACE_MODEL_REPOSITORY=str(triton.repository),
             HEADRACE_BACKEND_ID=BACKEND_ID,
         ) as agent,

@@ -55,6 +55,7 @@ class RunningService:
             "HEADRACE_HOME": str(self._home),
             "HEADRACE_LISTEN_ADDRESS": self.address,
             "HEADRACE_METRICS_ADDRESS": "127.0.0.1:0",
+            "HEADRACE_PLAINTEXT": "true",
             "HEADRACE_INPUT_HASH_KEY_FILE": str(key),
             **self._env,
         }

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -21,8 +19,10 @@ import grpc
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from deploy.host import free_ports
+from deploy.keys import ensure_triton_control_key, triton_control_key_path
 from deploy.triton.artifact import model_files
-from deploy.triton.command import TritonPorts, region_prefix, remove_shared_memory
+from deploy.triton.command import CONTROL_HEADER, region_prefix, remove_shared_memory
 
 ROOT = Path(__file__).parents[2]
 BACKEND_ID = "triton-test"
@@ -37,25 +37,6 @@ input [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
 output [ { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 """
-_LOWEST_PORT, _HIGHEST_PORT = 20_000, 32_000  # outside the range of ports for outgoing connections
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns free ports. Each process starts the search at another port."""
-    found: list[int] = []
-    span = _HIGHEST_PORT - _LOWEST_PORT
-    offset = (os.getpid() * 131 + time.monotonic_ns() // 1_000_000) % span
-    while len(found) < count:
-        port = _LOWEST_PORT + offset % span
-        offset += 1
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
-    return found
 
 
 @dataclass
@@ -63,7 +44,7 @@ class RunningTriton:
     """One Triton, which a test may kill and start again."""
 
     home: Path
-    ports: TritonPorts
+    metrics_port: int
     process: subprocess.Popen[bytes] | None = None
     log: Path = field(init=False)
 
@@ -72,7 +53,12 @@ class RunningTriton:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.ports.grpc}"
+        return f"unix:{self.home / 'grpc'}:1"
+
+    @property
+    def control(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of calls that change or list its models."""
+        return ((CONTROL_HEADER, triton_control_key_path(self.home).read_text()),)
 
     @property
     def repository(self) -> Path:
@@ -81,11 +67,9 @@ class RunningTriton:
     def argv(self) -> list[str]:
         """Returns the command line of the supervisor."""
         argv = [sys.executable, "-m", "deploy.triton.run", "--backend-id", BACKEND_ID]
-        argv += ["--home", str(self.home), "--grpc-port", str(self.ports.grpc)]
-        return [
-            *argv,
-            *("--http-port", str(self.ports.http), "--metrics-port", str(self.ports.metrics)),
-        ]
+        argv += ["--home", str(self.home), "--grpc-address", self.address]
+        argv += ["--metrics-address", f"127.0.0.1:{self.metrics_port}"]
+        return [*argv, "--control-key-file", str(triton_control_key_path(self.home))]
 
     def start(self) -> None:
         """Starts Triton and waits until it serves.
@@ -159,12 +143,13 @@ class RunningTriton:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             for model in models:
                 request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-                stub.RepositoryModelLoad(request, timeout=START_SECONDS)
+                stub.RepositoryModelLoad(request, timeout=START_SECONDS, metadata=self.control)
 
     def unload(self, model: str) -> None:
         with grpc.insecure_channel(self.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name=model))
+            request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+            stub.RepositoryModelUnload(request, metadata=self.control)
 
     def region_prefix(self) -> str:
         """Returns the prefix of the names of its shared memory."""
@@ -174,8 +159,8 @@ class RunningTriton:
 @contextmanager
 def running_triton(home: Path, models: Sequence[str] = ()) -> Iterator[RunningTriton]:
     """Runs a Triton with some of the bundled models loaded."""
-    grpc_port, http, metrics = free_ports(3)
-    triton = RunningTriton(home, TritonPorts(grpc=grpc_port, http=http, metrics=metrics))
+    ensure_triton_control_key(home)
+    triton = RunningTriton(home, free_ports(1)[0])
     for model in models:
         triton.link_model(model)
     try:

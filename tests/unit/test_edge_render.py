@@ -46,7 +46,8 @@ def _edge(folder: Path, **changes: Any) -> Edge:
         "jwt_issuer": "issuer",
         "jwt_audience": "audience",
         "listen_address": "127.0.0.1:8080",
-        "admin_address": "127.0.0.1:9901",
+        "admin_address": "unix:/run/envoy.admin",
+        "metrics_address": "127.0.0.1:9901",
         "services": {name: [f"127.0.0.1:{7000 + n}"] for n, name in enumerate(CLUSTERS)},
     }
     return Edge(**{**settings, **_KEYS, **changes})
@@ -125,6 +126,7 @@ def test_rendering_needs_nothing_of_a_local_mesh() -> None:
     [
         ({"listen_address": "8080"}, "invalid address '8080'; use host:port"),
         ({"admin_address": "127.0.0.1:http"}, "invalid address"),
+        ({"metrics_address": "9901"}, "invalid address"),
         ({"services": {"inference": ["127.0.0.1:1"]}}, "needs an address of embedding_cache, reg"),
         ({"otlp_endpoint": "127.0.0.1:4317"}, "must be http://host:port"),
         ({"otlp_endpoint": "https://127.0.0.1:4317"}, "must be http://host:port"),

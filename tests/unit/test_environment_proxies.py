@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,36 +51,6 @@ def test_calls_between_services_are_direct() -> None:
 
 
 @pytest.fixture
-def monitoring() -> Iterator[str]:
-    """The monitoring of a NATS server that writes before it acknowledges."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"jetstream": {"config": {"sync_always": True}}}).encode())
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_the_monitoring_of_nats_is_asked_directly(monitoring: str) -> None:
-    """By default urllib reads `http_proxy`, too."""
-    in_process(
-        "import asyncio; from libs.bus.durability import check_durable; "
-        f"asyncio.run(asyncio.wait_for(check_durable({monitoring!r}), 10))"
-    )
-
-
-@pytest.fixture
 def settings_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in EVERYWHERE:
         monkeypatch.delenv(name, raising=False)
@@ -93,6 +59,7 @@ def settings_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         "ROUTER_ADDRESS", "COST_ADDRESS", "NATS_URL",
     ):  # fmt: skip
         monkeypatch.setenv(f"HEADRACE_{name}", "x")
+    monkeypatch.setenv("HEADRACE_PLAINTEXT", "true")
     return monkeypatch
 
 

@@ -94,5 +94,5 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     """The message says that a file has the path of `HEADRACE_HOME`."""
     home = tmp_path / "home"
     home.write_text("in the way")
-    with pytest.raises(KeyFileError, match="home/keys: cannot create the keys"):
+    with pytest.raises(KeyFileError, match="home: cannot create the keys"):
         ensure_keys(home)

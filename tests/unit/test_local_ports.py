@@ -39,12 +39,14 @@ def test_ports_stay_the_same_until_another_program_takes_one(layout: Layout):
     before = choose_ports(layout)
 
     with socket.socket() as other:
-        other.bind(("127.0.0.1", before["registry.grpc"]))
+        other.bind(("127.0.0.1", before["registry.metrics"]))
         other.listen()
         after = choose_ports(layout)
 
-    assert after["registry.grpc"] != before["registry.grpc"]
-    assert {name for name in port_names(layout) if after[name] != before[name]} == {"registry.grpc"}
+    assert after["registry.metrics"] != before["registry.metrics"]
+    assert {name for name in port_names(layout) if after[name] != before[name]} == {
+        "registry.metrics"
+    }
     assert read_ports(layout) == after
 
 

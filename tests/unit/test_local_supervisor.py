@@ -53,7 +53,7 @@ def server(layout: Layout) -> ProcessSpec:
         argv=[sys.executable, "-c", _SERVER, str(port)],
         environment={"TEXT": "100 % 'so';#it is", "HEADRACE_HOME": str(layout.home)},
         health=f"http://127.0.0.1:{port}/",
-        port=port,
+        address=f"127.0.0.1:{port}",
     )
 
 
@@ -163,7 +163,7 @@ def test_the_log_of_a_process_that_does_not_start_is_shown(
         group="services",
         argv=[sys.executable, "-c", "raise SystemExit('the reason')"],
         health=server.health,
-        port=server.port,
+        address=server.address,
     )
     monkeypatch.setattr(supervisor, "START_RETRIES", 0)
 

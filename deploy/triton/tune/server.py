@@ -15,9 +15,10 @@ import grpc
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from deploy import keys
 from deploy.errors import CliError
 from deploy.host import LOOPBACK, REPOSITORY, free_ports
-from deploy.triton.command import remove_shared_memory
+from deploy.triton.command import CONTROL_HEADER, remove_shared_memory
 from deploy.triton.run import STOP_SECONDS
 
 BACKEND_ID = "tune"
@@ -32,10 +33,12 @@ _POLL_SECONDS = 0.05
 class TuningTriton:
     """One Triton. Load one candidate at a time into it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, address: str, repository: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], *, address: str, home: Path) -> None:
         self.address = address
         self._process = process
-        self._repository = repository
+        self._repository = home / "triton" / BACKEND_ID / "models"
+        control_key = keys.triton_control_key_path(home).read_text()
+        self._metadata = ((CONTROL_HEADER, control_key),)
 
     @contextlib.contextmanager
     def loaded(self, name: str, files: Mapping[str, Path], config: str) -> Iterator[None]:
@@ -96,7 +99,7 @@ class TuningTriton:
         with grpc.insecure_channel(self.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             try:
-                getattr(stub, method)(request, timeout=seconds)
+                getattr(stub, method)(request, timeout=seconds, metadata=self._metadata)
             except grpc.RpcError as error:
                 raise CliError(f"Triton: {error.details()}") from error
 
@@ -110,22 +113,21 @@ def tuning_triton(log: Path) -> Iterator[TuningTriton]:
     Raises:
         CliError: it does not start.
     """
-    grpc_port, http_port, metrics_port = free_ports(3)
+    [metrics_port] = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="headrace-tune-") as temporary:
         home = Path(temporary)
         argv = [sys.executable, "-m", "deploy.triton.run", "--backend-id", BACKEND_ID]
-        argv += ["--home", temporary, "--grpc-port", str(grpc_port)]
-        argv += ["--http-port", str(http_port), "--metrics-port", str(metrics_port)]
+        address = f"unix:{home / 'grpc'}:1"
+        argv += ["--home", temporary, "--grpc-address", address]
+        argv += ["--metrics-address", f"{LOOPBACK}:{metrics_port}"]
+        argv += ["--control-key-file", str(keys.ensure_triton_control_key(home))]
         with log.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603  # this Python
                 argv, cwd=REPOSITORY, stdout=stream, stderr=stream, start_new_session=True
             )
-        address = f"{LOOPBACK}:{grpc_port}"
         try:
             _wait_ready(process, address=address, log=log)
-            yield TuningTriton(
-                process, address=address, repository=home / "triton" / BACKEND_ID / "models"
-            )
+            yield TuningTriton(process, address=address, home=home)
         finally:
             _stop(process)
             remove_shared_memory(home=home, backend_id=BACKEND_ID)

@@ -15,6 +15,7 @@ from libs.clock import Clock
 from libs.errors import InvalidArgument
 from libs.http_client import Network
 from libs.routes import RouteTable
+from libs.tls import TlsFiles
 from services.inference import metrics
 from services.inference.backends.breaker import Breaker, BreakerLimits, Permit
 from services.inference.backends.chat import ChatBackend
@@ -132,12 +133,19 @@ class Backends:
     """Connections to the backends of the routes, with their requests in flight and breakers."""
 
     def __init__(
-        self, *, clock: Clock, keys: ApiKeys, stall: StallLimits, network: Network | None = None
+        self,
+        *,
+        clock: Clock,
+        keys: ApiKeys,
+        stall: StallLimits,
+        network: Network | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._clock = clock
         self._keys = keys
         self._stall = stall
         self._network = network
+        self._tls = tls
         self._connections: dict[Endpoint, _Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._unknown: frozenset[tuple[str, str]] = frozenset()
@@ -233,7 +241,7 @@ class Backends:
                 clock=self._clock,
                 network=self._network,
             )
-        return Triton(endpoint.address, stall=self._stall, clock=self._clock)
+        return Triton(endpoint.address, stall=self._stall, clock=self._clock, tls=self._tls)
 
     def _serve(self, target: Target) -> _ServedModel:
         is_provider = target.endpoint.protocol is Protocol.OPENAI

@@ -17,6 +17,7 @@ from libs.chat.request import Message
 from libs.clock import Clock
 from libs.grpc_stream import ServerStreamCall, ServerStreamClient, ServerStreamError
 from libs.rpc.channel import open_channel
+from libs.tls import TlsFiles
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.backends.triton import codec
@@ -36,11 +37,13 @@ class Triton:
         stall_limits: how long it may be silent.
     """
 
-    def __init__(self, address: str, *, stall: StallLimits, clock: Clock) -> None:
-        """Makes a client of a `host:port`, which connects when it is first used."""
+    def __init__(
+        self, address: str, *, stall: StallLimits, clock: Clock, tls: TlsFiles | None = None
+    ) -> None:
+        """Makes a client of a `host:port` or `unix:/path`, which connects when it is first used."""
         # No tracing and no retries in gRPC: attempts are made, and traced, by the callers.
-        self._channel = open_channel(address, traced=False, retries=False)
-        self._streams = ServerStreamClient(address)
+        self._channel = open_channel(address, tls=tls, traced=False, retries=False)
+        self._streams = ServerStreamClient(address, tls=tls)
         self._clock = clock
         self._methods: dict[tuple[str, Any], Any] = {}
         self.stall_limits = stall
