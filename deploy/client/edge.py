@@ -51,10 +51,17 @@ def retry_seconds(error: grpc.RpcError) -> float | None:
 
 
 def describe(error: grpc.RpcError) -> str:
-    """Returns the code, message and reason of a failed RPC in one line."""
-    info = error_details_pb2.ErrorInfo()
-    reason = "".join(f" ({info.reason})" for detail in _details(error) if detail.Unpack(info))
-    return f"{error.code().name}: {error.details()}{reason}"
+    """Returns the code, message, violations and reason of a failed RPC in one line."""
+    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    text = error.details() or ""
+    details = _details(error)
+    for detail in details:
+        if detail.Unpack(request):
+            for violation in request.field_violations:
+                if violation.description not in text:
+                    text = f"{text}; {violation.field}: {violation.description}"
+    reason = "".join(f" ({info.reason})" for detail in details if detail.Unpack(info))
+    return f"{error.code().name}: {text}{reason}"
 
 
 def _details(error: grpc.RpcError) -> Sequence[any_pb2.Any]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO, cast
 
 from deploy.errors import CliError
 from deploy.triton.command import (
@@ -26,6 +27,7 @@ from deploy.triton.command import (
     command,
     remove_shared_memory,
 )
+from deploy.triton.log_filter import END_WAIT_SECONDS, start_copying
 from deploy.triton.stubs import Stubs
 from libs.tls import TlsFiles
 
@@ -74,8 +76,12 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
     server = subprocess.Popen(  # noqa: S603  # the tritonserver of our environment
         triton.argv,
         env=triton.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509  # there are no other threads yet
     )
+    assert server.stdout is not None  # noqa: S101  # it is a pipe
+    copying = start_copying(cast("BinaryIO", server.stdout), sys.stdout.buffer)
     kill_at_seconds = math.inf
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -93,6 +99,7 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
         if crashed or time.monotonic() > kill_at_seconds:
             server.kill()
             server.wait()
+    copying.join(END_WAIT_SECONDS)
     return server.returncode
 
 
