@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 
@@ -87,12 +92,23 @@ def is_allowed(name: str, file: str) -> bool:
 
 
 async def test_a_deleted_job_leaves_nothing(planted: Planter) -> None:
-    """Payload and result are gone from all files."""
+    """Payload and result are gone from all files, deleted by the command or by the RPC."""
     async with planted.mesh.channel() as channel:
         stub = jobs_pb2_grpc.JobServiceStub(channel)
         listed = await stub.ListJobs(jobs_pb2.ListJobsRequest(), metadata=planted.metadata)
-        assert len(listed.jobs) == 4
-        for job in listed.jobs:
+        first, *others = listed.jobs
+        assert len(others) == 3
+        command = ["job", "delete", first.name, "--tenant", "planter", "--json"]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "cli", *command],
+            env={**os.environ, "HEADRACE_HOME": str(planted.mesh.layout.home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert json.loads(done.stdout) == {"name": first.name}, done.stderr
+        for job in others:
             await stub.DeleteJob(
                 jobs_pb2.DeleteJobRequest(name=job.name), metadata=planted.metadata
             )
