@@ -171,7 +171,7 @@ class Planter:
             ("minilm", "text", [1, 1], "BYTES"),
             ("minilm", "text", [2, 1], "BYTES"),
             ("minilm", "text", [1, 1], "FP32"),
-            ("minilm", self.words.tensor, [1, 1], "BYTES"),
+            ("minilm", "no-such-tensor", [1, 1], "BYTES"),  # names may be in errors and traces
             ("smollm2", "request", [1], "BYTES"),  # not JSON
             (RAISING_MODEL, "request", [1], "BYTES"),
         ):
