@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test check fmt protos bench clean install-dev
+.PHONY: help install demo up down test check fmt protos bench fuzz clean install-dev
 
 # Any Python 3 can run the installer, which then finds one that fits.
 ANY_PYTHON := $(shell command -v python3 || command -v python3.12 || command -v python3.11)
@@ -50,6 +50,10 @@ protos: install-dev ## Generate libs/gen from the protos
 
 bench: install-dev ## Measure into build/bench.json (ONLY=area measures one area)
 	@$(BIN)/python -m tests.bench $(ONLY)
+
+fuzz: install-dev ## Fuzz our own parsers, guided by coverage (SECONDS=60 each, ONLY="tar names")
+	@$(INSTALL) fuzz
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ONLY)
 
 clean: down ## Stop the mesh and remove its state, caches and build output, but not the environments
 	rm -rf .headrace $(BUILD) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, cost, jobs, keys, mesh, models, providers, registry, tokens
+from cli import chat, cost, jobs, keys, mesh, models, providers, registry, tokens, tools
 from deploy.errors import CliError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.add_typer(cost.prices, name="price")
 app.add_typer(cost.costs, name="cost")
 app.add_typer(keys.app, name="key")
 app.add_typer(providers.app, name="provider")
+app.add_typer(tools.app, name="tools")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # `headrace token` must not import them
     from rich.console import Console
 
     from deploy.client.answers import Answer
+    from deploy.local.edge_record import LocalEdge
 
 MODEL = "smollm2"
 PROMPT = "Why is the sky blue? Answer in three sentences."
@@ -74,6 +75,7 @@ def demo(
     from deploy.client.answers import booked_cost, stream_answer
     from deploy.client.edge import describe
     from deploy.local.edge import connect
+    from deploy.local.edge_record import local_edge
     from libs.chat.wire import text_message
 
     console = Console()
@@ -83,7 +85,8 @@ def demo(
         messages=[text_message(inference_pb2.ROLE_USER, question)],
         max_tokens=DEMO_MAX_TOKENS,
     )
-    with connect(layout(), tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes="infer read") as edge:
+    mesh = layout()
+    with connect(mesh, tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes="infer read") as edge:
         _show(console, f"\n{question}\n", style="bold")
         try:
             answer = stream_answer(edge, request, lambda text: _show(console, text, end=""))
@@ -94,7 +97,7 @@ def demo(
     for name, value in _facts(answer, booked):
         _show(console, f"{name:<12} {value}")
     _show(console, "\nTry next", style="bold")
-    for title, text in _next_steps(edge.address):
+    for title, text in _next_steps(local_edge(mesh)):
         _show(console, f"\n# {title}", style="dim")
         _show(console, text)
 
@@ -140,26 +143,28 @@ def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> list[tupl
     ]
 
 
-def _next_steps(edge_address: str) -> list[tuple[str, str]]:
+def _next_steps(edge: LocalEdge) -> list[tuple[str, str]]:
+    options = _tls_options(edge)
     headrace, grpcurl, python = (_command(name) for name in ("headrace", "grpcurl", "python"))
     token = f"$({headrace} token --tenant {DEFAULT_TENANT} --user {DEFAULT_USER})"
     question = "Name three rivers."
     messages = f'[{{"role": "user", "content": "{question}"}}]'
     grpc_messages = f'[{{"role": "ROLE_USER", "parts": [{{"text": "{question}"}}]}}]'
     grpc_line = (
-        f'{grpcurl} -plaintext -H "authorization: Bearer {token}" '
+        f'{grpcurl} {options.grpcurl} -H "authorization: Bearer {token}" '
         f'-d \'{{"model": "{MODEL}", "messages": {grpc_messages}}}\' '
-        f"{edge_address} headrace.inference.v1.InferenceService/Generate"
+        f"{edge.address} headrace.inference.v1.InferenceService/Generate"
     )
     http_line = (
-        f'curl -N http://{edge_address}/v1/chat/completions -H "authorization: Bearer {token}" '
+        f"curl -N {options.curl}{options.url}/v1/chat/completions "
+        f'-H "authorization: Bearer {token}" '
         "-H 'content-type: application/json' "
         f'-d \'{{"model": "{MODEL}", "stream": true, "messages": {messages}}}\''
     )
     openai_lines = (
         f"{python} - <<EOF\n"
         "from openai import OpenAI\n"
-        f'client = OpenAI(base_url="http://{edge_address}/v1", api_key="{token}")\n'
+        f'client = OpenAI(base_url="{options.url}/v1", api_key="{token}")\n'
         f"messages = {messages}\n"
         f'for chunk in client.chat.completions.create(model="{MODEL}", stream=True, '
         "messages=messages):\n"
@@ -171,6 +176,36 @@ def _next_steps(edge_address: str) -> list[tuple[str, str]]:
         ("OpenAI's HTTP API, as server-sent events", http_line),
         ("the unmodified openai client", openai_lines),
     ]
+
+
+class _TlsOptions(NamedTuple):
+    """How each program calls an edge, with TLS or without.
+
+    Attributes:
+        url: of the edge, by the name in its certificate.
+        curl: options, with a space at the end if there are any.
+        grpcurl: options.
+    """
+
+    url: str
+    curl: str
+    grpcurl: str
+
+
+def _tls_options(edge: LocalEdge) -> _TlsOptions:
+    """Returns options that work on this machine, whatever its DNS and its authorities are."""
+    from deploy.client.edge import server_name
+
+    if not edge.certificate_file:
+        return _TlsOptions(edge.url, "", "-plaintext")
+    name = server_name(Path(edge.certificate_file).read_text())
+    host, _, port = edge.address.rpartition(":")
+    file = shlex.quote(edge.certificate_file)
+    return _TlsOptions(
+        f"https://{name}:{port}",
+        f"--cacert {file} --connect-to ::{host}:{port} ",
+        f"-cacert {file} -authority {name}",
+    )
 
 
 def _command(name: str) -> str:

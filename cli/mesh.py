@@ -28,7 +28,7 @@ def up(
     from rich.console import Console
 
     from cli.progress import ConsoleProgress
-    from deploy.local.edge import edge_address
+    from deploy.local.edge_record import local_edge
     from deploy.local.lifecycle import deploy_models, start
 
     mesh = layout()
@@ -37,7 +37,7 @@ def up(
         start(mesh, progress)
         if models:
             deploy_models(mesh, progress)
-    console.print(f"The mesh is up: {edge_address(mesh)}", highlight=False)
+    console.print(f"The mesh is up: {local_edge(mesh).url}", highlight=False)
 
 
 def down() -> None:
@@ -53,6 +53,7 @@ def down() -> None:
 
 def status(as_json: Json = False) -> None:
     """Show every process of the mesh and what is deployed. Fails unless all is ready."""
+    from deploy.local.edge_record import local_edge
     from deploy.local.status import deployment_statuses, process_statuses
 
     mesh = layout()
@@ -68,6 +69,7 @@ def status(as_json: Json = False) -> None:
     if as_json:
         body = {
             "home": str(mesh.home),
+            "edge": local_edge(mesh).url if processes else "",
             "ready": ready,
             "problem": problem,
             "processes": [asdict(process) for process in processes],
@@ -76,6 +78,8 @@ def status(as_json: Json = False) -> None:
         print(json.dumps(body, indent=2))
     else:
         _print_status(mesh.home, processes, deployments, problem)
+        if processes:
+            print(f"\nedge: {local_edge(mesh).url}")
     if not ready:
         raise typer.Exit(1)
 

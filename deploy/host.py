@@ -21,12 +21,12 @@ _BLOCK_PORTS = 64  # more than a mesh of the default shape has
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-def is_free(port: int) -> bool:
-    """Returns whether a server can listen on this port of the loopback address now."""
-    with socket.socket() as probe:
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Returns whether a server can listen on this port of an IP address now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

@@ -17,7 +17,7 @@ from prometheus_client import Gauge
 from libs.background import start_task
 from libs.clock import Clock, SystemClock
 from libs.config import ServiceSettings
-from libs.rpc.server import RpcServer
+from libs.rpc.server import MAX_RECEIVED_BYTES, RpcServer
 from libs.telemetry.logs import log_loop_error, setup_logging
 from libs.telemetry.metrics import serve_metrics
 from libs.telemetry.tracing import setup_tracing
@@ -33,11 +33,17 @@ _log = structlog.get_logger()
 class Process:
     """One service process, from start to shutdown. Made by `process()`."""
 
-    def __init__(self, name: str, settings: ServiceSettings, clock: Clock) -> None:
+    def __init__(
+        self, name: str, settings: ServiceSettings, clock: Clock, *, max_message_bytes: int
+    ) -> None:
         self.name = name
         self.clock = clock
         self.server = RpcServer(
-            settings.listen_address, clock=clock, reuse_port=False, tls=settings.tls
+            settings.listen_address,
+            clock=clock,
+            reuse_port=False,
+            tls=settings.tls,
+            max_message_bytes=max_message_bytes,
         )
         self._drain_seconds = settings.drain_seconds
         self._main = asyncio.current_task()
@@ -65,6 +71,7 @@ class Process:
         """Serves until SIGTERM or SIGINT, then drains; also with an HTTP server, if given."""
         self._serving = True
         await self.server.start(ready=ready)
+        self.spawn(self.server.ended())
         if beside is not None:
             await beside.start()
         gc.collect()
@@ -104,8 +111,16 @@ class Process:
 
 
 @asynccontextmanager
-async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process]:
-    """Sets up logs, traces and metrics of a process, and shuts them down at the end."""
+async def process(
+    name: str, settings: ServiceSettings, *, max_message_bytes: int = MAX_RECEIVED_BYTES
+) -> AsyncIterator[Process]:
+    """Sets up logs, traces and metrics of a process, and shuts them down at the end.
+
+    Args:
+        name: of the service.
+        settings: its settings.
+        max_message_bytes: the longest message that its gRPC server receives.
+    """
     setup_logging(service=name, level=settings.log_level)
     tracing = setup_tracing(
         service=name,
@@ -113,7 +128,7 @@ async def process(name: str, settings: ServiceSettings) -> AsyncIterator[Process
         otlp_endpoint=settings.otlp_endpoint,
     )
     metrics = serve_metrics(settings.metrics_address)
-    running = Process(name, settings, SystemClock())
+    running = Process(name, settings, SystemClock(), max_message_bytes=max_message_bytes)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(log_loop_error)
     _TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))

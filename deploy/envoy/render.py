@@ -7,19 +7,29 @@ import secrets
 import socket
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy.envoy import replies, routes, tokens
+from deploy.envoy import overload, replies, routes, tokens
+from deploy.envoy.actions import complete_marker
+from deploy.envoy.cors import Cors
+from deploy.envoy.limits import MAX_OPEN_BODY_BYTES, SPARE_CONNECTIONS, Limits
+from deploy.envoy.tls import (
+    HANDSHAKE_SECONDS,
+    SDS_FILE,
+    Tls,
+    certificate_source,
+    listener_socket,
+    response_headers,
+)
 from libs.addresses import host_and_port, unix_path
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.tls import MESH_NAME, TlsFiles
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
 CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
-LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1)(:[0-9]+)?"
 CONFIG_FILE = "envoy.yaml"
 DESCRIPTORS_FILE = "headrace.pb"
 TOKENS_FILE = "tokens.json"
@@ -27,6 +37,7 @@ TOKENS_FILE = "tokens.json"
 _TEMPLATES = Path(__file__).resolve().parent
 _REFLECTING = ("registry", "router", "cost", "jobs")
 _OTLP_PORT = 4317
+_EVERY_IPV6 = "::"  # a socket with this address also takes IPv4
 _UPSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 RECEIVE_BUFFER_BYTES = 262_144
 _PATH = "%PATH(NQ:ORIG_OR_PATH)%"
@@ -38,7 +49,7 @@ class Edge:
 
     Attributes:
         folder: the absolute folder that Envoy reads the rendered files from.
-        listen_address: the `host:port` for callers.
+        listen_address: the `host:port` for callers; an IPv6 address has brackets.
         admin_address: where Envoy's admin interface listens: `unix:/path`. Whoever reaches it can
             stop the edge and make it log tokens, so a `host:port` is for tests only.
         metrics_address: the `host:port` at which `GET /stats/prometheus` of the admin interface,
@@ -52,8 +63,12 @@ class Edge:
             an edge that runs use a changed file.
         otlp_endpoint: where traces are sent, such as `http://127.0.0.1:4317`; None: nowhere.
         trace_sample_percent: share of the traces started by the edge that is exported.
-        cors_origin_regex: the origins whose pages may call.
+        cors: the web pages that may call.
+        listener_tls: the certificate that callers see; None: they speak without TLS.
+        trusted_proxies: how many proxies before the edge add the address of the caller to
+            `x-forwarded-for`. 0: the caller is who connects.
         worker_threads: the number of Envoy's worker threads.
+        limits: what callers may use.
     """
 
     folder: Path
@@ -67,8 +82,11 @@ class Edge:
     tls: TlsFiles | None = None
     otlp_endpoint: str | None = None
     trace_sample_percent: float = 100.0
-    cors_origin_regex: str = LOCAL_ORIGINS
+    cors: Cors = field(default_factory=Cors)
+    listener_tls: Tls | None = None
+    trusted_proxies: int = 0
     worker_threads: int = 2
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def config_file(self) -> Path:
@@ -88,8 +106,10 @@ def files(edge: Edge) -> Mapping[str, bytes]:
         raise ValueError(f"the edge needs an address of {', '.join(missing)}")
     template = string.Template((_TEMPLATES / CONFIG_FILE).read_text())
     values = {name: _yaml(value) for name, value in _values(edge).items()}
+    sources = {SDS_FILE: certificate_source(edge.listener_tls)} if edge.listener_tls else {}
     return {
         DESCRIPTORS_FILE: routes.descriptors(),
+        **sources,
         TOKENS_FILE: _tokens(edge),
         CONFIG_FILE: template.substitute(values).encode(),
     }
@@ -151,16 +171,26 @@ def _values(edge: Edge) -> dict[str, Any]:
         "descriptors_file": str(edge.folder / DESCRIPTORS_FILE),
         "transcoded_services": routes.service_names(),
         "max_json_body_bytes": replies.MAX_JSON_BODY_BYTES,
-        "cors_origin_regex": edge.cors_origin_regex,
-        "routes": routes.routes(),
+        "cors_policy": edge.cors.policy(),
+        "response_headers": response_headers(edge.listener_tls),
+        "listener_tls": listener_socket(edge.folder) if edge.listener_tls else None,
+        "handshake_timeout": f"{HANDSHAKE_SECONDS}s",
+        "trusted_proxies": edge.trusted_proxies,
+        "routes": routes.routes(edge.limits),
+        "max_open_body_bytes": MAX_OPEN_BODY_BYTES,
+        "max_requests": edge.limits.max_requests,
+        "max_http_connections": edge.limits.max_requests + SPARE_CONNECTIONS,
+        "body_timeout": f"{edge.limits.body_seconds}s",
+        "complete_marker": complete_marker(),
+        "rate_limits": overload.tenant_rate(edge.limits),
+        "overload_manager": overload.overload_manager(edge.limits),
         "otlp": _load_assignment(
             "otlp", [_otlp_address(edge.otlp_endpoint)] if edge.otlp_endpoint else []
         ),
         "reflection": _load_assignment(
             "reflection", [address for name in _REFLECTING for address in edge.services[name]]
         ),
-        **{name: _load_assignment(name, edge.services[name]) for name in CLUSTERS},
-        **{f"{name}_type": _discovery(edge.services[name]) for name in CLUSTERS},
+        **_clusters(edge),
         "reflection_type": _discovery(edge.services[_REFLECTING[0]]),
         "admin_type": _discovery([edge.admin_address]),
         "grpc_tls": _transport_socket(edge, "h2"),
@@ -197,13 +227,25 @@ def _address(address: str, *, mode: int | None = None) -> dict[str, Any]:
     if path is not None:
         return {"pipe": {"path": path, **({} if mode is None else {"mode": mode})}}
     host, port = host_and_port(address)
-    return {"socket_address": {"address": host, "port_value": port}}
+    # A socket with this address takes IPv4, too.
+    both = {"ipv4_compat": True} if host == _EVERY_IPV6 else {}
+    return {"socket_address": {"address": host, "port_value": port, **both}}
 
 
 def _discovery(addresses: Sequence[str]) -> str:
     """Returns how Envoy finds the hosts of a cluster: there is no name to look up for a socket."""
     is_unix = any(unix_path(address) is not None for address in addresses)
     return "STATIC" if is_unix else "STRICT_DNS"
+
+
+def _clusters(edge: Edge) -> dict[str, Any]:
+    """Returns the hosts of each cluster, and how Envoy finds them."""
+    services = {name: name for name in CLUSTERS} | dict(routes.LIMITED_CLUSTERS)
+    found: dict[str, Any] = {}
+    for name, service in services.items():
+        found[name] = _load_assignment(name, edge.services[service])
+        found[f"{name}_type"] = _discovery(edge.services[service])
+    return found
 
 
 def _receive_buffer(addresses: Sequence[str]) -> dict[str, Any] | None:
@@ -241,7 +283,10 @@ def _transport_socket(edge: Edge, protocol: str) -> dict[str, Any] | None:
             "@type": _UPSTREAM_TLS,
             "sni": MESH_NAME,
             "common_tls_context": {
-                "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                "tls_params": {
+                    "tls_minimum_protocol_version": "TLSv1_3",
+                    "tls_maximum_protocol_version": "TLSv1_3",
+                },
                 "alpn_protocols": [protocol],
                 "tls_certificates": [certificate],
                 "validation_context": expected,

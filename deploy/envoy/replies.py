@@ -15,12 +15,14 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from deploy.envoy.actions import INCOMPLETE
 from libs.errors import (
     DeadlineExceeded,
     HeadraceError,
     Internal,
     InvalidArgument,
     PermissionDenied,
+    ResourceExhausted,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -49,6 +51,9 @@ _GRPC_CALLER: list[_Filter] = [
 ]
 
 
+_TIMEOUTS = "['max_duration_timeout', 'response_timeout', 'stream_idle_timeout']"
+# The circuit breaker of the service's cluster is open.
+_FULL: _Filter = {"response_flag_filter": {"flags": ["UO"]}}
 _OPENAI_PATH: _Filter = {
     "header_filter": {"header": {"name": ":path", "string_match": {"prefix": OPENAI_PREFIX}}}
 }
@@ -132,6 +137,23 @@ def _replies() -> Iterator[_Reply]:
         Unimplemented("no service has this method", reason="METHOD_NOT_FOUND"),
         http_status=404,
     )
+    yield _Reply(
+        _code_details(f" in {_TIMEOUTS} && xds.route_name == '{INCOMPLETE}'"),
+        DeadlineExceeded(
+            "the body of the request did not arrive in time; send it faster",
+            reason="DEADLINE_EXCEEDED",
+            metadata={"waiting_for": "the body of the request"},
+        ),
+        http_status=408,
+    )
+    yield _Reply(
+        _statuses(429, 429),
+        ResourceExhausted(
+            "too many requests in a short time",
+            reason="RATE_LIMITED",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        ),
+    )
     yield _Reply(_statuses(413, 413), _too_large("body", MAX_JSON_BODY_BYTES))
     yield _Reply(
         _statuses(415, 415),
@@ -143,7 +165,7 @@ def _replies() -> Iterator[_Reply]:
     )
     yield _Reply(_statuses(431, 431), _too_large("headers", MAX_HEADERS_BYTES))
     yield _Reply(
-        _code_details(" in ['max_duration_timeout', 'response_timeout', 'stream_idle_timeout']"),
+        _code_details(f" in {_TIMEOUTS}"),
         DeadlineExceeded(
             "the deadline passed",
             reason="DEADLINE_EXCEEDED",
@@ -157,8 +179,27 @@ def _replies() -> Iterator[_Reply]:
         has_envoy_text=True,
     )
     yield _Reply(
-        _statuses(500, 501), Internal("the edge failed", reason="INTERNAL"), http_status=500
+        _statuses(501, 501),
+        Unimplemented("the transfer coding is unknown; use chunked", reason="INVALID_FIELD"),
+        http_status=501,
     )
+    yield _Reply(
+        _statuses(500, 500), Internal("the edge failed", reason="INTERNAL"), http_status=500
+    )
+    for condition, cause, message in (
+        (_FULL, "overflow", "the service takes no more requests now"),
+        (_code_details(" == 'overload'"), "overload", "the edge is overloaded"),
+    ):
+        yield _Reply(
+            condition,
+            Unavailable(
+                message,
+                reason="EDGE_UNAVAILABLE",
+                metadata={"cause": cause},
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            ),
+            http_status=503,
+        )
     yield _Reply(
         _statuses(502, 599),
         Unavailable(

@@ -14,9 +14,31 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.rpc import error_details_pb2
 
+from deploy.envoy.actions import (
+    COUNTED,
+    NOT_TRANSCODED,
+    RATE_LIMIT_FILTER,
+    RETRY_HTTP_READ,
+    RETRY_READ,
+    RETRY_UNSENT,
+    SMALL,
+    forwarded,
+    once_complete,
+    retries,
+)
+from deploy.envoy.limits import (
+    MAX_CHECK_SECONDS,
+    MAX_OPEN_BODY_BYTES,
+    MAX_OPEN_STREAM_SECONDS,
+    Limits,
+)
+from deploy.envoy.overload import address_rate
 from deploy.envoy.replies import OPENAI_PREFIX
 from libs.openai.bodies import CHAT_COMPLETIONS_PATH, EMBEDDINGS_PATH, MODELS_PATH
 from libs.rpc.access import scope_of
+from libs.rpc.channel import MAX_MESSAGE_BYTES
+from libs.rpc.framing import PREFIX
+from libs.rpc.http_api import HEALTH_PATH
 from libs.rpc.identity import SCOPES_KEY, TENANT_KEY, USER_KEY
 from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
 from libs.rpc.served_call import MAX_REQUEST_BYTES
@@ -24,6 +46,16 @@ from libs.rpc.served_call import MAX_REQUEST_BYTES
 # The clusters that get HTTP/1.1, and whose processes they are.
 HTTP_CLUSTERS: Mapping[str, str] = MappingProxyType(
     {"inference_http": "inference", "embedding_cache_http": "embedding_cache"}
+)
+# The clusters with limits of their own for some calls, and whose processes they are: who opens many
+# of these takes the places of nobody else.
+LIMITED_CLUSTERS: Mapping[str, str] = MappingProxyType(
+    {
+        "inference_streams": "inference",
+        "jobs_watch": "jobs",
+        "health": "inference",
+        "health_watch": "inference",
+    }
 )
 MAX_CALL_SECONDS = 600
 MAX_WATCH_SECONDS = 3600
@@ -41,6 +73,10 @@ _CLUSTER_OF_PACKAGE = MappingProxyType(
 )
 # Internal services (see `libs.rpc.public_api`): refused for all callers.
 _INTERNAL_PATHS = r"/headrace\.[a-z_]+\.v[0-9]+\.[A-Za-z]+InternalService/.*"
+# Watches, which stay open: in a cluster of their own.
+_WATCHES: Mapping[str, str] = MappingProxyType(
+    {"headrace.jobs.v1.JobService.WatchJob": "jobs_watch"}
+)
 # Forwarded as HTTP/1.1, with the status in trailers: every token is a message.
 _OVER_HTTP = frozenset({"headrace.inference.v1.InferenceService.Generate"})
 # The services' gRPC servers decompress no messages, see `libs.rpc.server`; the methods of
@@ -61,7 +97,8 @@ _COMPRESSED = MappingProxyType(
         "direct_response": {"status": 415},
     }
 )
-_HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
+_CHECK = "/grpc.health.v1.Health/Check"
+_WATCH = "/grpc.health.v1.Health/Watch"
 _REFLECTION = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
@@ -76,42 +113,32 @@ OPEN_INFERENCE_METHODS = (
     "ModelConfig",
     "ServerMetadata",
 )
+OPEN_INFERENCE_STREAM = "ModelStreamInfer"
 OPEN_INFERENCE_HEALTH = (f"/{OPEN_INFERENCE}/ServerLive", f"/{OPEN_INFERENCE}/ServerReady")
-_FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
-# These filters are disabled except where a route enables them.
-_COUNTED = MappingProxyType({"envoy.filters.http.grpc_stats": {"@type": _FILTER, "config": {}}})
-_BUFFER = {
-    "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-    "buffer": {"max_request_bytes": MAX_REQUEST_BYTES},
-}
-_BUFFERED = MappingProxyType({"envoy.filters.http.buffer": {"@type": _FILTER, "config": _BUFFER}})
-_NOT_TRANSCODED = MappingProxyType(
-    {"envoy.filters.http.grpc_json_transcoder": {"@type": _FILTER, "disabled": True}}
-)
-# The service has seen nothing of these, so that any call may be sent again.
-_RETRY_UNSENT = "connect-failure,refused-stream,reset-before-request"
-_RETRY_READ = f"{_RETRY_UNSENT},unavailable"
-_RETRY_HTTP_READ = f"{_RETRY_UNSENT},retriable-status-codes"
 _READS = ("Get", "List", "Query")
+# The longest body of a call with one message.
+_MAX_MESSAGE_BODY_BYTES = PREFIX.size + MAX_REQUEST_BYTES
+_MAX_TENSOR_BODY_BYTES = PREFIX.size + MAX_MESSAGE_BYTES
 
 
-def routes() -> list[dict[str, Any]]:
+def routes(limits: Limits) -> list[dict[str, Any]]:
     """Returns Envoy's routes, in the order in which they are tried."""
-    found = [
-        _openai_route("POST", {"path": CHAT_COMPLETIONS_PATH}, "inference_http"),
-    ]
+    found = _openai_routes("POST", {"path": CHAT_COMPLETIONS_PATH}, "inference_http", limits)
     methods = [(method, name) for service, name in _services() for method in service.methods]
     for method, _ in methods:
         scope_of(method)  # a method without a scope is a mistake: nothing is rendered
         if method.full_name in _OVER_HTTP:
-            found.append(_route(method, "inference_http"))
+            found.extend(_routes(method, "inference_http", limits))
     found.append(dict(_COMPRESSED))
-    found += [_route(*each) for each in methods if each[0].full_name not in _OVER_HTTP]
-    found.append(_openai_route("POST", {"path": EMBEDDINGS_PATH}, "embedding_cache_http"))
-    found.append(_openai_route("GET", {"path_separated_prefix": MODELS_PATH}, "inference_http"))
-    found.extend(_open_inference_routes())
-    found.extend(_open_route(path, "inference") for path in (*_HEALTH, *OPEN_INFERENCE_HEALTH))
-    found.extend(_open_route(path, "reflection") for path in _REFLECTION)
+    for method, cluster in methods:
+        if method.full_name not in _OVER_HTTP:
+            found.extend(_routes(method, cluster, limits))
+    found.extend(_openai_routes("POST", {"path": EMBEDDINGS_PATH}, "embedding_cache_http", limits))
+    found.extend(
+        _openai_routes("GET", {"path_separated_prefix": MODELS_PATH}, "inference_http", limits)
+    )
+    found.extend(_open_inference_routes(limits))
+    found.extend(_open_routes(limits))
     found.append(
         {
             "match": {"safe_regex": {"regex": _INTERNAL_PATHS}},
@@ -141,84 +168,105 @@ def _services() -> Iterator[tuple[ServiceDescriptor, str]]:
         yield service, _CLUSTER_OF_PACKAGE[service.file.package]
 
 
-def _route(method: MethodDescriptor, cluster: str) -> dict[str, Any]:
+def _routes(method: MethodDescriptor, cluster: str, limits: Limits) -> list[dict[str, Any]]:
     streams = method.server_streaming or method.client_streaming
     tokens = cluster in {"inference", "inference_http", "embedding_cache"}
-    seconds = MAX_WATCH_SECONDS if streams and not tokens else MAX_CALL_SECONDS
-    action = _action(cluster, seconds)
-    if not method.client_streaming:  # to retry an upload, Envoy would have to buffer it
-        read = method.name.startswith(_READS) and not streams
-        action["retry_policy"] = _retries(_RETRY_READ if read else _RETRY_UNSENT)
+    action = forwarded(
+        _WATCHES.get(method.full_name, cluster),
+        limits,
+        max_seconds=MAX_WATCH_SECONDS if streams and not tokens else MAX_CALL_SECONDS,
+        streams_requests=method.client_streaming,
+    )
     operation = f"{method.containing_service.full_name}/{method.name}"
-    return {
+    route = {
         "match": {"path": f"/{operation}"},
         "route": action,
         "decorator": {"operation": operation},
-        "typed_per_filter_config": dict(_COUNTED),
+        "typed_per_filter_config": dict(COUNTED),
     }
+    if method.client_streaming:  # to retry an upload, Envoy would have to buffer it
+        return [route]
+    read = method.name.startswith(_READS) and not streams
+    action["retry_policy"] = retries(RETRY_READ if read else RETRY_UNSENT)
+    return once_complete(route, limits, max_body_bytes=_MAX_MESSAGE_BODY_BYTES)
 
 
-def _openai_route(method: str, match: Mapping[str, str], cluster: str) -> dict[str, Any]:
-    """Returns the route of a part of OpenAI's API, which is forwarded as HTTP."""
-    action = _action(cluster, MAX_CALL_SECONDS)
+def _openai_routes(
+    method: str, match: Mapping[str, str], cluster: str, limits: Limits
+) -> list[dict[str, Any]]:
+    """Returns the routes of a part of OpenAI's API, which is forwarded as HTTP."""
+    action = forwarded(cluster, limits, max_seconds=MAX_CALL_SECONDS)
     if method == "GET":
-        action["retry_policy"] = {**_retries(_RETRY_HTTP_READ), "retriable_status_codes": [503]}
+        action["retry_policy"] = {**retries(RETRY_HTTP_READ), "retriable_status_codes": [503]}
     else:
-        action["retry_policy"] = _retries(_RETRY_UNSENT)
+        action["retry_policy"] = retries(RETRY_UNSENT)
     # OPTIONS, so that the CORS filter finds this route and answers a page's preflight.
     methods = {"name": ":method", "string_match": {"safe_regex": {"regex": f"{method}|OPTIONS"}}}
-    return {
+    route = {
         "match": {**match, "headers": [methods]},
         "route": action,
         "decorator": {"operation": f"{method} {next(iter(match.values()))}"},
-        "typed_per_filter_config": {**_BUFFERED, **_NOT_TRANSCODED},
+        "typed_per_filter_config": dict(NOT_TRANSCODED),
     }
+    return once_complete(route, limits, max_body_bytes=MAX_REQUEST_BYTES)
 
 
-def _open_inference_routes() -> Iterator[dict[str, Any]]:
+def _open_inference_routes(limits: Limits) -> Iterator[dict[str, Any]]:
     for method in OPEN_INFERENCE_METHODS:
-        action = _action("inference", MAX_CALL_SECONDS)
-        if method != "ModelStreamInfer":
-            action["retry_policy"] = _retries(_RETRY_UNSENT)
-        yield {
+        streams = method == OPEN_INFERENCE_STREAM
+        action = forwarded(
+            "inference_streams" if streams else "inference",
+            limits,
+            max_seconds=MAX_CALL_SECONDS,
+            streams_requests=streams,
+        )
+        route = {
             "match": {"path": f"/{OPEN_INFERENCE}/{method}"},
             "route": action,
             "decorator": {"operation": f"{OPEN_INFERENCE}/{method}"},
-            "typed_per_filter_config": dict(_COUNTED),
+            "typed_per_filter_config": dict(COUNTED),
         }
+        if streams:
+            yield route
+        else:
+            action["retry_policy"] = retries(RETRY_UNSENT)
+            yield from once_complete(route, limits, max_body_bytes=_MAX_TENSOR_BODY_BYTES)
 
 
-def _open_route(path: str, cluster: str) -> dict[str, Any]:
-    """Returns the route of a call without a token, which has no identity."""
+def _open_routes(limits: Limits) -> Iterator[dict[str, Any]]:
+    """Yields the routes of calls without a token: they have no identity, and limits of their own.
+
+    They use connections of their own, so that however many there are, calls with a token find a
+    place. Only `GET /healthz` goes the way of chat completions: it tells whether these find one.
+    """
+    for path in (_CHECK, *OPEN_INFERENCE_HEALTH):
+        yield from _open_call(path, "health", MAX_CHECK_SECONDS, limits)
+    yield from _open_call(_WATCH, "health_watch", MAX_OPEN_STREAM_SECONDS, limits)
+    yield from _open_call(HEALTH_PATH, "inference_http", MAX_CHECK_SECONDS, limits)
+    for path in _REFLECTION:
+        action = forwarded(
+            "reflection", limits, max_seconds=MAX_OPEN_STREAM_SECONDS, streams_requests=True
+        )
+        action["idle_timeout"] = f"{limits.body_idle_seconds}s"
+        yield _open_route(path, action, limits)
+
+
+def _open_call(path: str, cluster: str, max_seconds: int, limits: Limits) -> list[dict[str, Any]]:
+    action = forwarded(cluster, limits, max_seconds=max_seconds)
+    action["retry_policy"] = retries(RETRY_UNSENT)  # no health checks find a dead host there
+    route = _open_route(path, action, limits)
+    return once_complete(route, limits, max_body_bytes=MAX_OPEN_BODY_BYTES)
+
+
+def _open_route(path: str, action: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     return {
         "match": {"path": path},
-        "route": _action(cluster, MAX_WATCH_SECONDS),
-        "request_headers_to_remove": [TENANT_KEY, USER_KEY, SCOPES_KEY],
-    }
-
-
-def _retries(retry_on: str) -> dict[str, Any]:
-    return {
-        "retry_on": retry_on,
-        "num_retries": 3,
-        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-        "host_selection_retry_max_attempts": 3,
-        "retry_host_predicate": [
-            {
-                "name": "envoy.retry_host_predicates.previous_hosts",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.retry.host"
-                    ".previous_hosts.v3.PreviousHostsPredicate"
-                },
-            }
-        ],
-    }
-
-
-def _action(cluster: str, max_seconds: int) -> dict[str, Any]:
-    limit = f"{max_seconds}s"
-    return {
-        "cluster": cluster,
-        "timeout": "0s",  # streams are long; the next line limits them
-        "max_stream_duration": {"max_stream_duration": limit, "grpc_timeout_header_max": limit},
+        "route": dict(action),
+        # Answers of these are short. Without the last header nobody compresses them.
+        "request_headers_to_remove": [TENANT_KEY, USER_KEY, SCOPES_KEY, "grpc-accept-encoding"],
+        "typed_per_filter_config": {
+            **NOT_TRANSCODED,
+            **SMALL,
+            RATE_LIMIT_FILTER: address_rate(limits),
+        },
     }

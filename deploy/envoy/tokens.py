@@ -12,6 +12,7 @@ from typing import Any
 
 from libs.chat.request import MAX_PRIORITY
 from libs.claims import NAME, SCOPES
+from libs.rpc.http_api import HEALTH_PATH
 
 FILTER = "envoy.filters.http.jwt_authn"
 
@@ -20,6 +21,7 @@ _FILTER_TYPE = f"{_TYPES}envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentic
 _INTERNAL = "(.* )?internal( .*)?"
 # Exact paths, so that no other spelling of a path matches.
 _OPEN_PATHS = (
+    HEALTH_PATH,
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

@@ -9,9 +9,12 @@ from pathlib import Path
 from deploy import keys
 from deploy.certificates import ensure_certificates, tls_files
 from deploy.envoy import render, routes
+from deploy.envoy.tls import Tls
 from deploy.errors import CliError
+from deploy.local import edge_certificate
+from deploy.local.edge_record import write_edge
 from deploy.local.layout import Layout
-from deploy.local.ports import address, inner_address, replicas
+from deploy.local.ports import EDGE, address, inner_address, replicas
 from deploy.nats import render as nats_render
 from deploy.nats.users import SYSTEM_USER, USERS
 
@@ -25,10 +28,14 @@ def write_configurations(layout: Layout, ports: Mapping[str, int]) -> None:
     keys.ensure_keys(layout.home)
     keys.ensure_triton_control_key(layout.home)
     ensure_certificates(layout.home)
+    edge = layout.edge
     try:
+        if edge.certificate_file and edge.key_file:
+            edge_certificate.install(edge.certificate_file, edge.key_file, layout.edge_tls)
         render.write(edge_settings(layout, ports))
     except ValueError as error:
         raise CliError(str(error)) from error
+    write_edge(layout, ports)
     bus = nats_render.Bus(
         listen_address=address(ports, "nats.client"),
         server_name="nats",
@@ -58,7 +65,7 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
     """
     return render.Edge(
         folder=layout.run.absolute(),
-        listen_address=address(ports, "envoy.edge"),
+        listen_address=layout.edge.listen_address(ports[EDGE]),
         admin_address=inner_address(layout, ports, "envoy.admin"),
         metrics_address=address(ports, "envoy.metrics"),
         services={
@@ -74,6 +81,21 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
         jwks_file=keys.jwks_path(layout.home).absolute(),
         otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         trace_sample_percent=_trace_sample_percent(),
+        listener_tls=_listener_tls(layout),
+        cors=layout.edge.cors,
+        limits=layout.edge.limits,
+        trusted_proxies=layout.edge.trusted_proxies,
+    )
+
+
+def _listener_tls(layout: Layout) -> Tls | None:
+    if layout.edge.certificate_file is None:
+        return None
+    certificate, key = edge_certificate.installed(layout.edge_tls)
+    return Tls(
+        certificate_file=certificate.absolute(),
+        key_file=key.absolute(),
+        hsts_seconds=layout.edge.hsts_seconds,
     )
 
 

@@ -12,8 +12,9 @@ from deploy.client.edge import EdgeClient
 from deploy.envoy import render
 from deploy.errors import CliError
 from deploy.local.configuration import edge_settings
+from deploy.local.edge_record import LocalEdge, local_edge
 from deploy.local.layout import Layout
-from deploy.local.ports import EDGE, address, read_ports
+from deploy.local.ports import EDGE, read_ports
 
 TOKEN_SECONDS = 3600
 ACCEPT_SECONDS = 10.0
@@ -31,14 +32,14 @@ def connect(layout: Layout, *, tenant: str, user: str, scopes: str) -> EdgeClien
     Raises:
         CliError: no mesh was ever started in this folder, or the token cannot be signed.
     """
-    found = edge_address(layout)
+    found = local_edge(layout)
     try:
         token = keys.mint_token(
             layout.home, tenant=tenant, user=user, scopes=scopes, ttl_seconds=TOKEN_SECONDS
         )
     except ValueError as error:
         raise CliError(str(error)) from error
-    return EdgeClient(found, token=token)
+    return _client(found, token)
 
 
 def introduce(layout: Layout, token: str) -> None:
@@ -58,7 +59,7 @@ def introduce(layout: Layout, token: str) -> None:
         return
     render.write_tokens(edge_settings(layout, ports))
     deadline = time.monotonic() + ACCEPT_SECONDS
-    with EdgeClient(address(ports, EDGE), token=token) as edge:
+    with _client(local_edge(layout), token) as edge:
         stub = registry_pb2_grpc.RegistryServiceStub(edge.channel)
         while time.monotonic() < deadline:
             try:
@@ -76,13 +77,8 @@ def introduce(layout: Layout, token: str) -> None:
     )
 
 
-def edge_address(layout: Layout) -> str:
-    """Returns the edge's `host:port`.
-
-    Raises:
-        CliError: no mesh was ever started in this folder.
-    """
-    ports = read_ports(layout)
-    if EDGE not in ports:
-        raise CliError(f"no mesh was started in {layout.home}; `headrace up` starts one")
-    return address(ports, EDGE)
+def _client(edge: LocalEdge, token: str) -> EdgeClient:
+    try:
+        return EdgeClient(edge.address, token=token, certificate=edge.certificate())
+    except ValueError as error:
+        raise CliError(str(error)) from error

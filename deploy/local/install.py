@@ -21,6 +21,7 @@ Step = collections.namedtuple("Step", "venv lock options")  # noqa: PYI024 - 3.6
 STEPS = {
     "services": [Step(".venv", "services", [])],
     "dev": [Step(".venv", "dev", [])],
+    "fuzz": [Step(".venv", "fuzz", [])],
     "triton": [Step(".venv-triton", "triton", ["--no-deps"])],
     "models": [
         Step(".venv-models", "models", []),

@@ -7,11 +7,12 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
+from deploy.local.edge_settings import EdgeSettings
 
 DEFAULT_EDGE_PORT = 8080
 # The longest path of a Unix socket on Linux.
@@ -37,6 +38,7 @@ class Layout:
         triton_backends: the number of Tritons, each with a pool agent, all with the same versions.
         transport: how processes reach each other: `unix`, over sockets, or `tls`, over loopback
             ports, as between machines.
+        edge: where the edge listens, and for whom.
     """
 
     home: Path
@@ -44,10 +46,11 @@ class Layout:
     inference_replicas: int = 1
     triton_backends: int = 1
     transport: str = "unix"
+    edge: EdgeSettings = field(default_factory=EdgeSettings)
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Layout:
-        """Reads `HEADRACE_HOME`, `_EDGE_PORT`, `_TRANSPORT` and the numbers of replicas.
+        """Reads `HEADRACE_HOME`, `_TRANSPORT`, numbers of replicas and settings of the edge.
 
         Raises:
             CliError: one of them is invalid.
@@ -65,6 +68,7 @@ class Layout:
             inference_replicas=_replica_count(environment, "HEADRACE_INFERENCE_REPLICAS"),
             triton_backends=_replica_count(environment, "HEADRACE_TRITON_BACKENDS"),
             transport=transport,
+            edge=EdgeSettings.of(environment),
         )
 
     @property
@@ -95,6 +99,16 @@ class Layout:
     def socket(self) -> Path:
         """The socket that the supervisor listens on."""
         return self.sockets / "supervisor.sock"
+
+    @property
+    def edge_file(self) -> Path:
+        """The file that says how to call the edge."""
+        return self.run / "edge.json"
+
+    @property
+    def edge_tls(self) -> Path:
+        """The folder of the copies of the edge's certificate."""
+        return self.run / "tls"
 
     @property
     def ports_file(self) -> Path:

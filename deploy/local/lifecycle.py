@@ -11,6 +11,7 @@ from typing import Protocol
 
 import psutil
 
+from deploy import binaries
 from deploy.client.bundled import deploy_bundled_models
 from deploy.client.deployer import DEPLOY_SCOPES, DeployProgress
 from deploy.errors import CliError
@@ -24,6 +25,8 @@ from deploy.local.readiness import wait_until_ready
 from deploy.local.session import kill_members, mesh_members
 from deploy.triton.command import remove_shared_memory
 
+# What `start` runs besides Python.
+_PROGRAMS = ("envoy", "nats-server", "tritonserver")
 # Edge, services, backends: the groups are stopped one after the other, each with its own limit.
 SHUTDOWN_SECONDS = 3 * supervisor.STOP_WAIT_SECONDS + 5
 # For the descendants of stopped processes, which usually end by themselves, before they are killed.
@@ -61,6 +64,8 @@ def start(layout: Layout, progress: StartProgress) -> list[ProcessSpec]:
             "Triton cannot run models in a folder whose path has a space; "
             f"set HEADRACE_HOME to another one: {layout.home}"
         )
+    layout.edge.check()
+    binaries.check(_PROGRAMS)
     layout.make_folders()
     with _private_files(), _start_lock(layout):
         processes = _running_with_current_settings(layout)

@@ -79,9 +79,11 @@ def choose_ports(layout: Layout) -> Mapping[str, int]:
         CliError: the edge's port is taken.
     """
     edge_port = layout.edge_port or DEFAULT_EDGE_PORT
-    if not is_free(edge_port):
+    if not is_free(edge_port, layout.edge.address):
         raise CliError(
-            f"port {edge_port} is taken by another program; set HEADRACE_EDGE_PORT to a free one"
+            f"the edge cannot listen on port {edge_port} of {layout.edge.address}: another program "
+            "has it, or this machine does not have the address; set HEADRACE_EDGE_PORT or "
+            "HEADRACE_EDGE_ADDRESS"
         )
     kept = read_ports(layout) | {EDGE: edge_port}
     names = port_names(layout)

@@ -137,14 +137,17 @@ def edge_port_problems(home: Path) -> list:
     text = os.environ.get("HEADRACE_EDGE_PORT") or str(DEFAULT_EDGE_PORT)
     if not text.isdigit() or not 0 < int(text) < 2**16:
         return [f"HEADRACE_EDGE_PORT must be a port number, but it is {text!r}."]
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", int(text)))
-        except OSError as error:
-            if _mesh_is_running(home):
-                return []
-            return [f"port {text} cannot be used ({error.strerror}); set HEADRACE_EDGE_PORT."]
+    address = (os.environ.get("HEADRACE_EDGE_ADDRESS") or "127.0.0.1").strip("[]")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, int(text)))
+    except OSError as error:
+        if _mesh_is_running(home):
+            return []
+        reason = error.strerror or error  # the text of an error that is no error of the system
+        action = "set HEADRACE_EDGE_PORT or HEADRACE_EDGE_ADDRESS"
+        return [f"port {text} of {address} cannot be used ({reason}); {action}."]
     return []
 
 

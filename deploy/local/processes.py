@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from deploy import keys
+from deploy import binaries, keys
 from deploy.certificates import tls_files, tls_folder
 from deploy.envoy import render, routes
 from deploy.host import PROGRAMS
@@ -69,6 +69,7 @@ def mesh_processes(layout: Layout, ports: Mapping[str, int]) -> list[ProcessSpec
             for replica in replicas(ports, service)
         ),
         _edge(layout, ports),
+        *_edge_certificate(layout, ports),
     ]
 
 
@@ -82,7 +83,7 @@ def _nats(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     return ProcessSpec(
         name="nats",
         group="backends",
-        argv=[str(PROGRAMS / "nats-server"), "-c", str(nats_config(layout))],
+        argv=[str(binaries.program("nats-server")), "-c", str(nats_config(layout))],
         health=f"nats://{address(ports, 'nats.client')}",
         address=address(ports, "nats.client"),
     )
@@ -113,10 +114,30 @@ def _edge(layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:
     return ProcessSpec(
         name="envoy",
         group="edge",
-        argv=render.argv(edge_settings(layout, ports), program=str(PROGRAMS / "envoy")),
+        argv=render.argv(edge_settings(layout, ports), program=str(binaries.program("envoy"))),
         health=f"http+{inner_address(layout, ports, 'envoy.admin')}#/ready",
         address=address(ports, "envoy.edge"),
     )
+
+
+def _edge_certificate(layout: Layout, ports: Mapping[str, int]) -> Iterator[ProcessSpec]:
+    """Yields the process that gives Envoy new certificates, where the edge has TLS."""
+    edge = layout.edge
+    if edge.certificate_file is None:
+        return
+    arguments = {
+        "--certificate": edge.certificate_file,
+        "--key": edge.key_file,
+        "--folder": layout.edge_tls,
+    }
+    yield replace(
+        _edge(layout, ports),  # whose readiness says that there is a certificate
+        name="edge_certificate",
+        argv=[
+            sys.executable, "-m", "deploy.local.edge_certificate",
+            *(str(word) for pair in arguments.items() for word in pair),
+        ],
+    )  # fmt: skip
 
 
 def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) -> ProcessSpec:

@@ -28,6 +28,7 @@ from deploy.triton.command import (
     remove_shared_memory,
 )
 from deploy.triton.log_filter import END_WAIT_SECONDS, start_copying
+from deploy.triton.private_memory import keep_memory_private
 from deploy.triton.stubs import Stubs
 from libs.tls import TlsFiles
 
@@ -78,7 +79,7 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
         env=triton.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509  # there are no other threads yet
+        preexec_fn=lambda: _prepare(parent),  # noqa: PLW1509  # there are no other threads yet
     )
     assert server.stdout is not None  # noqa: S101  # it is a pipe
     copying = start_copying(cast("BinaryIO", server.stdout), sys.stdout.buffer)
@@ -101,6 +102,16 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
             server.wait()
     copying.join(END_WAIT_SECONDS)
     return server.returncode
+
+
+def _prepare(parent: int) -> None:
+    """Runs in the process that becomes Triton."""
+    _die_with(parent)
+    try:
+        keep_memory_private()
+    except OSError as error:  # what is raised here does not reach the parent
+        print(f"Triton cannot start: {error}", flush=True)
+        raise
 
 
 def _die_with(parent: int) -> None:

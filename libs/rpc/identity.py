@@ -30,7 +30,7 @@ _KEYS = frozenset({TENANT_KEY, USER_KEY, SCOPES_KEY, MAX_PRIORITY_KEY, USAGE_ID_
 
 @dataclass(frozen=True)
 class Identity:
-    """A caller. Services trust it: only the edge and the mesh itself reach them.
+    """A caller. Services trust it: only the mesh reaches them, by sockets or with certificates.
 
     Attributes:
         max_priority: the highest priority that its requests may ask for.

@@ -12,7 +12,7 @@ import grpc
 from typing_extensions import override
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, Unimplemented
+from libs.errors import HeadraceError, InvalidArgument, Unimplemented
 from libs.rpc.access import OPEN
 from libs.rpc.call_observer import GrpcObserver
 from libs.rpc.deadlines import DEADLINE_MARGIN_SECONDS, Deadline, Deadlines
@@ -33,6 +33,8 @@ Behavior = Callable[[Any, Any], Any]
 READ_OUT_SECONDS = 0.5
 READ_OUT_BYTES = 16 * 1024 * 1024
 ABORT_SECONDS = 5.0
+# In one stream of a method that needs no token: reflection of each service takes a few.
+MAX_OPEN_REQUESTS = 1024
 
 _PLUMBING = ("/grpc.health.", "/grpc.reflection.")
 _TRACE_KEYS = frozenset({"traceparent", "tracestate"})
@@ -88,8 +90,10 @@ class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         observer = GrpcObserver(method, traced=_is_traced(method))
         scope = self._scope_of(method)
         parse = handler.request_deserializer
-        limit_bytes = MAX_OPEN_REQUEST_BYTES if scope == OPEN else MAX_REQUEST_BYTES
-        parser = None if parse is None else _Parser(parse, limit_bytes)
+        limits = (MAX_REQUEST_BYTES, -1)
+        if scope == OPEN:
+            limits = (MAX_OPEN_REQUEST_BYTES, MAX_OPEN_REQUESTS)
+        parser = None if parse is None else _Parser(parse, *limits)
 
         async def call(request: Any, context: Any) -> Any:
             carrier = _AioCall(behavior, request, parser, context, self._deadlines)
@@ -100,10 +104,16 @@ class ServedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
 
 class _Parser(NamedTuple):
-    """How the messages of a method are parsed."""
+    """How the messages of a method are parsed.
+
+    Attributes:
+        limit_bytes: of one message.
+        limit: how many messages a stream may have; -1: any number.
+    """
 
     parse: Callable[[bytes], Any]
     limit_bytes: int
+    limit: int
 
     def one(self, message: bytes) -> Any:
         """Returns a message, parsed.
@@ -120,15 +130,23 @@ class _ParsedMessages(AsyncIterator[Any]):
     Not a generator: that could not be read again after a read that was abandoned.
     """
 
-    __slots__ = ("_messages", "_parser")
+    __slots__ = ("_left", "_messages", "_parser")
 
     def __init__(self, messages: AsyncIterator[bytes], parser: _Parser) -> None:
         self._messages = messages
         self._parser = parser
+        self._left = parser.limit
 
     @override
     async def __anext__(self) -> Any:
-        return self._parser.one(await anext(self._messages))
+        message = await anext(self._messages)
+        if not self._left:
+            raise InvalidArgument(
+                f"the stream has more than {self._parser.limit} messages; start another one",
+                reason="INVALID_FIELD",
+            )
+        self._left -= 1
+        return self._parser.one(message)
 
 
 class _AioCall:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection, reflection_pb2
-from grpc_reflection.v1alpha._async import ReflectionServicer
+from typing_extensions import override
 
 from libs.addresses import unix_path
 from libs.clock import Clock
+from libs.errors import NotFound
 from libs.rpc.access import required_scope
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.interceptors import ServedCalls
-from libs.rpc.public_api import PUBLIC_FILES, public_services, with_dependencies
+from libs.rpc.reflection import reflect
+from libs.rpc.served_call import MAX_REQUEST_BYTES
 from libs.tls import TlsFiles
 
-_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+# More than a request may have, so that the error of one that is too long can carry `ErrorInfo`.
+MAX_RECEIVED_BYTES = 2 * MAX_REQUEST_BYTES
+# How soon it is noticed that gRPC itself has ended the server: it tells only when a wait times out.
+_WAIT_SECONDS = 1.0
 
 
 class RpcServer:
@@ -40,14 +44,26 @@ class RpcServer:
         clock: Clock,
         reuse_port: bool = False,
         tls: TlsFiles | None = None,
+        max_message_bytes: int = MAX_RECEIVED_BYTES,
         scope_of: Callable[[str], str] = required_scope,
     ) -> None:
+        """Creates a server.
+
+        Args:
+            address: where it listens.
+            clock: the time.
+            reuse_port: whether several processes may share a TCP port.
+            tls: the files of TLS, for TCP.
+            max_message_bytes: the longest message that gRPC receives, of any method: it is in
+                memory before the call is looked at.
+            scope_of: returns the scope that a method's path requires.
+        """
         self.address = address
         self._tls = None if unix_path(address) is not None else tls
         self.grpc = grpc.aio.server(
             interceptors=[ServedCalls(clock, scope_of)],
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # gRPC decompresses before anybody sees the call: 64 KiB become 64 MiB, also
                 # without a token. Only the first algorithm, identity, is left.
@@ -58,7 +74,7 @@ class RpcServer:
             ],
         )
         self.ready = False
-        self._health = HealthServicer()
+        self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
 
     async def start(self, *, ready: bool = True) -> None:
@@ -84,11 +100,36 @@ class RpcServer:
         status = health_pb2.HealthCheckResponse.ServingStatus
         await self._health.set("", status.SERVING if ready else status.NOT_SERVING)
 
+    async def ended(self) -> None:
+        """Waits until the server has stopped.
+
+        Raises:
+            Exception: gRPC itself ended it, and nothing is served any more: `grpc.aio` does so for
+                a path that is not UTF-8, which the edge never forwards.
+        """
+        while await self.grpc.wait_for_termination(timeout=_WAIT_SECONDS):
+            pass
+
     async def stop(self, drain_seconds: float) -> None:
         """Refuses new calls, waits for running ones, then cancels them."""
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(drain_seconds)
+
+
+class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Health of the process, under the empty name."""
+
+    @override
+    async def Check(self, request: Any, context: Any) -> Any:
+        """Returns whether the process is ready.
+
+        Raises:
+            NotFound: the name is not empty. The library itself would give no reason.
+        """
+        if request.service:
+            raise NotFound.of_resource(request.service)
+        return await super().Check(request, context)
 
 
 def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
@@ -97,41 +138,3 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
         root_certificates=tls.ca.read_bytes(),
         require_client_auth=True,
     )
-
-
-def reflect(server: grpc.aio.Server) -> None:
-    """Answers reflection, v1 and v1alpha, for every public service of the mesh.
-
-    Each process knows all public protos, so that the edge can ask any of them. Internal protos are
-    not in the pool: they are neither listed nor found by name.
-    """
-    names = [
-        *(service.full_name for service in public_services()),
-        health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1,
-    ]  # fmt: skip
-    pool = _public_pool()
-    reflection.enable_server_reflection(names, server, pool=pool)
-    # v1 has the messages of v1alpha under another package name.
-    servicer = ReflectionServicer(names, pool=pool)
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                _REFLECTION_V1,
-                {
-                    "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                        servicer.ServerReflectionInfo,
-                        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-                        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-                    )
-                },
-            ),
-        )
-    )
-
-
-def _public_pool() -> descriptor_pool.DescriptorPool:
-    pool = descriptor_pool.DescriptorPool()
-    files = (*PUBLIC_FILES, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-    for proto in with_dependencies(files):
-        pool.Add(proto)
-    return pool

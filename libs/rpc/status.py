@@ -159,20 +159,19 @@ def _packed(detail: Message) -> any_pb2.Any:
 
 def from_details(kind: type[HeadraceError], message: str, value: bytes) -> HeadraceError | None:
     """Returns the error in the details of a callee's status; None: they are not Headrace's."""
-    try:
-        status = status_pb2.Status.FromString(value)
-    except DecodeError:
-        return None
     info = error_details_pb2.ErrorInfo()
     bad_request = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
     resource = error_details_pb2.ResourceInfo()
     has_retry = False
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad_request)
-        detail.Unpack(resource)
-        has_retry = detail.Unpack(retry) or has_retry
+    try:
+        for detail in status_pb2.Status.FromString(value).details:
+            detail.Unpack(info)
+            detail.Unpack(bad_request)
+            detail.Unpack(resource)
+            has_retry = detail.Unpack(retry) or has_retry
+    except DecodeError:
+        return None
     if info.domain != DOMAIN:
         return None
     return kind(

@@ -23,6 +23,7 @@ from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
 from libs.process import Process, process, run
 from libs.routes import RouteTable
+from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.grpc_http1 import GrpcHttp1Handler
 from libs.rpc.http_api import HttpApi
 from libs.snapshots import Snapshots
@@ -48,7 +49,8 @@ from services.inference.tensors.oip import OpenInference
 async def main() -> None:
     """Runs the service until it is stopped."""
     settings = Settings()
-    async with process("inference", settings) as running:
+    # Tensors are larger than other requests.
+    async with process("inference", settings, max_message_bytes=MAX_MESSAGE_BYTES) as running:
         clock = running.clock
         if settings.nats_system_credentials_file is not None:
             await check_durable(

@@ -22,7 +22,7 @@ from deploy.envoy.render import CLUSTERS
 from deploy.envoy.routes import HTTP_CLUSTERS, descriptors
 from libs.clock import SystemClock
 from libs.rpc.grpc_http1 import GrpcCall, GrpcHttp1Handler
-from libs.rpc.server import reflect
+from libs.rpc.reflection import reflect
 from tests.support.edge import NOWHERE, RunningEdge, running_edge, serving_http
 from tests.support.scripted import GENERATE_PATH
 

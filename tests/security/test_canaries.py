@@ -27,6 +27,7 @@ from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
 
 from deploy.local.ports import address, read_ports
 from deploy.local.session import mesh_members
+from deploy.triton.command import SHARED_MEMORY, region_prefix
 from libs.chat.wire import text_message
 from tests.security.canaries import PROVIDER_MODEL, RAISING_MODEL, WORDS, Canaries, Planter
 from tests.support.files import files_with
@@ -216,6 +217,10 @@ async def test_files_are_private_and_bounded(planted: Planter) -> None:
     # Models may be read by Triton's user, if it has one.
     others = [path for path in home.iterdir() if path.is_dir() and path.name != "triton"]
     assert [path for path in others if path.stat().st_mode & 0o077] == []
+    # Tensors pass through these between Triton and the processes of models.
+    regions = list(SHARED_MEMORY.glob(f"{region_prefix(home / 'triton' / 'triton-0')}*"))
+    assert regions
+    assert [region for region in regions if region.stat().st_mode & 0o077] == []
     config = (home / "run" / "supervisord.conf").read_text()
     programs = config.count("[program:")
     assert programs > 8

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -13,11 +15,16 @@ from grpc_reflection.v1alpha import reflection_pb2
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 
 from libs.clock import SystemClock
+from libs.grpc_stream.call import MAX_MESSAGES_AT_ONCE, ServerStreamCall, ServerStreamError
 from libs.rpc.channel import open_channel
+from libs.rpc.framing import framed
+from libs.rpc.interceptors import MAX_OPEN_REQUESTS
 from libs.rpc.served_call import MAX_OPEN_REQUEST_BYTES
-from libs.rpc.server import RpcServer
+from libs.rpc.server import MAX_RECEIVED_BYTES, RpcServer
+from tests.support.http2_frames import END_HEADERS, PREFACE, FrameType, frame, literal, settings
 from tests.support.rpc import Calls, handled_by, reason_of, value
 from tests.support.scripted import scripted_mesh
+from tests.support.service import running_service
 
 pytestmark = pytest.mark.integration
 
@@ -119,13 +126,30 @@ async def test_methods_that_need_no_token_accept_small_messages_only(channel, me
 async def test_a_name_in_an_open_method_may_be_long(channel):
     """Health of a service by name, and reflection of a symbol."""
     request = health_pb2.HealthCheckRequest(service="x" * (MAX_OPEN_REQUEST_BYTES - 8))
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await channel.unary_unary(f"{HEALTH}Check")(request.SerializeToString())
-    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    call = channel.unary_unary(f"{HEALTH}Check")(request.SerializeToString())
+    assert await outcome(call) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
     asked = reflection_pb2.ServerReflectionRequest(list_services="*")
     call = channel.stream_stream(REFLECTION.format("v1"))(iter([asked.SerializeToString()]))
     answer = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
     assert answer.list_services_response.service
+
+
+async def test_grpc_receives_little_more_than_a_request_may_have(channel):
+    """It is in memory before the call is looked at; only tensors are larger."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await channel.unary_unary(f"{HEALTH}Check")(bytes(MAX_RECEIVED_BYTES + 1))
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_stream_without_a_token_ends(channel):
+    """Nobody can ask one server for ever."""
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol="grpc.health.v1.Health")
+    requests = iter([asked.SerializeToString()] * (MAX_OPEN_REQUESTS + 1))
+    call = channel.stream_stream(REFLECTION.format("v1"))(requests)
+    for _ in range(MAX_OPEN_REQUESTS):
+        answer = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
+        assert answer.file_descriptor_response.file_descriptor_proto
+    assert await outcome(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
 @pytest.mark.parametrize("method", [f"{HEALTH}Check", "/headrace.jobs.v1.JobService/GetJob"])
@@ -151,3 +175,57 @@ async def test_the_edge_refuses_compressed_messages_with_a_reason(tmp_path):
         await check(b"")
         call = check(bytes(100), compression=grpc.Compression.Gzip)
         assert await outcome(call) == (grpc.StatusCode.UNIMPLEMENTED, "INVALID_FIELD")
+
+
+async def test_a_backend_that_sends_empty_messages_does_not_hold_up_others():
+    """A reader that never waits itself lets others run between a few hundred of them."""
+    count = 13_000  # as many as fit into a stream's window
+    call = ServerStreamCall()
+    call.data_received(framed(b"") * count)
+    call.ended(None)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.ensure_future(take_turns())
+    received = 0
+    with suppress(ServerStreamError):  # there are no trailers
+        while messages := await call.read():
+            assert len(messages) <= MAX_MESSAGES_AT_ONCE
+            received += len(messages)
+    others.cancel()
+    assert received == count
+    assert turns >= count // MAX_MESSAGES_AT_ONCE
+
+
+async def test_a_process_whose_server_grpc_itself_ends_exits(tmp_path):
+    """A path that is not UTF-8 ends it; the supervisor starts the process again."""
+    async with running_service("registry", tmp_path) as service:
+        host, _, port = service.address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        fields = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": "/\xff",
+            ":authority": "a",
+            "content-type": "application/grpc",
+            "te": "trailers",
+        }
+        block = b"".join(literal(name, value) for name, value in fields.items())
+        block = block.replace("\xff".encode(), b"\xff\xff")
+        writer.write(PREFACE + settings({}) + frame(FrameType.HEADERS, END_HEADERS, 1, block))
+        await asyncio.wait_for(service.process.wait(), 15)
+        writer.transport.abort()
+
+
+async def test_a_server_that_is_stopped_has_ended_normally():
+    """Nobody restarts it."""
+    server = RpcServer("127.0.0.1:0", clock=SystemClock())
+    await server.start()
+    ended = asyncio.ensure_future(server.ended())
+    await server.stop(drain_seconds=0)
+    await asyncio.wait_for(ended, 10)

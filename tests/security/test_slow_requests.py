@@ -21,6 +21,7 @@ from tests.support.http_bytes import (
     rest,
     serving_one_path,
 )
+from tests.support.scripted import scripted_mesh
 
 pytestmark = pytest.mark.integration
 
@@ -130,6 +131,19 @@ async def test_a_body_of_an_unknown_coding_is_not_implemented(caller, coding):
     caller.writer.write(POST + b"transfer-encoding: " + coding + b"\r\n\r\n0\r\n\r\n")
     assert (await caller.head())[0] == 501
     assert await rest(caller) == b""
+
+
+async def test_the_edge_knows_no_other_codings_either(tmp_path):
+    """With a reason in the form of the path's API."""
+    async with scripted_mesh(tmp_path) as mesh:
+        host, _, port = mesh.edge.address.rpartition(":")
+        for path in ("/v1/chat/completions", "/headrace.cost.v1.CostService/ListPrices"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n"
+            writer.write(head.encode())
+            async with asyncio.timeout(10):
+                assert b" 501 " in await reader.readline()
+            writer.transport.abort()
 
 
 async def test_a_body_in_chunks_of_one_byte_takes_no_more_memory_than_its_size(service, caller):

@@ -33,24 +33,27 @@ class Authority:
 
     def server(self, *, names: tuple[str, ...] = (), address: str = "") -> ssl.SSLContext:
         """Returns the TLS settings of a server with these names, or this address."""
+        certificate, key = self.issue(names=names, address=address)
+        file = self._folder / "server.pem"
+        file.write_bytes(key + certificate)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+        return context
+
+    def issue(self, *, names: tuple[str, ...] = (), address: str = "") -> tuple[bytes, bytes]:
+        """Returns the certificate and the private key of a server, both PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         named: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         if address:
             named.append(x509.IPAddress(ip_address(address)))
         alternatives = x509.SubjectAlternativeName(named)
         certificate = self._signed(_name("a server of the tests"), key, alternatives)
-        file = self._folder / "server.pem"
-        file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            + certificate.public_bytes(serialization.Encoding.PEM)
+        private = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        return context
+        return certificate.public_bytes(serialization.Encoding.PEM), private
 
     def _signed(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType

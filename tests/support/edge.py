@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import grpc
 from deploy import keys
 from deploy.envoy.render import CLUSTERS, Edge, argv, write
 from deploy.host import PROGRAMS
+from deploy.local.edge_settings import host_port
 from libs.clock import SystemClock
 from libs.http1 import HttpServer
 from libs.rpc.access import required_scope
@@ -42,6 +44,8 @@ class RunningEdge:
         metrics: URL of what Prometheus reads.
         admin: URL of Envoy's admin interface.
         log: standard output, one line of JSON for each request.
+        pid: the process of Envoy.
+        root: what clients trust, PEM; empty: the edge speaks without TLS.
     """
 
     home: Path
@@ -49,10 +53,12 @@ class RunningEdge:
     metrics: str
     admin: str
     log: Path
+    pid: int
+    root: str = ""
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{'https' if self.root else 'http'}://{self.address}"
 
     def token(self, **claims: Any) -> str:
         """Signs a token; by default of tenant `acme` and user `ann`, with all scopes."""
@@ -68,7 +74,14 @@ class RunningEdge:
         return tuple(self.bearer(**claims).items())
 
     def channel(self) -> grpc.aio.Channel:
+        if self.root:
+            trusting = grpc.ssl_channel_credentials(self.root.encode())
+            return grpc.aio.secure_channel(self.address, trusting)
         return grpc.aio.insecure_channel(self.address)
+
+    def session(self) -> aiohttp.ClientSession:
+        trusting = ssl.create_default_context(cadata=self.root) if self.root else True
+        return aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(ssl=trusting))
 
     async def requests_logged(self, count: int) -> list[dict[str, Any]]:
         """Waits until the log has this many requests and returns them."""
@@ -94,15 +107,23 @@ class RunningEdge:
 
 @asynccontextmanager
 async def running_edge(
-    home: Path, services: Mapping[str, Sequence[str]], **settings: Any
+    home: Path,
+    services: Mapping[str, Sequence[str]],
+    *,
+    root: str = "",
+    listen_address: str = "127.0.0.1:0",
+    **settings: Any,
 ) -> AsyncIterator[RunningEdge]:
-    """Runs an edge on free ports. Clusters without an address refuse connections."""
+    """Runs an edge on free ports. Clusters without an address refuse connections.
+
+    `root` is the authority of the certificate in the setting `listener_tls`.
+    """
     edge = Edge(
         folder=home / "run",
         jwt_issuer=keys.ISSUER,
         jwt_audience=keys.AUDIENCE,
         jwks_file=keys.jwks_path(home),
-        listen_address="127.0.0.1:0",
+        listen_address=listen_address,
         admin_address="127.0.0.1:0",
         metrics_address="127.0.0.1:0",
         services={name: services.get(name, [NOWHERE]) for name in CLUSTERS},
@@ -128,6 +149,8 @@ async def running_edge(
             metrics=f"http://{listeners['metrics']}",
             admin=admin,
             log=log,
+            pid=process.pid,
+            root=root,
         )
     except TimeoutError as error:
         raise AssertionError(f"Envoy is not ready: {errors.read_text()[-2000:]}") from error
@@ -197,7 +220,7 @@ async def _ready(
 
 def _host_and_port(listener: dict[str, Any]) -> str:
     found = listener["local_address"]["socket_address"]
-    return f"{found['address']}:{found['port_value']}"
+    return host_port(found["address"], found["port_value"])
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

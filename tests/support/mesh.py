@@ -136,7 +136,7 @@ def running_mesh(home: Path, *, models: bool, **shape: Any) -> Iterator[RunningM
     Args:
         home: an empty folder.
         models: whether to deploy the bundled models.
-        shape: `inference_replicas`, `triton_backends`, `transport`.
+        shape: `inference_replicas`, `triton_backends`, `transport`, `edge`.
     """
     layout = Layout(home=home, edge_port=free_port(), **shape)
     with pytest.MonkeyPatch.context() as environment:

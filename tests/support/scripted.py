@@ -147,6 +147,10 @@ class Jobs(jobs_pb2_grpc.JobServiceServicer):
         self.watch: Any = one_text
 
     @override
+    async def GetJob(self, _request: Any, _context: Any) -> jobs_pb2.GetJobResponse:
+        return jobs_pb2.GetJobResponse(job=jobs_pb2.Job(name="x"))
+
+    @override
     async def WatchJob(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
         async for text in self.watch():
             yield jobs_pb2.WatchJobResponse(job=jobs_pb2.Job(name=text))
@@ -231,6 +235,6 @@ async def scripted_mesh(home: Path, **settings: Any) -> AsyncIterator[ScriptedMe
             **settings,
         ) as mesh.edge,
         mesh.edge.channel() as mesh.channel,
-        aiohttp.ClientSession(mesh.edge.url) as mesh.http,
+        mesh.edge.session() as mesh.http,
     ):
         yield mesh

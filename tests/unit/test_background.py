@@ -170,7 +170,7 @@ async def work():
 async def main():
     settings = Settings(home=Path("."), listen_address="127.0.0.1:0",
         metrics_address="127.0.0.1:0", input_hash_key_file=Path("key"), drain_seconds=0,
-        log_level="info", otlp_endpoint=None)
+        log_level="info", otlp_endpoint=None, plaintext=True)
     async with process("test", settings) as running:
         running.spawn(work())
         await running.serve()

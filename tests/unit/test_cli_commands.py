@@ -113,8 +113,17 @@ def test_a_taken_edge_port_keeps_the_mesh_from_starting(tmp_path: Path):
         done = headrace(tmp_path, "up", HEADRACE_EDGE_PORT=port)
 
     assert done.returncode == 1
-    assert f"port {port} is taken" in done.stderr
+    assert f"cannot listen on port {port} of 127.0.0.1" in done.stderr
     assert not (tmp_path / "run" / "supervisord.pid").exists()
+
+
+def test_an_edge_for_the_network_needs_tls(tmp_path: Path):
+    """The message says what to set; nothing is created or started."""
+    done = headrace(tmp_path, "up", HEADRACE_EDGE_ADDRESS="0.0.0.0")  # noqa: S104 - refused
+
+    assert done.returncode == 1
+    assert "would cross the network unencrypted" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_triton_cannot_use_is_refused(tmp_path: Path):
@@ -148,6 +157,7 @@ def test_status_fails_when_nothing_runs(tmp_path: Path):
     assert done.returncode == 1
     assert json.loads(done.stdout) == {
         "home": str(tmp_path),
+        "edge": "",
         "ready": False,
         "problem": f"not running ({tmp_path})",
         "processes": [],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import jwt
 import pytest
 
 from cli.chat import _command, _next_steps
+from deploy.local.edge_record import LocalEdge
+from tests.support.certificates import Authority
 
 
 def test_a_printed_command_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -33,9 +36,22 @@ def test_a_printed_command_works_from_any_folder(tmp_path: Path, monkeypatch: py
     assert (home / "keys" / "edge.pem").exists()
 
 
-def test_the_printed_commands_are_valid_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Quotes are balanced, whatever the path of the mesh is."""
-    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "ann's mesh"))
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_printed_commands_are_valid_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool
+):
+    """Quotes are balanced, whatever the path of the mesh is, with TLS and without."""
+    home = tmp_path / "ann's mesh"
+    monkeypatch.setenv("HEADRACE_HOME", str(home))
+    edge = LocalEdge(address="127.0.0.1:8080")
+    if tls:
+        home.mkdir()
+        certificate, _ = Authority(tmp_path).issue(names=("edge.example",))
+        (home / "certificate.pem").write_bytes(certificate)
+        edge = replace(edge, certificate_file=str(home / "certificate.pem"))
 
-    for _, text in _next_steps("127.0.0.1:8080"):
+    texts = [text for _, text in _next_steps(edge)]
+
+    assert all(("https://edge.example:8080" in text) == tls for text in texts[1:])
+    for text in texts:
         subprocess.run(["sh", "-n", "-c", text], check=True, timeout=60)

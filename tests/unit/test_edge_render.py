@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
+from deploy.envoy.actions import INCOMPLETE
+from deploy.envoy.limits import MAX_CHECK_SECONDS, MAX_OPEN_STREAM_SECONDS, Limits
 from deploy.envoy.render import CLUSTERS, Edge, argv, files, write, write_tokens
 from deploy.envoy.replies import local_replies
 from deploy.envoy.routes import (
+    LIMITED_CLUSTERS,
     MAX_CALL_SECONDS,
     MAX_WATCH_SECONDS,
     descriptors,
@@ -54,7 +57,12 @@ def _edge(folder: Path, **changes: Any) -> Edge:
 
 
 def _route(path: str) -> dict[str, Any]:
-    (found,) = [route for route in routes() if route["match"].get("path") == path]
+    """Returns the route of a call whose request is complete."""
+    (found,) = [
+        route
+        for route in routes(Limits())
+        if route["match"].get("path") == path and route.get("name") != INCOMPLETE
+    ]
     return found
 
 
@@ -63,8 +71,8 @@ def test_all_placeholders_are_replaced(tmp_path: Path) -> None:
     services = {name: ["127.0.0.1:7001", "10.0.0.2:7002"] for name in CLUSTERS}
     text = write(_edge(tmp_path, services=services)).read_text()
     assert not re.findall(r"\$[a-z_]+\b", text)
-    # Each cluster, and reflection by four services.
-    assert text.count('"port_value": 7002') == len(CLUSTERS) + 4
+    # Each cluster, those with limits of their own, and reflection by four services.
+    assert text.count('"port_value": 7002') == len(CLUSTERS) + len(LIMITED_CLUSTERS) + 4
 
 
 def test_rendering_again_changes_nothing(tmp_path: Path) -> None:
@@ -159,14 +167,47 @@ def test_the_command_separates_the_edges_of_two_meshes(tmp_path: Path) -> None:
 
 def test_every_call_has_a_maximum_duration() -> None:
     """No route allows an endless stream, whatever deadline the caller sets."""
-    for route in routes():
-        if "direct_response" in route:
+    for route in routes(Limits()):
+        if "direct_response" in route or route.get("name") == INCOMPLETE:
             continue
         limits = route["route"]["max_stream_duration"]
         assert limits["max_stream_duration"] == limits["grpc_timeout_header_max"]
-        assert limits["max_stream_duration"] in {f"{MAX_CALL_SECONDS}s", f"{MAX_WATCH_SECONDS}s"}
+        assert limits["max_stream_duration"] in {
+            f"{seconds}s"
+            for seconds in (
+                MAX_CALL_SECONDS,
+                MAX_WATCH_SECONDS,
+                MAX_CHECK_SECONDS,
+                MAX_OPEN_STREAM_SECONDS,
+            )
+        }
     generate = _route("/headrace.inference.v1.InferenceService/Generate")
     assert generate["route"]["max_stream_duration"]["max_stream_duration"] == "600s"
+
+
+def test_only_streams_of_requests_are_forwarded_before_they_are_complete() -> None:
+    """Every other call is kept by the edge, under the timeouts for bodies, until it is complete."""
+    every = routes(Limits(body_idle_seconds=7))
+    incomplete = {
+        r["match"]["path"]: r for r in every if r.get("name") == INCOMPLETE and "path" in r["match"]
+    }
+    streaming = {
+        route["match"]["path"]
+        for route in every
+        if "route" in route
+        and "path" in route["match"]
+        and route["match"]["path"] not in incomplete
+    }
+    assert streaming == {
+        "/headrace.registry.v1.RegistryService/UploadArtifact",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }
+    for route in incomplete.values():
+        assert route["route"]["idle_timeout"] == "7s"
+        # It would overwrite the caller's deadline; the one of the listener applies.
+        assert "max_stream_duration" not in route["route"]
 
 
 @pytest.mark.parametrize(

@@ -228,11 +228,15 @@ class Slow:
         self._connect = loop.create_connection
         monkeypatch.setattr(loop, "create_connection", self)
 
-    async def __call__(self, *arguments: Any) -> tuple[asyncio.Transport, Connection]:
+    async def __call__(
+        self, *arguments: Any, **options: Any
+    ) -> tuple[asyncio.Transport, Connection]:
         self.tries += 1
         self.connecting.set()
         await self.go_on.wait()
-        return cast(tuple[asyncio.Transport, Connection], await self._connect(*arguments))
+        return cast(
+            tuple[asyncio.Transport, Connection], await self._connect(*arguments, **options)
+        )
 
 
 async def test_closing_the_client_ends_the_wait_for_a_connection(monkeypatch, talk):
@@ -322,7 +326,7 @@ async def test_a_connection_is_found_in_the_moment_it_is_made(closes, monkeypatc
     """By a call or `close`: the connecting task has ended, its callbacks have not run yet."""
     connections: list[Connection] = []
 
-    async def at_once(factory: Any, *_address: Any) -> tuple[None, Connection]:
+    async def at_once(factory: Any, *_address: Any, **_options: Any) -> tuple[None, Connection]:
         connections.append(factory())
         connections[-1].greeted.set_result(None)
         return None, connections[-1]

@@ -56,7 +56,9 @@ def test_a_taken_edge_port_is_named(layout: Layout):
         other.bind(("127.0.0.1", layout.edge_port))
         other.listen()
 
-        with pytest.raises(CliError, match=f"port {layout.edge_port} is taken"):
+        with pytest.raises(
+            CliError, match=f"cannot listen on port {layout.edge_port} of 127.0.0.1"
+        ):
             choose_ports(layout)
 
 

@@ -167,7 +167,7 @@ def test_a_taken_port_is_named_before_anything_is_installed(
 
         assert install.main(["--edge-port", "services"]) == 1
 
-    assert f"port {port} cannot be used" in capsys.readouterr().err
+    assert f"port {port} of 127.0.0.1 cannot be used" in capsys.readouterr().err
 
 
 def test_a_current_environment_is_not_installed_again(

@@ -16,7 +16,7 @@ def named(file: str, pattern: str) -> set[str]:
 
 def test_every_package_asked_for_is_locked() -> None:
     """A lock that was not made again installs what was asked for earlier."""
-    for name in ("services", "dev", "models", "triton", "weights"):
+    for name in ("services", "dev", "fuzz", "models", "triton", "weights"):
         asked = named(f"{name}.in", r"^([A-Za-z0-9._-]+)")
         locked = named(f"{name}.lock", r"^([A-Za-z0-9._-]+)==")
         assert asked - {"-c"} <= locked, name

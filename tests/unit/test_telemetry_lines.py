@@ -127,16 +127,18 @@ def test_a_line_of_a_loop_that_stopped_is_written_by_the_next_loop(file, writer)
 
 
 @pytest.mark.parametrize(
-    "end",
+    ("end", "logged"),
     [
-        pytest.param("raise RuntimeError", id="an error"),
-        pytest.param("sys.exit(1)", id="an exit"),
+        pytest.param("raise RuntimeError", ["uncaught error"], id="an error"),
+        pytest.param("sys.exit(1)", [], id="an exit"),
         pytest.param(
-            "asyncio.get_running_loop().stop(); await asyncio.Event().wait()", id="a stop"
+            "asyncio.get_running_loop().stop(); await asyncio.Event().wait()",
+            ["uncaught error"],
+            id="a stop",
         ),
     ],
 )
-def test_lines_of_the_last_turn_are_written(end) -> None:
+def test_lines_of_the_last_turn_are_written(end, logged) -> None:
     """However the process ends, unless it is killed; also lines that exit handlers log."""
     script = f"""
 atexit.register(lambda: log.info("at exit"))
@@ -147,7 +149,7 @@ async def main():
 
 asyncio.run(main())
 """
-    assert events_of(script, fails=True) == ["last", "at exit"]
+    assert events_of(script, fails=True) == ["last", *logged, "at exit"]
 
 
 def test_the_lines_of_libraries_stay_in_order() -> None:

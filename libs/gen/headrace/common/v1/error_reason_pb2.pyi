@@ -113,9 +113,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: `trace_id`.
     """
     ERROR_REASON_EDGE_UNAVAILABLE: _ErrorReason.ValueType  # 18
-    """The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE`.
+    """The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE` and `RetryInfo`.
 
-    Metadata: none.
+    Metadata: `cause`, where the edge is at a limit: "overflow" (as many requests run in the service as the
+    edge allows) or "overload" (the edge's memory is used up).
     """
     ERROR_REASON_METHOD_NOT_FOUND: _ErrorReason.ValueType  # 19
     """No service or method has this path. Comes with `UNIMPLEMENTED`.
@@ -161,6 +162,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     use a token with a higher `max_priority`.
 
     Metadata: `max_priority`.
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 28
+    """The tenant, or without a token the caller's address, sends requests faster than the edge allows. Comes
+    with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+
+    Metadata: none.
     """
     ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 29
     """A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings
@@ -268,9 +275,10 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
 Metadata: `trace_id`.
 """
 ERROR_REASON_EDGE_UNAVAILABLE: ErrorReason.ValueType  # 18
-"""The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE`.
+"""The edge could not reach the service, or shed the call. Comes with `UNAVAILABLE` and `RetryInfo`.
 
-Metadata: none.
+Metadata: `cause`, where the edge is at a limit: "overflow" (as many requests run in the service as the
+edge allows) or "overload" (the edge's memory is used up).
 """
 ERROR_REASON_METHOD_NOT_FOUND: ErrorReason.ValueType  # 19
 """No service or method has this path. Comes with `UNIMPLEMENTED`.
@@ -316,6 +324,12 @@ ERROR_REASON_PRIORITY_NOT_ALLOWED: ErrorReason.ValueType  # 27
 use a token with a higher `max_priority`.
 
 Metadata: `max_priority`.
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 28
+"""The tenant, or without a token the caller's address, sends requests faster than the edge allows. Comes
+with `RESOURCE_EXHAUSTED` and `RetryInfo`.
+
+Metadata: none.
 """
 ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 29
 """A provider is at an address that is not allowed: not a public one, nor one of the networks in the settings

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of the parsers of this repository: `make fuzz`."""
