@@ -1,34 +1,37 @@
-"""`headrace chat` and `headrace demo`: answers of a model on the terminal."""
+"""`headrace chat`: a conversation with a model on the terminal, or line by line from a pipe."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import DEFAULT_TENANT, DEFAULT_USER, Tenant, User, layout
+from cli.options import DEFAULT_TENANT, DEFAULT_USER, Tenant, User, dollars, layout
 from deploy.errors import CliError
-from deploy.host import REPOSITORY
 
 if TYPE_CHECKING:  # `headrace token` must not import them
-    from headrace.cost.v1 import cost_pb2
     from rich.console import Console
 
     from deploy.client.answers import Answer
-    from deploy.local.edge_record import LocalEdge
+    from deploy.client.conversation import Conversation
+    from deploy.client.edge import EdgeClient
 
 MODEL = "smollm2"
-PROMPT = "Why is the sky blue? Answer in three sentences."
-DEMO_MAX_TOKENS = 160
-NANO_USD_PER_USD = 1_000_000_000
+HISTORY_LINES = 500
+HELP = """\
+/model NAME   go on with another model; /model alone lists those that can chat
+/reset        forget the conversation
+/help         print this
+/exit         end, like Ctrl-D
+Ctrl-C stops an answer. A message that starts with / is written with two: //etc/hosts"""
 
 
-def chat(
+def chat(  # noqa: PLR0917  # typer makes options of them
     model: Annotated[
         str, typer.Option(help="A model's name, or one version of it: smollm2@1.0.0.")
     ] = MODEL,
@@ -36,81 +39,152 @@ def chat(
     user: User = DEFAULT_USER,
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy, up to 2.")] = 0.7,
+    history: Annotated[
+        bool, typer.Option(help="Keep what you type in HEADRACE_HOME/chat_history.")
+    ] = True,
 ) -> None:
-    """Talk to a model."""
-    import readline  # noqa: F401 - gives `input` line editing and a history
+    """Talk to a model. /help lists the commands in it.
 
-    import grpc
+    From a pipe, each line is one message, and only the answers are printed.
+    """
     from rich.console import Console
 
-    from deploy.client.conversation import Conversation
-    from deploy.client.edge import describe
+    from deploy.client.conversation import Conversation, check_chat_model
     from deploy.local.edge import connect
 
-    console = Console(soft_wrap=True)
-    edge = connect(layout(), tenant=tenant, user=user, scopes="infer")
-    conversation = Conversation(edge, model=model, max_tokens=max_tokens, temperature=temperature)
-    if sys.stdin.isatty():
-        console.print(f"[dim]{model}; /exit or Ctrl-D ends[/]", highlight=False)
-    with edge, contextlib.suppress(EOFError):
-        while (question := input("> ").strip()) != "/exit":
-            if not question:
-                continue
-            try:
-                answer = conversation.ask(question, lambda text: _show(console, text, end=""))
-            except grpc.RpcError as error:
-                _show(console, describe(error), style="red")
-            else:
-                console.print(f"\n[dim]{_footer(answer)}[/]", highlight=False)
-
-
-def demo(
-    prompt: Annotated[str, typer.Option(help="The question.", show_default=PROMPT)] = "",
-) -> None:
-    """Stream a real model's answer through the edge and show its version, tokens and cost."""
-    import grpc
-    from headrace.inference.v1 import inference_pb2
-    from rich.console import Console
-
-    from deploy.client.answers import booked_cost, stream_answer
-    from deploy.client.edge import describe
-    from deploy.local.edge import connect
-    from deploy.local.edge_record import local_edge
-    from libs.chat.wire import text_message
-
-    console = Console()
-    question = prompt or PROMPT
-    request = inference_pb2.GenerateRequest(
-        model=MODEL,
-        messages=[text_message(inference_pb2.ROLE_USER, question)],
-        max_tokens=DEMO_MAX_TOKENS,
-    )
     mesh = layout()
-    with connect(mesh, tenant=DEFAULT_TENANT, user=DEFAULT_USER, scopes="infer read") as edge:
-        _show(console, f"\n{question}\n", style="bold")
+    with connect(mesh, tenant=tenant, user=user, scopes="infer read") as edge:
+        check_chat_model(edge, model)
+        conversation = Conversation(
+            edge, model=model, max_tokens=max_tokens, temperature=temperature
+        )
+        if not sys.stdin.isatty():
+            _answer_lines(conversation)
+            return
+        session = _Session(Console(soft_wrap=True), edge, conversation)
+        with _line_editing(mesh.home / "chat_history" if history else None):
+            session.run()
+
+
+class _Session:
+    """Reads lines from the terminal until the user ends it."""
+
+    def __init__(self, console: Console, edge: EdgeClient, conversation: Conversation) -> None:
+        self._console = console
+        self._edge = edge
+        self._conversation = conversation
+
+    def run(self) -> None:
+        self._note(f"{self._conversation.model}; /help lists commands, /exit or Ctrl-D ends")
+        while True:
+            try:
+                line = input("> ").strip()
+            except KeyboardInterrupt:  # drops the line, as shells do
+                print()
+                continue
+            except EOFError:
+                print()
+                return
+            if line == "/exit":
+                return
+            if line.startswith("/") and not line.startswith("//"):
+                self._command(line)
+            elif line:
+                self._ask(line.removeprefix("/") if line.startswith("//") else line)
+
+    def _ask(self, question: str) -> None:
+        import grpc
+
+        from deploy.client.edge import describe
+
         try:
-            answer = stream_answer(edge, request, lambda text: _show(console, text, end=""))
-            booked = booked_cost(edge, answer.final.request_id)
+            answer = self._conversation.ask(question, self._text)
+        except grpc.RpcError as error:
+            self._text("\n")
+            self._problem(describe(error))
+        except KeyboardInterrupt:
+            self._note("\nstopped; the tokens until here are billed")
+        else:
+            self._note(f"\n{_footer(answer)}")
+
+    def _command(self, line: str) -> None:
+        command, _, argument = line.partition(" ")
+        if command == "/help":
+            self._note(HELP)
+        elif command == "/reset":
+            self._conversation.reset()
+            self._note("the conversation is empty")
+        elif command == "/model":
+            try:
+                self._switch_model(argument.strip())
+            except CliError as error:
+                self._problem(str(error))
+        else:
+            self._problem(f"unknown command {command}; /help lists them")
+
+    def _switch_model(self, model: str) -> None:
+        from deploy.client.conversation import chat_models, check_chat_model
+
+        if model:
+            check_chat_model(self._edge, model)
+            self._conversation.model = model
+            self._note(f"{model} answers from now on")
+        else:
+            self._note(
+                f"{self._conversation.model} answers; there are: "
+                f"{', '.join(chat_models(self._edge))}"
+            )
+
+    def _text(self, text: str) -> None:
+        self._console.print(text, end="", markup=False, highlight=False)
+
+    def _note(self, text: str) -> None:
+        self._console.print(text, style="dim", markup=False, highlight=False)
+
+    def _problem(self, text: str) -> None:
+        self._console.print(text, style="red", markup=False, highlight=False)
+
+
+def _answer_lines(conversation: Conversation) -> None:
+    """Answers each line of a pipe. Numbers go to standard error, so that answers can be piped on.
+
+    Raises:
+        CliError: a call failed; the lines after it are not sent.
+    """
+    import grpc
+
+    from deploy.client.edge import describe
+
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        try:
+            answer = conversation.ask(line.strip(), lambda text: print(text, end="", flush=True))
         except grpc.RpcError as error:
             raise CliError(describe(error)) from error
-    _show(console, "\n")
-    for name, value in _facts(answer, booked):
-        _show(console, f"{name:<12} {value}")
-    _show(console, "\nTry next", style="bold")
-    for title, text in _next_steps(local_edge(mesh)):
-        _show(console, f"\n# {title}", style="dim")
-        _show(console, text)
+        print(flush=True)
+        print(_footer(answer), file=sys.stderr)
 
 
-def dollars(nano_usd: int) -> str:
-    """Returns an amount in dollars, exact to the nano-dollar."""
-    units, nanos = divmod(nano_usd, NANO_USD_PER_USD)
-    return f"${units}.{nanos:09}"
-
-
-def _show(console: Console, text: str, *, style: str = "", end: str = "\n") -> None:
-    """Prints text unchanged: without markup and added line breaks, so that it can be copied."""
-    console.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
+@contextmanager
+def _line_editing(history: Path | None) -> Iterator[None]:
+    """Gives `input` line editing, and the lines of earlier conversations on the arrow keys."""
+    try:
+        import readline
+    except ImportError:  # a Python that was built without it
+        yield
+        return
+    readline.set_history_length(HISTORY_LINES)
+    if history is not None:
+        with contextlib.suppress(OSError):
+            readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        if history is not None:
+            with contextlib.suppress(OSError):  # a full disk must not end it with an error
+                history.touch(mode=0o600)
+                readline.write_history_file(history)
 
 
 def _footer(answer: Answer) -> str:
@@ -119,98 +193,3 @@ def _footer(answer: Answer) -> str:
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.cached_tokens} cached, "
         f"{dollars(answer.final.cost_nano_usd)}, {answer.tokens_per_second:.0f} tokens/s"
     )
-
-
-def _facts(answer: Answer, booked: cost_pb2.GetRequestCostResponse) -> list[tuple[str, str]]:
-    final = answer.final
-    usage = final.usage
-    matches = booked.cost_nano_usd == final.cost_nano_usd
-    ledger = "the ledger says the same" if matches else f"LEDGER: {dollars(booked.cost_nano_usd)}"
-    tokens = (
-        f"{usage.prompt_tokens} prompt, {usage.completion_tokens} completion, "
-        f"{usage.cached_tokens} cached"
-    )
-    return [
-        ("version", final.model_version),
-        ("artifact", final.artifact_digest),
-        ("tokens", tokens),
-        ("cost", f"{dollars(final.cost_nano_usd)} ({ledger})"),
-        ("first token", f"{answer.first_token_seconds * 1000:.0f} ms"),
-        ("speed", f"{answer.tokens_per_second:.1f} tokens/s"),
-        ("route", f"{final.route.deployment}: {final.route.reason}"),
-        ("request id", final.request_id),
-        ("trace id", final.trace_id),
-    ]
-
-
-def _next_steps(edge: LocalEdge) -> list[tuple[str, str]]:
-    options = _tls_options(edge)
-    headrace, grpcurl, python = (_command(name) for name in ("headrace", "grpcurl", "python"))
-    token = f"$({headrace} token --tenant {DEFAULT_TENANT} --user {DEFAULT_USER})"
-    question = "Name three rivers."
-    messages = f'[{{"role": "user", "content": "{question}"}}]'
-    grpc_messages = f'[{{"role": "ROLE_USER", "parts": [{{"text": "{question}"}}]}}]'
-    grpc_line = (
-        f'{grpcurl} {options.grpcurl} -H "authorization: Bearer {token}" '
-        f'-d \'{{"model": "{MODEL}", "messages": {grpc_messages}}}\' '
-        f"{edge.address} headrace.inference.v1.InferenceService/Generate"
-    )
-    http_line = (
-        f"curl -N {options.curl}{options.url}/v1/chat/completions "
-        f'-H "authorization: Bearer {token}" '
-        "-H 'content-type: application/json' "
-        f'-d \'{{"model": "{MODEL}", "stream": true, "messages": {messages}}}\''
-    )
-    openai_lines = (
-        f"{python} - <<EOF\n"
-        "from openai import OpenAI\n"
-        f'client = OpenAI(base_url="{options.url}/v1", api_key="{token}")\n'
-        f"messages = {messages}\n"
-        f'for chunk in client.chat.completions.create(model="{MODEL}", stream=True, '
-        "messages=messages):\n"
-        '    print(chunk.choices[0].delta.content or "", end="", flush=True)\n'
-        "EOF"
-    )
-    return [
-        ("gRPC, by reflection", grpc_line),
-        ("OpenAI's HTTP API, as server-sent events", http_line),
-        ("the unmodified openai client", openai_lines),
-    ]
-
-
-class _TlsOptions(NamedTuple):
-    """How each program calls an edge, with TLS or without.
-
-    Attributes:
-        url: of the edge, by the name in its certificate.
-        curl: options, with a space at the end if there are any.
-        grpcurl: options.
-    """
-
-    url: str
-    curl: str
-    grpcurl: str
-
-
-def _tls_options(edge: LocalEdge) -> _TlsOptions:
-    """Returns options that work on this machine, whatever its DNS and its authorities are."""
-    from deploy.client.edge import server_name
-
-    if not edge.certificate_file:
-        return _TlsOptions(edge.url, "", "-plaintext")
-    name = server_name(Path(edge.certificate_file).read_text())
-    host, _, port = edge.address.rpartition(":")
-    file = shlex.quote(edge.certificate_file)
-    return _TlsOptions(
-        f"https://{name}:{port}",
-        f"--cacert {file} --connect-to ::{host}:{port} ",
-        f"-cacert {file} -authority {name}",
-    )
-
-
-def _command(name: str) -> str:
-    """Returns how a shell in the current folder runs a program of the environment."""
-    path = REPOSITORY / ".venv" / "bin" / name
-    shown = shlex.quote(str(path.relative_to(REPOSITORY) if Path.cwd() == REPOSITORY else path))
-    home = os.environ.get("HEADRACE_HOME")
-    return f"HEADRACE_HOME={shlex.quote(home)} {shown}" if home and name == "headrace" else shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_TENANT, DEFAULT_USER, Json, layout
+from cli.options import DEFAULT_TENANT, DEFAULT_USER, Json, console, layout
 from deploy.errors import CliError
 
 if TYPE_CHECKING:  # `headrace token` must not import them
@@ -113,9 +113,7 @@ def report(  # noqa: PLR0917  # typer makes options of them
         rows = [_group(row, group_by, bucket) | _sums(row.totals) for row in found.rows]
         print(json.dumps({"rows": rows, "totals": _sums(found.totals)}, indent=2))
     else:
-        from rich.console import Console
-
-        Console().print(_report_table(found, group_by, bucket))
+        console().print(_report_table(found, group_by, bucket))
 
 
 @contextmanager
@@ -169,9 +167,7 @@ def _print_prices(found: Sequence[cost_pb2.Price], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        from rich.console import Console
-
-        Console().print(_price_table(rows))
+        console().print(_price_table(rows))
 
 
 def _price_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEFAULT_TENANT, DEFAULT_USER, Json, Tenant, User, layout
+from cli.options import DEFAULT_TENANT, DEFAULT_USER, Json, Tenant, User, console, layout
 from deploy.errors import CliError
 
 if TYPE_CHECKING:  # `headrace token` must not import them
@@ -87,9 +87,7 @@ def list_jobs(
     if as_json:
         print(json.dumps([_dict(job) for job in found], indent=2))
     else:
-        from rich.console import Console
-
-        Console().print(_table(found))
+        console().print(_table(found))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Json, layout
+from cli.options import Json, console, started_layout
 
 if TYPE_CHECKING:  # `headrace token` must not import them
     from deploy.keys import SigningKey
@@ -22,7 +22,7 @@ def list_keys(as_json: Json = False) -> None:
     """List the keys that tokens are verified with."""
     from deploy import keys
 
-    _show(keys.signing_keys(layout().home), as_json=as_json)
+    _show(keys.signing_keys(started_layout().home), as_json=as_json)
 
 
 @app.command("rotate")
@@ -43,7 +43,7 @@ def rotate_key(
     from deploy import keys
     from deploy.local.edge import introduce
 
-    mesh = layout()
+    mesh = started_layout()
     found = keys.rotate(mesh.home, revoke=revoke, introduce=lambda token: introduce(mesh, token))
     _show(found, as_json=as_json)
 
@@ -56,7 +56,6 @@ def _show(keys: Sequence[SigningKey], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None)
@@ -64,4 +63,4 @@ def _show(keys: Sequence[SigningKey], *, as_json: bool) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(row["id"], row["use"], row["state"], row["expires"] or "")
-    Console().print(table)
+    console().print(table)

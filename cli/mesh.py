@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Json, layout
+from cli.options import Json, console, layout
 from deploy.errors import CliError
 
 if TYPE_CHECKING:  # `headrace token` must not import them
@@ -30,6 +30,7 @@ def up(
     from cli.progress import ConsoleProgress
     from deploy.local.edge_record import local_edge
     from deploy.local.lifecycle import deploy_models, start
+    from deploy.triton.sandbox import warning
 
     mesh = layout()
     console = Console()
@@ -37,6 +38,8 @@ def up(
         start(mesh, progress)
         if models:
             deploy_models(mesh, progress)
+    if missing := warning():
+        console.print(missing, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"The mesh is up: {local_edge(mesh).url}", highlight=False)
 
 
@@ -55,6 +58,7 @@ def status(as_json: Json = False) -> None:
     """Show every process of the mesh and what is deployed. Fails unless all is ready."""
     from deploy.local.edge_record import local_edge
     from deploy.local.status import deployment_statuses, process_statuses
+    from deploy.triton.sandbox import layers, warning
 
     mesh = layout()
     processes = process_statuses(mesh)
@@ -74,10 +78,13 @@ def status(as_json: Json = False) -> None:
             "problem": problem,
             "processes": [asdict(process) for process in processes],
             "deployments": [asdict(deployment) for deployment in deployments],
+            "sandbox": {**layers(), "warning": warning()},
         }
         print(json.dumps(body, indent=2))
     else:
         _print_status(mesh.home, processes, deployments, problem)
+        if processes and (missing := warning()):
+            print(f"\n{missing}")
         if processes:
             print(f"\nedge: {local_edge(mesh).url}")
     if not ready:
@@ -106,17 +113,15 @@ def _print_status(
     deployments: Sequence[DeploymentStatus],
     problem: str,
 ) -> None:
-    from rich.console import Console
-
-    console = Console()
+    out = console()
     if processes:
-        console.print(_process_table(home, processes))
+        out.print(_process_table(home, processes))
     if problem:
         style = "red" if processes else ""
-        console.print(problem, style=style, markup=False, highlight=False, soft_wrap=True)
+        out.print(problem, style=style, markup=False, highlight=False, soft_wrap=True)
     else:
-        console.print()
-        console.print(_deployment_table(deployments))
+        out.print()
+        out.print(_deployment_table(deployments))
 
 
 def _process_table(home: Path, processes: Sequence[ProcessStatus]) -> Table:

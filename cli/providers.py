@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Json, layout
+from cli.options import Json, console, layout
 from deploy.errors import CliError
 
 if TYPE_CHECKING:  # `headrace token` must not import them
@@ -70,10 +70,9 @@ def _show(found: Sequence[ProviderKey], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(key) for key in found], indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("key", "for URLs that start with", "problem", box=None)
     for key in found:
         table.add_row(key.name, key.url_prefix, key.problem)
-    Console().print(table)
+    console().print(table)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Json, layout
+from cli.options import Json, console, layout
 from deploy.errors import CliError
 
 if TYPE_CHECKING:  # `headrace token` must not import them
@@ -73,7 +73,6 @@ def list_models(
     as_json: Json = False,
 ) -> None:
     """List the models of a mesh and their versions."""
-    from rich.console import Console
     from rich.table import Table
 
     from deploy.client.registry import Registry
@@ -86,7 +85,7 @@ def list_models(
     table = Table("model", "versions", "created", "description", box=None)
     for model in models:
         table.add_row(model.name, ", ".join(model.versions), model.create_time, model.description)
-    Console().print(table)
+    console().print(table)
 
 
 def _connect(scopes: str) -> EdgeClient:
@@ -96,7 +95,6 @@ def _connect(scopes: str) -> EdgeClient:
 
 
 def _show(deployments: Sequence[DeploymentStatus], *, as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     if as_json:
@@ -105,4 +103,4 @@ def _show(deployments: Sequence[DeploymentStatus], *, as_json: bool) -> None:
     table = Table("deployment", "state", "version", "pool", "updated", "etag", box=None)
     for one in deployments:
         table.add_row(one.name, one.state, one.model_version, one.pool, one.update_time, one.etag)
-    Console().print(table)
+    console().print(table)

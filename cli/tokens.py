@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_TENANT, DEFAULT_USER, Json, Tenant, User, layout
+from cli.options import DEFAULT_TENANT, DEFAULT_USER, Json, Tenant, User, started_layout
 from deploy.errors import CliError
 
 
@@ -36,11 +36,12 @@ def token(  # noqa: PLR0917  # typer makes options of them
     """Print a token for calls through the edge."""
     from deploy import keys
 
+    home = started_layout().home  # the tokens of a new key would be valid nowhere
     scopes = keys.DEFAULT_SCOPES if scopes is None else scopes
     ttl = keys.DEFAULT_TTL_SECONDS if ttl is None else ttl
     try:
         signed = keys.mint_token(
-            layout().home,
+            home,
             tenant=tenant,
             user=user,
             scopes=scopes,

@@ -26,6 +26,10 @@ from typing import ClassVar, Self
 DOMAIN = "headrace"
 
 
+# Of an error, so many causes are followed.
+MAX_CAUSES = 32
+
+
 class HeadraceError(Exception):
     """An error with a status code, a reason for programs and a message for people.
 
@@ -180,3 +184,17 @@ class Internal(HeadraceError):
 BY_CODE: Mapping[str, type[HeadraceError]] = {
     kind.code: kind for kind in HeadraceError.__subclasses__()
 }
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drops the frames that an error came through, once it was logged.
+
+    They have the request. gRPC, and the frame that handles it, keep an error in reference cycles
+    until the garbage collector runs: large requests would fill the memory until then.
+    """
+    found: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if found is None:
+            return
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__

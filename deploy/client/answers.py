@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
@@ -93,16 +94,20 @@ def _stream_once(
     arrivals: list[tuple[float, int]] = []
     texts: list[str] = []
     stub = inference_pb2_grpc.InferenceServiceStub(edge.channel)
-    for message in stub.Generate(request, metadata=edge.metadata):
-        if message.HasField("delta"):
-            arrivals.append((time.monotonic(), message.delta.token_count))
-            texts.append(message.delta.text)
-            on_text(message.delta.text)
-        elif message.HasField("final"):
-            return Answer(
-                text="".join(texts),
-                final=message.final,
-                first_token_seconds=(arrivals[0][0] if arrivals else time.monotonic()) - start,
-                tokens_per_second=tokens_per_second(arrivals),
-            )
+    call: Any = stub.Generate(request, metadata=edge.metadata)
+    try:
+        for message in call:
+            if message.HasField("delta"):
+                arrivals.append((time.monotonic(), message.delta.token_count))
+                texts.append(message.delta.text)
+                on_text(message.delta.text)
+            elif message.HasField("final"):
+                return Answer(
+                    text="".join(texts),
+                    final=message.final,
+                    first_token_seconds=(arrivals[0][0] if arrivals else time.monotonic()) - start,
+                    tokens_per_second=tokens_per_second(arrivals),
+                )
+    finally:
+        call.cancel()  # where the user stops it: no token is made after that
     raise AssertionError("a stream that ends with OK has a final message")

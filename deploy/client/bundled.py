@@ -34,7 +34,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
 def deploy_bundled_models(edge: EdgeClient, *, home: Path, progress: DeployProgress) -> None:
     """Registers, prices and deploys the bundled models and returns when all of them answer.
 
-    What exists already is left unchanged.
+    Deployments of earlier bundled versions are updated; all else that exists is left unchanged.
 
     Args:
         edge: a client whose token has the scopes `Deployer` needs.

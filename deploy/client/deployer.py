@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from headrace.cost.v1 import cost_pb2, cost_pb2_grpc
 from headrace.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -15,7 +16,7 @@ from headrace.router.v1 import router_pb2, router_pb2_grpc
 from deploy.client.edge import EdgeClient
 from deploy.errors import CliError
 from deploy.triton.artifact import BundledModel
-from libs.model_reference import at_version, version_name
+from libs.model_reference import at_version, version_name, version_of
 
 CHUNK_BYTES = 1024 * 1024
 CALL_TIMEOUT_SECONDS = 20.0
@@ -54,6 +55,7 @@ class Deployer:
         self._registry = registry_pb2_grpc.RegistryServiceStub(edge.channel)
         self._router = router_pb2_grpc.RouterServiceStub(edge.channel)
         self._cost = cost_pb2_grpc.CostServiceStub(edge.channel)
+        self._served: dict[str, str] = {}  # by model, where it is not the bundled version
 
     def deploy(
         self,
@@ -64,6 +66,9 @@ class Deployer:
         deployment: str = "",
     ) -> None:
         """Prices, registers and deploys a version. `wait_until_ready` waits until it answers.
+
+        A deployment that exists is updated from a version that this one replaces; one that serves
+        any other version is left unchanged.
 
         Args:
             bundled: the version.
@@ -82,20 +87,19 @@ class Deployer:
             name=f"deployments/{deployment or bundled.model}",
             spec=registry_pb2.DeploymentSpec(model_version=version),
         )
-        self._create(
-            self._registry.CreateDeployment,
-            registry_pb2.CreateDeploymentRequest(deployment=new),
-        )
+        request = registry_pb2.CreateDeploymentRequest(deployment=new)
+        if not self._create(self._registry.CreateDeployment, request):
+            self._upgrade(new, bundled)
         self._progress.step(bundled.model, "loading")
 
     def wait_until_ready(self, bundled: BundledModel) -> None:
-        """Returns when the router sends requests to the version.
+        """Returns when the router sends requests to the version that the deployment serves.
 
         Raises:
             CliError: it takes longer than `READY_TIMEOUT_SECONDS`; the message says why.
             grpc.RpcError: a call failed.
         """
-        name = at_version(bundled.model, bundled.version)
+        name = at_version(bundled.model, self._served.get(bundled.model, bundled.version))
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         while True:
             try:
@@ -112,6 +116,31 @@ class Deployer:
                 self._progress.ready(bundled.model)
                 return
             time.sleep(ROUTE_PAUSE_SECONDS)
+
+    def _upgrade(self, new: registry_pb2.Deployment, bundled: BundledModel) -> None:
+        """Changes the version of a deployment that exists, if the new one replaces it."""
+        found = self._call(
+            self._registry.GetDeployment, registry_pb2.GetDeploymentRequest(name=new.name)
+        ).deployment
+        if found.spec.model_version == new.spec.model_version:
+            return
+        served = version_of(found.spec.model_version)
+        model = found.spec.model_version.removesuffix(f"/versions/{served}")
+        if model != f"models/{bundled.model}" or served not in bundled.replaces:
+            self._progress.note(
+                f"{new.name} serves {found.spec.model_version}, which is left unchanged; "
+                f"{bundled.version} is registered"
+            )
+            self._served[bundled.model] = served
+            return
+        new.etag = found.etag
+        self._call(
+            self._registry.UpdateDeployment,
+            registry_pb2.UpdateDeploymentRequest(
+                deployment=new, update_mask=FieldMask(paths=["spec.model_version"])
+            ),
+        )
+        self._progress.note(f"{new.name}: {served} is replaced by {bundled.version}")
 
     def _register(self, version: str, bundled: BundledModel) -> None:
         known_digest = self._digest_of(version)
@@ -157,12 +186,15 @@ class Deployer:
             or "no pool agent has reported on it; see `headrace logs pool_agent`"
         )
 
-    def _create(self, method: Callable[..., Any], request: Message) -> None:
+    def _create(self, method: Callable[..., Any], request: Message) -> bool:
+        """Returns whether it was created; False: it exists with other content."""
         try:
             self._call(method, request)
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.ALREADY_EXISTS:
                 raise
+            return False
+        return True
 
     def _call(self, method: Callable[..., Any], request: Message) -> Any:
         return method(request, metadata=self._metadata, timeout=CALL_TIMEOUT_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _DETAILS_KEY = "grpc-status-details-bin"
+# What gRPC itself says, with the address that it tried last.
+_UNREACHABLE = re.compile(r"failed to connect to all addresses.*ipv[46]:(?P<address>\S+?): ")
 
 
 class EdgeClient:
@@ -86,16 +89,37 @@ def retry_seconds(error: grpc.RpcError) -> float | None:
 
 def describe(error: grpc.RpcError) -> str:
     """Returns the code, message, violations and reason of a failed RPC in one line."""
-    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    if address := unreachable_address(error):
+        return (
+            f"{error.code().name}: nothing answers at {address}; `headrace status` shows what runs,"
+            " `headrace up` starts it"
+        )
+    info = error_details_pb2.ErrorInfo()
+    text = _with_violations(error)
+    if not any(detail.Unpack(info) for detail in _details(error)):
+        return f"{error.code().name}: {text}"
+    known = f"; there are: {models}" if (models := info.metadata.get("models")) else ""
+    return f"{error.code().name}: {text}{known} ({info.reason})"
+
+
+def unreachable_address(error: grpc.RpcError) -> str:
+    """Returns the address if no server answers there at all; empty for every other error."""
+    if error.code() is not grpc.StatusCode.UNAVAILABLE or _details(error):
+        return ""
+    found = _UNREACHABLE.search(error.details() or "")
+    return found["address"] if found else ""
+
+
+def _with_violations(error: grpc.RpcError) -> str:
+    """Returns the message, and what is wrong with fields where the message does not say it."""
     text = error.details() or ""
-    details = _details(error)
-    for detail in details:
+    request = error_details_pb2.BadRequest()
+    for detail in _details(error):
         if detail.Unpack(request):
             for violation in request.field_violations:
                 if violation.description not in text:
                     text = f"{text}; {violation.field}: {violation.description}"
-    reason = "".join(f" ({info.reason})" for detail in details if detail.Unpack(info))
-    return f"{error.code().name}: {text}{reason}"
+    return text
 
 
 def _details(error: grpc.RpcError) -> Sequence[any_pb2.Any]:

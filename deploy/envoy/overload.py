@@ -14,6 +14,7 @@ BURST = 2
 # Memory of one stream from which on it is among those that are ended for it: 64 KiB.
 _TRACKED_POWER_OF_TWO = 16
 _HEAP = "envoy.resource_monitors.fixed_heap"
+_CONNECTIONS = "envoy.resource_monitors.global_downstream_max_connections"
 
 
 def tenant_rate(limits: Limits) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def overload_manager(limits: Limits) -> dict[str, Any]:
                 },
             },
             {
-                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "name": _CONNECTIONS,
                 "typed_config": {
                     "@type": f"{monitors}.downstream_connections.v3.DownstreamConnectionsConfig",
                     "max_active_downstream_connections": limits.max_connections,
@@ -99,14 +100,19 @@ def _returned_memory(limits: Limits) -> dict[str, Any]:
 
 
 def _shorter_timeouts() -> dict[str, Any]:
+    """Ends idle streams and connections sooner, as memory or connections come to an end."""
+    memory = {"name": _HEAP, **_between(0.60, 0.80)}
+    connections = {"name": _CONNECTIONS, **_between(0.50, 0.75)}
+    timers = [
+        {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "2s"},
+        {"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": "5s"},
+    ]
     return {
-        **_action("reduce_timeouts", _between(0.60, 0.80)),
+        "name": "envoy.overload_actions.reduce_timeouts",
+        "triggers": [memory, connections],
         "typed_config": {
             "@type": "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig",
-            "timer_scale_factors": [
-                {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "2s"},
-                {"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": "1s"},
-            ],
+            "timer_scale_factors": timers,
         },
     }
 

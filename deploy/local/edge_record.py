@@ -47,10 +47,11 @@ def local_edge(layout: Layout) -> LocalEdge:
 
     Raises:
         CliError: no mesh was ever started in it.
+        PermissionError: it is the folder of another user.
     """
     try:
         return LocalEdge(**json.loads(layout.edge_file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError) as error:
         raise CliError(f"no mesh was started in {layout.home}; `headrace up` starts one") from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from deploy.errors import CliError
 from deploy.host import LOOPBACK, free_ports, is_free
 from deploy.local.layout import DEFAULT_EDGE_PORT, Layout
-from libs.addresses import UNIX_PREFIX, unix_path
+from libs.addresses import UNIX_PREFIX
 
 EDGE = "envoy.edge"
 # The services that always have one process.
@@ -108,6 +108,11 @@ def inner_address(layout: Layout, ports: Mapping[str, int], name: str) -> str:
 
 
 def triton_address(layout: Layout, ports: Mapping[str, int], backend: str) -> str:
-    """Returns the address of a Triton, which appends the number of a port to any address."""
-    found = inner_address(layout, ports, f"{backend}.grpc")
-    return f"{found}:1" if unix_path(found) is not None else found
+    """Returns the address of a Triton, which appends the number of a port to any address.
+
+    Its socket is in a folder of its own, the only one of the sockets' that it may write to.
+    """
+    name = f"{backend}.grpc"
+    if name in ports:
+        return address(ports, name)
+    return f"{UNIX_PREFIX}{layout.sockets / backend / 'grpc'}:1"

@@ -16,7 +16,12 @@ from pathlib import Path
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
 
-BUNDLED_VERSION = "1.0.0"
+# The version of each bundled model, and before it those that it replaces. A version never changes:
+# whoever changes a file of a model appends a version here.
+_VERSIONS: Mapping[str, Sequence[str]] = {
+    "smollm2": ("1.0.0", "1.1.0"),
+    "minilm": ("1.0.0",),
+}
 
 _CHUNK_BYTES = 1024 * 1024
 _MODEL_FOLDER = Path("deploy", "triton", "models")
@@ -43,6 +48,7 @@ class BundledModel:
         kind: `chat` or `embedding`.
         artifact: the tar.
         digest: `sha256:` and 64 hex digits, of the tar.
+        replaces: the earlier bundled versions.
     """
 
     model: str
@@ -50,6 +56,7 @@ class BundledModel:
     kind: str
     artifact: Path
     digest: str
+    replaces: Sequence[str] = ()
 
 
 def bundled_models(home: Path, *, root: Path = REPOSITORY) -> Sequence[BundledModel]:
@@ -64,6 +71,11 @@ def bundled_models(home: Path, *, root: Path = REPOSITORY) -> Sequence[BundledMo
 def bundled_names() -> Sequence[str]:
     """Returns the names of the bundled models."""
     return sorted(_WEIGHTS)
+
+
+def bundled_version(model: str) -> str:
+    """Returns the version of a bundled model."""
+    return _VERSIONS[model][-1]
 
 
 def model_files(model: str, *, root: Path = REPOSITORY) -> Mapping[str, Path]:
@@ -116,7 +128,11 @@ def digest_of(path: Path) -> str:
 
 def _pack(model: str, folder: Path, root: Path) -> BundledModel:
     files = model_files(model, root=root)
-    artifact = folder / f"{model}-{BUNDLED_VERSION}.tar"
+    *earlier, version = _VERSIONS[model]
+    for each in earlier:
+        (folder / f"{model}-{each}.tar").unlink(missing_ok=True)
+        (folder / f"{model}-{each}.json").unlink(missing_ok=True)
+    artifact = folder / f"{model}-{version}.tar"
     record = artifact.with_suffix(".json")
     state = _state(files)
     known = _read_record(record) if artifact.is_file() else {}
@@ -127,7 +143,12 @@ def _pack(model: str, folder: Path, root: Path) -> BundledModel:
         record.write_text(json.dumps({"state": state, "digest": digest}))
     kind = str(json.loads(files["headrace.json"].read_text())["kind"])
     return BundledModel(
-        model=model, version=BUNDLED_VERSION, kind=kind, artifact=artifact, digest=digest
+        model=model,
+        version=version,
+        kind=kind,
+        artifact=artifact,
+        digest=digest,
+        replaces=earlier,
     )
 
 

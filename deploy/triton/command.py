@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
+from deploy.triton.sandbox import Sandbox, sandbox_of
 from libs.addresses import host_and_port, unix_path
 from libs.tls import TlsFiles
 
@@ -28,6 +30,7 @@ _DESCRIBE_INTERPRETER = """
 import json, sys, sysconfig
 print(json.dumps({
     "version": "%d.%d" % sys.version_info[:2],
+    "base": sys.base_prefix,
     "library_folder": sysconfig.get_config_var("LIBDIR"),
     "library": sysconfig.get_config_var("INSTSONAME"),
 }))
@@ -61,11 +64,12 @@ class TritonAddresses:
 
 @dataclass(frozen=True, kw_only=True)
 class TritonCommand:
-    """What to execute, and the folder that this Triton reads models from."""
+    """What to execute, the folder that this Triton reads models from, and its sandbox."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
     model_repository: Path
+    sandbox: Sandbox | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,7 @@ class _Interpreter:
 
     bin: Path
     version: str
+    base: Path
     library_folder: Path
 
 
@@ -138,7 +143,24 @@ def command(
         *[f"--{name}={value}" for name, value in options.items()],
         "--disable-auto-complete-config",
     ]
-    return TritonCommand(argv=argv, env=_environment(interpreter), model_repository=repository)
+    socket = unix_path(addresses.grpc)
+    sandbox = sandbox_of(
+        folder,
+        readable=[
+            *(root / name for name in (".venv-triton", ".venv-models")),
+            *(interpreter.base, interpreter.library_folder, Path(__file__).parent),
+        ],
+        private=[tls.certificate, tls.key, tls.ca] if tls is not None else [],
+        sockets=[Path(socket).parent] if socket is not None else [],
+        listen_ports=[metrics_port, *([] if socket is not None else [int(grpc_port)])],
+    )
+    env = _environment(interpreter)
+    return TritonCommand(
+        argv=argv,
+        env={**env, **sandbox.environment()} if sandbox else env,
+        model_repository=repository,
+        sandbox=sandbox,
+    )
 
 
 def remove_shared_memory(*, home: Path, backend_id: str) -> None:
@@ -177,7 +199,12 @@ def _models_interpreter(root: Path) -> _Interpreter:
             f"Triton needs the shared library of Python {facts['version']}; "
             f"install libpython{facts['version']}, or a Python built with --enable-shared"
         )
-    return _Interpreter(bin=folder, version=facts["version"], library_folder=library_folder)
+    return _Interpreter(
+        bin=folder,
+        version=facts["version"],
+        base=Path(facts["base"]),
+        library_folder=library_folder,
+    )
 
 
 def _link_backend(folder: Path, server: Path, interpreter: _Interpreter) -> None:
@@ -189,10 +216,20 @@ def _link_backend(folder: Path, server: Path, interpreter: _Interpreter) -> None
         )
     backend = server / "backends" / "python"
     guard = Path(__file__).with_name("stub_guard.py")
-    for target in (stub, backend / "libtriton_python.so", guard):
+    for target in (backend / "libtriton_python.so", guard):
         _link(folder / target.name, target)
+    _write_launcher(folder / stub.name, stub, interpreter)
     utils = "triton_python_backend_utils.py"
     (folder / utils).write_text(f"{(backend / utils).read_text()}{_CALL_GUARD}")
+
+
+def _write_launcher(path: Path, stub: Path, interpreter: _Interpreter) -> None:
+    """Writes what Triton starts in place of the stub; see `stub_launcher`."""
+    launcher = Path(__file__).with_name("stub_launcher.py")
+    words = [str(interpreter.bin / "python"), "-IS", str(launcher), str(stub)]
+    path.unlink(missing_ok=True)  # earlier versions had a link to the stub itself
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    path.chmod(0o755)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -1,71 +1,46 @@
-"""Copies Triton's log without what exceptions of models say, which may quote requests.
-
-Triton logs each exception in a model's code with its message. The class of the exception and the
-lines of code stay. What a model itself prints is its author's matter and is copied as it is.
-"""
+"""Leaves out of Triton's log what may quote a request: the texts of models' exceptions."""
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
-# Longer lines are copied in parts; of one that was changed, the other parts are left out.
-MAX_LINE_BYTES = 64 * 1024
-END_WAIT_SECONDS = 1.0
-
-# Triton writes a message in one line, with its line breaks as `\n`.
-_FAILURE = re.compile(
-    rb'^[EWIF]\d{4} .*?"Failed to process the request\(s\) for [^,]{1,300}, message: '
+# A line of Triton's log has the whole text, with `\n` for the ends of its lines.
+_FAILED = re.compile(
+    r"(?P<what>Failed to process the request\(s\) for model[^']*'[^']*', message: )"
+    r"(?P<name>[A-Za-z_][\w.]*(?:Error|Exception))?(?P<text>.*)"
 )
-_CLASS = re.compile(rb"[A-Za-z_][\w.]{0,100}(?=:)")
-_FRAMES = rb"\n\nAt:\n"  # with backslashes, as in the log
-_FRAME = re.compile(rb"  (/[\w./@+-]+\(\d+\): [\w<>.]+)")
-_MAX_FRAMES = 20
+_FRAMES = re.compile(r"\\nAt:\\n(?P<frames>(?:  \S+\(\d+\): [\w<>.]+(?:\\n)?)+)\"?\s*$")
+# What Triton says itself, in place of a model.
+_OF_TRITON = re.compile(r"Stub process '[^']*' is not healthy")
+_MAX_LINE_BYTES = 64 * 1024
 
 
-def copy_log(source: BinaryIO, target: BinaryIO) -> None:
-    """Copies until the end of the source."""
-    for line in _cleaned(source):
-        target.write(line)
-        target.flush()
-
-
-def start_copying(source: BinaryIO, target: BinaryIO) -> threading.Thread:
-    """Copies in a thread. Join it with a limit: processes of models may keep the source open."""
-    thread = threading.Thread(
-        target=copy_log, args=(source, target), name="triton log", daemon=True
-    )
-    thread.start()
-    return thread
-
-
-def without_words(line: bytes) -> bytes:
-    """Returns a line of the log without the message of an exception in it."""
-    found = _FAILURE.match(line)
-    if found is None:
+def without_inputs(line: str) -> str:
+    """Returns a line of the log without the text of an exception; its class and frames stay."""
+    found = _FAILED.search(line)
+    if found is None or (found["name"] is None and _OF_TRITON.match(found["text"])):
         return line
-    message = line[found.end() :]
-    name = _CLASS.match(message)
-    kept = found.group() + (name.group() if name else b"an exception")
-    frames = [
-        frame.group(1)
-        for part in message.rpartition(_FRAMES)[2].split(rb"\n")
-        if (frame := _FRAME.fullmatch(part))
-    ]
-    if frames:
-        kept += b" at " + b", called at ".join(frames[:_MAX_FRAMES])
-    return kept + b'"\n'
+    frames = _FRAMES.search(found["text"])
+    name = found["name"] or "an exception"
+    where = f"; at: {frames['frames'].strip()}" if frames is not None else ""
+    left_out = f"{name} (its text is left out: it may quote the request){where}"
+    return f"{line[: found.start()]}{found['what']}{left_out}\n"
 
 
-def _cleaned(source: BinaryIO) -> Iterator[bytes]:
-    skips = False
-    while part := source.readline(MAX_LINE_BYTES):
-        is_end = part.endswith(b"\n")
-        if not skips:
-            cleaned = without_words(part)
-            skips = cleaned != part
-            yield cleaned
-        if is_end:
-            skips = False
+def forward(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copies a log line by line until it ends.
+
+    Longer lines are copied in parts. Of one that was changed, the other parts are left out.
+    """
+    is_rest = left_out = False
+    while part := source.readline(_MAX_LINE_BYTES):
+        line = part.decode(errors="replace")
+        if not is_rest:
+            cleaned = without_inputs(line)
+            left_out = cleaned != line
+            target.write(cleaned.encode())
+        elif not left_out:
+            target.write(line.encode())
+        is_rest = not part.endswith(b"\n")
+        target.flush()

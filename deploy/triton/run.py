@@ -14,11 +14,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, cast
 
 from deploy.errors import CliError
 from deploy.triton.command import (
@@ -27,14 +27,17 @@ from deploy.triton.command import (
     command,
     remove_shared_memory,
 )
-from deploy.triton.log_filter import END_WAIT_SECONDS, start_copying
+from deploy.triton.confinement import ConfinementError
+from deploy.triton.log_filter import forward
 from deploy.triton.private_memory import keep_memory_private
+from deploy.triton.sandbox import Sandbox
 from deploy.triton.stubs import Stubs
 from libs.tls import TlsFiles
 
 # After SIGTERM Triton is killed if it has not ended by then.
 STOP_SECONDS = 4.0
 WATCH_SECONDS = 0.5
+LOG_SECONDS = 0.5
 
 _PR_SET_PDEATHSIG = 1
 
@@ -74,15 +77,22 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
     Call it in the main thread: the kernel kills Triton when the thread that started it ends.
     """
     parent = os.getpid()
+    leftovers: set[Path] = set()
+    if triton.sandbox is not None:
+        triton.sandbox.prepare()
+        leftovers = triton.sandbox.leftovers()
     server = subprocess.Popen(  # noqa: S603  # the tritonserver of our environment
         triton.argv,
         env=triton.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: _prepare(parent),  # noqa: PLW1509  # there are no other threads yet
+        preexec_fn=lambda: _prepare(triton.sandbox, parent),  # noqa: PLW1509  # there are no other threads yet
     )
     assert server.stdout is not None  # noqa: S101  # it is a pipe
-    copying = start_copying(cast("BinaryIO", server.stdout), sys.stdout.buffer)
+    log = threading.Thread(
+        target=forward, args=(server.stdout, sys.stdout.buffer), name="log", daemon=True
+    )
+    log.start()
     kill_at_seconds = math.inf
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -100,18 +110,22 @@ def run(triton: TritonCommand, *, address: str, tls: TlsFiles | None = None) -> 
         if crashed or time.monotonic() > kill_at_seconds:
             server.kill()
             server.wait()
-    copying.join(END_WAIT_SECONDS)
+    log.join(LOG_SECONDS)  # a model's process may still hold the pipe
+    if triton.sandbox is not None:
+        triton.sandbox.remove_leftovers(leftovers)
     return server.returncode
 
 
-def _prepare(parent: int) -> None:
+def _prepare(sandbox: Sandbox | None, parent: int) -> None:
     """Runs in the process that becomes Triton."""
-    _die_with(parent)
     try:
+        if sandbox is not None:
+            sandbox.enter()
         keep_memory_private()
-    except OSError as error:  # what is raised here does not reach the parent
+    except (OSError, ConfinementError) as error:  # what is raised here does not reach the parent
         print(f"Triton cannot start: {error}", flush=True)
         raise
+    _die_with(parent)  # behind the change of the user, which would undo it
 
 
 def _die_with(parent: int) -> None:

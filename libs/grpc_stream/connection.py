@@ -26,6 +26,9 @@ from libs.grpc_stream.protocol import MAX_HEADER_LIST_BYTES, ClientProtocol
 # All streams together may receive this much ahead of the reader. The connection makes room for more
 # at once: a single stream is held back by its own window.
 CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
+# Of requests, at most so much is copied before it is written: however large the peer's windows are,
+# what the kernel does not take stays in the requests.
+MAX_UNFLUSHED_BYTES = 262_144
 STREAM_WINDOW_BYTES = 65_535  # the initial window of RFC 9113
 # The kernel closes the connection when the peer's kernel does not acknowledge for this long, also
 # while a stream only waits: it probes after KEEPALIVE_SECONDS of silence, and then repeatedly.
@@ -110,9 +113,12 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._protocol = ClientProtocol()
         self._streams: dict[int, Stream] = {}
-        self._blocked: dict[int, Stream] = {}  # streams with unsent parts of a request
+        # Streams with parts of a request for which the peer, or the kernel, has no room yet.
+        self._blocked: dict[int, Stream] = {}
         self._received = 0  # bytes for which the connection's window was not reopened yet
         self._reading = False
+        self._paused = False  # the kernel takes no more for now
+        self._unflushed_bytes = 0
         self._last_read_seconds = self._loop.time()
         self._pong: asyncio.TimerHandle | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -198,6 +204,16 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     @override
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    @override
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._send_blocked()
+        self._flush()
+
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._pong is not None:
@@ -270,6 +286,9 @@ class Connection(asyncio.Protocol):
         """Sends as much of a request as the peer's windows allow."""
         ended = False
         while not ended:
+            if self._paused or self._unflushed_bytes >= MAX_UNFLUSHED_BYTES:
+                self._blocked[stream.id] = stream
+                return
             size = min(
                 len(stream.unsent),
                 self._protocol.max_outbound_frame_size,
@@ -281,6 +300,7 @@ class Connection(asyncio.Protocol):
             part, stream.unsent = stream.unsent[:size], stream.unsent[size:]
             ended = not stream.unsent
             self._protocol.send_data(stream.id, part, end_stream=ended)
+            self._unflushed_bytes += size
         self._blocked.pop(stream.id, None)
 
     def _ping_after_silence(self) -> None:
@@ -346,8 +366,10 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         if self._transport is None or self._reading or self._transport.is_closing():
             return
-        if data := self._protocol.data_to_send():
+        while data := self._protocol.data_to_send():
+            self._unflushed_bytes = 0
             self._transport.write(data)
+            self._send_blocked()
 
 
 def _is_not_http2(data: bytes) -> bool:

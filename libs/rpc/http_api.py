@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, InvalidArgument, Unimplemented
+from libs.errors import HeadraceError, InvalidArgument, Unavailable, Unimplemented
 from libs.http1 import Exchange
 from libs.rpc.call_observer import HttpObserver
 from libs.rpc.deadlines import Deadlines
@@ -20,6 +20,7 @@ from libs.rpc.http_dialect import HTTP_STATUSES, HttpDialect, StatusDialect
 from libs.rpc.served_call import MAX_REQUEST_BYTES, serve_call
 
 HEALTH_PATH = "/healthz"
+NOT_READY_RETRY_SECONDS = 1.0
 # As long as the edge lets calls run.
 LONGEST_CALL_SECONDS = 600.0
 
@@ -100,9 +101,7 @@ class HttpApi:
         if request.violation:
             self._refuse(exchange, InvalidArgument(request.violation, reason="INVALID_FIELD"))
         elif request.path == HEALTH_PATH:
-            exchange.respond(
-                b"", content_type="text/plain", status=200 if self._is_ready() else 503
-            )
+            self._answer_health(exchange)
         else:
             self._refuse(exchange, Unimplemented("no such path", reason="METHOD_NOT_FOUND"))
 
@@ -134,6 +133,19 @@ class HttpApi:
             self._with_parameter.append((route.method, prefix, serve))
         else:
             self._exact[route.method, route.path] = serve
+
+    def _answer_health(self, exchange: Exchange) -> None:
+        if self._is_ready():
+            exchange.respond(b"", content_type="text/plain")
+            return
+        error = Unavailable(
+            "the service is not ready: it starts, stops, or has no routes yet",
+            reason="DEPENDENCY_UNAVAILABLE",
+            metadata={"dependency": "routes"},
+            retry_after_seconds=NOT_READY_RETRY_SECONDS,
+        )
+        body = StatusDialect().error_body(error)  # as the edge's own answers on this path
+        exchange.respond(body, content_type=JSON_TYPE, status=HTTP_STATUSES[error.code])
 
     def _refuse(self, exchange: Exchange, error: HeadraceError) -> None:
         exchange.respond(

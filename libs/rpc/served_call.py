@@ -15,17 +15,21 @@ from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 from libs.clock import Clock
-from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, forget_frames
 from libs.http1 import Request
 from libs.rpc.access import OPEN
 from libs.rpc.call_observer import CallObserver
 from libs.rpc.deadlines import Deadline
+from libs.rpc.field_count import has_more_fields
 from libs.rpc.identity import Identity
 from libs.rpc.status import as_headrace_error
 from libs.telemetry.tracing import server_span
 
 # The longest request. gRPC itself lets more pass, so that the error can carry `ErrorInfo`.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+# The fields of a request, those of the messages in it included. A conversation of 1,024 messages
+# with four parts each has 14,000.
+MAX_FIELDS = 32_768
 # The longest request of a method that needs no token: those carry a name, or nothing.
 MAX_OPEN_REQUEST_BYTES = 4 * 1024
 
@@ -105,6 +109,7 @@ async def serve_call(
                     raise
                 error = as_headrace_error(raised)
                 code = error.code
+                forget_frames(raised)
                 await carrier.fail(error, expected=error is raised)
                 return None
             code = "OK"
@@ -120,8 +125,8 @@ def read_message(
     """Returns a message of a request, parsed.
 
     Whatever carries the call, parsing is a part of its work, so that a message that cannot be read
-    is refused with `ErrorInfo`; a deserializer of gRPC could only end the call with `UNKNOWN`. The
-    size is checked first: parsed, a message may take a hundred times its size.
+    is refused with `ErrorInfo`; a deserializer of gRPC could only end the call with `UNKNOWN`. Size
+    and number of fields are checked first: parsed, a message may take 25 times its size.
 
     Args:
         parse: such as `FromString` of the request's type.
@@ -129,10 +134,17 @@ def read_message(
         limit_bytes: how long it may be.
 
     Raises:
-        InvalidArgument: it is too large, or not a message of the request's type.
+        InvalidArgument: it is too large, has too many fields, or is not a message of the request's
+            type.
     """
     if len(message) > limit_bytes:
         raise too_large(f"the message has {len(message)} bytes,", limit_bytes)
+    if len(message) > 2 * MAX_FIELDS:  # one has at least two bytes
+        kind = getattr(parse, "__self__", None)  # of `FromString`: the class of the message
+        if kind is not None and has_more_fields(message, kind.DESCRIPTOR, limit=MAX_FIELDS):
+            raise InvalidArgument(
+                f"the message has more than {MAX_FIELDS} fields", reason="INVALID_FIELD"
+            )
     try:
         return parse(message)
     except DecodeError as error:

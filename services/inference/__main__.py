@@ -37,6 +37,7 @@ from services.inference.api.openai import OpenAIHandlers
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
+from services.inference.cache_salts import CacheSalts
 from services.inference.config import Settings
 from services.inference.generation.generator import Generator
 from services.inference.generation.hedging import HedgeLimits
@@ -76,10 +77,12 @@ async def main() -> None:
         recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
         backends = _backends(settings, clock)
 
+        cache_salts = CacheSalts(hasher)
         admission = Admission(
             clock,
             memory_limit_bytes=settings.request_memory_limit_bytes,
             weights=settings.weights_of_tenants(),
+            target_seconds=settings.backend_target_seconds,
         )
         counter = TokenCounter(routes=routes, backends=backends, admission=admission)
         generator = Generator(
@@ -89,6 +92,7 @@ async def main() -> None:
             recorder=recorder,
             hedge=_hedge_limits(settings),
             relay=_relay_limits(settings),
+            cache_salts=cache_salts,
             count_prompt=counter.count_unfinished,
             clock=clock,
         )
@@ -100,7 +104,13 @@ async def main() -> None:
             clock=clock,
         )
         tensors = OpenInference(
-            routes=routes, backends=backends, recorder=recorder, admission=admission, clock=clock
+            count_prompt=counter.count_unfinished,
+            routes=routes,
+            backends=backends,
+            recorder=recorder,
+            admission=admission,
+            cache_salts=cache_salts,
+            clock=clock,
         )
 
         def prepare(table: RouteTable) -> RouteTable:

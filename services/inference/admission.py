@@ -27,7 +27,7 @@ from services.inference.slots import (
     SlotQueue,
     take_memory,
 )
-from services.inference.work_window import WorkWindow
+from services.inference.work_window import DEFAULT_TARGET_SECONDS, WorkWindow
 
 _WAITING = Gauge(
     "headrace_inference_waiting_requests", "Requests that wait for a slot.", ["deployment"]
@@ -70,6 +70,7 @@ class Admission:
         *,
         memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
         weights: Mapping[str, float] = {},
+        target_seconds: float = DEFAULT_TARGET_SECONDS,
     ) -> None:
         """Makes it without queues.
 
@@ -77,10 +78,12 @@ class Admission:
             clock: the time.
             memory_limit_bytes: what all requests hold together.
             weights: of tenants, where they are not 1.
+            target_seconds: how long requests may take at backends that are not chat models.
         """
         self._clock = clock
         self.memory = SharedLimit(memory_limit_bytes, alpha=MEMORY_ALPHA)
         self._weights = dict(weights)
+        self._target_seconds = target_seconds
         self._queues: dict[str, SlotQueue] = {}
         self._counting: dict[str, SlotQueue] = {}
         _HELD_BYTES.set_function(lambda: self.memory.used)
@@ -135,7 +138,7 @@ class Admission:
                 deployment,
                 self._clock,
                 memory=self.memory,
-                window=None if is_chat else WorkWindow(),
+                window=None if is_chat else WorkWindow(self._target_seconds),
                 weight_of=self._weight_of,
                 gauge=_WAITING.labels(deployment) if queues is self._queues else None,
             )

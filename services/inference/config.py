@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field
 from libs.config import ProviderSettings
 from libs.http1 import ArrivalLimits
 from services.inference.slots import DEFAULT_MEMORY_LIMIT_BYTES
+from services.inference.work_window import DEFAULT_TARGET_SECONDS
 
 _ARRIVAL = ArrivalLimits()
 
@@ -93,6 +94,13 @@ class Settings(ProviderSettings):
         ge=192 * 1024 * 1024,
         description="Most memory for the inputs of all requests that wait or run. A tenant alone "
         "gets half of it. The largest tensor request needs 192 MiB, three times its size.",
+    )
+    backend_target_seconds: float = Field(
+        default=DEFAULT_TARGET_SECONDS,
+        gt=0,
+        description="How long requests may take at a backend that is not a chat model while others "
+        "wait for it. Longer: larger batches. Shorter: others wait less. Set it to at least twice "
+        "the time of one batch.",
     )
     tenant_weights: str = Field(
         default="",

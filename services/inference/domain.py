@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from libs.chat.request import GenerationRequest
-from libs.errors import HeadraceError, InvalidArgument, Unavailable
+from libs.errors import HeadraceError, Internal, InvalidArgument, ResourceExhausted, Unavailable
 from libs.model_reference import version_of
 
 DEFAULT_MAX_TOKENS = 256
@@ -20,12 +21,14 @@ class ChatCall:
         request_id: the one of the request, or a generated one.
         streamed: False: the caller receives the answer at once, so backends need not stream it.
         deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        cache_salt: of the tenant; engines share prompts only between calls with the same one.
     """
 
     request_id: str
     request: GenerationRequest
     streamed: bool = True
     deadline_seconds: float | None = None
+    cache_salt: str = ""
 
     def check(self) -> None:
         """Returns if every field of the request is valid.
@@ -79,21 +82,51 @@ class ClientError:
         """Returns this error with a wait of at least so long."""
         return replace(self, retry_after_seconds=max(seconds, self.retry_after_seconds or 0.0))
 
-    def to_error(self, backends: Collection[str]) -> HeadraceError:
-        """Returns the exception; its metadata names the backends that failed."""
+    def to_error(
+        self, backends: Collection[str], *, request_id: str = "", trace_id: str = ""
+    ) -> HeadraceError:
+        """Returns the exception.
+
+        Args:
+            backends: those that failed; named in the metadata.
+            request_id: by which operators find the request in the log; empty: it has none.
+            trace_id: named where there is no request id.
+        """
+        key, value = ("request", request_id) if request_id else ("trace", trace_id)
+        named = {f"{key}_id": value} if value else {}
         return self.kind(
-            self.message,
+            f"{self.message} ({key} {value})" if value else self.message,
             reason=self.reason,
-            metadata={"backend": ",".join(sorted(backends))},
+            metadata={"backend": ",".join(sorted(backends)), **named},
             retry_after_seconds=self.retry_after_seconds,
         )
 
 
 BACKENDS_FAILED = ClientError(Unavailable, "the backends failed", "BACKEND_FAILED", 1.0)
+QUEUES_FULL = ClientError(
+    ResourceExhausted, "the backends' queues are full; try again later", "QUEUE_FULL", 1.0
+)
+# Nothing of the model's own text: it may have paths, or quote other requests.
+MODEL_FAILED = ClientError(
+    Internal, "the model failed on this request; the mesh's log says where", "MODEL_FAILED"
+)
+
+# A request that makes the model fail goes to so many backends at most.
+MAX_MODEL_FAILURES = 2
+
+
+class Fault(Enum):
+    """Whose fault a failure of a backend is; the backend's breaker counts accordingly."""
+
+    BACKEND = "backend"
+    REQUEST_OR_BACKEND = "request or backend"
+    NOBODY = "nobody"
 
 
 class BackendFailedError(Exception):
-    """A backend failed, not the request: another backend may continue where this one stopped.
+    """A backend did not do its work: another backend may continue where this one stopped.
+
+    Its text is for the log: it must not quote the request.
 
     Attributes:
         backends: the ids of the backends that failed; set by the code that leased them.
@@ -101,6 +134,7 @@ class BackendFailedError(Exception):
         attempts: how often one backend is tried for a request; None: as often as time permits.
         retry_after_seconds: how long the backend asks not to be called.
         resumable: False: no other backend can continue what this one delivered.
+        fault: whose it is.
     """
 
     def __init__(
@@ -111,6 +145,7 @@ class BackendFailedError(Exception):
         attempts: int | None = None,
         retry_after_seconds: float = 0.0,
         resumable: bool = True,
+        fault: Fault = Fault.BACKEND,
     ) -> None:
         super().__init__(message)
         self.backends: frozenset[str] = frozenset()
@@ -118,6 +153,7 @@ class BackendFailedError(Exception):
         self.attempts = attempts
         self.retry_after_seconds = retry_after_seconds
         self.resumable = resumable
+        self.fault = fault
 
 
 class DeploymentFailedError(Exception):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
-from services.inference.domain import TokenUsage
+from services.inference.domain import Fault, TokenUsage
 
 BACKEND_FAILURES = Counter(
     "headrace_inference_backend_failures",
     "Requests that failed at a backend.",
+    ["model", "backend"],
+)
+MODEL_FAILURES = Counter(
+    "headrace_inference_model_failures",
+    "Requests on which the model failed, by an exception in its code, say. They are also among the "
+    "backend failures, and open no breaker unless another backend answers.",
     ["model", "backend"],
 )
 RESUMED_STREAMS = Counter(
@@ -44,6 +50,13 @@ HEDGED_REQUESTS = Counter(
 )
 
 _token_counters: dict[str, tuple[Counter, Counter, Counter]] = {}
+
+
+def count_failure(model: str, backend: str, fault: Fault) -> None:
+    """Counts a request that failed at a backend."""
+    BACKEND_FAILURES.labels(model, backend).inc()
+    if fault is Fault.REQUEST_OR_BACKEND:
+        MODEL_FAILURES.labels(model, backend).inc()
 
 
 def count_tokens(model: str, usage: TokenUsage) -> None:

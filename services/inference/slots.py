@@ -43,7 +43,7 @@ class Demand(NamedTuple):
     Attributes:
         tenant: who asks.
         work: an estimate: tokens, or for other tensors about as many units for as many bytes.
-        size_bytes: memory of its input.
+        size_bytes: memory of its input; None: it is counted already, see `api.arrivals`.
         priority: orders the requests of one tenant; the highest is first.
         deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
         is_part: it is a part of a request that was admitted as a whole: it counts neither as a
@@ -52,7 +52,7 @@ class Demand(NamedTuple):
 
     tenant: str
     work: int = 1
-    size_bytes: int = 0
+    size_bytes: int | None = 0
     priority: int = 0
     deadline_seconds: float | None = None
     is_part: bool = False
@@ -60,7 +60,9 @@ class Demand(NamedTuple):
     @property
     def held_bytes(self) -> int:
         """Memory that counts against the tenant's limit while the request waits or runs."""
-        return 0 if self.is_part else self.size_bytes + REQUEST_OVERHEAD_BYTES
+        if self.is_part or self.size_bytes is None:
+            return 0
+        return self.size_bytes + REQUEST_OVERHEAD_BYTES
 
 
 class SlotQueue:
@@ -142,8 +144,8 @@ class SlotQueue:
         self._held_seconds += weight * (held - self._held_seconds)
         if size_bytes := demand.held_bytes:
             self._memory.release(demand.tenant, size_bytes)
-        if self._window is not None and succeeded:
-            self._window.learn(demand.work, held, others_wait=bool(self._queue))
+        if self._window is not None and succeeded and self._queue:
+            self._window.learn(demand.work, held)
         self._end(demand.tenant, demand.work)
         if self._queue:
             self._admit()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headrace.common.v1.model_pb2 import ModelSchema
+from headrace.common.v1.model_pb2 import MODEL_KIND_CHAT, MODEL_KIND_EMBEDDING, ModelSchema
 
 from libs.chat.request import GenerationRequest
+from libs.embedding_texts import MAX_BYTES_PER_TOKEN as MAX_BYTES_PER_TEXT_TOKEN
 from libs.errors import InvalidArgument
 
 # Of English text. Estimates decide about the order of requests only, never about bills.
@@ -14,6 +15,8 @@ BYTES_PER_TOKEN = 4
 # No tokenizer in use has tokens of so many bytes on average, however long single ones are. A prompt
 # that is longer cannot fit, and need not be tokenized to find that out.
 MAX_BYTES_PER_TOKEN = 256
+# Of a request to a chat model besides its conversation: settings, stop sequences, roles.
+MAX_SETTINGS_BYTES = 64 * 1024
 
 
 def prompt_bytes(request: GenerationRequest) -> int:
@@ -41,6 +44,18 @@ def check_prompt(request: GenerationRequest, schema: ModelSchema) -> int:
             limit_bytes=limit,
         )
     return size
+
+
+def max_text_bytes(schema: ModelSchema) -> int:
+    """Returns how long an element of a text tensor may be; 0: the model is not known to take any.
+
+    A chat model's is JSON, in which escapes may double the size of a conversation.
+    """
+    if schema.kind == MODEL_KIND_EMBEDDING:
+        return schema.max_input_tokens * MAX_BYTES_PER_TEXT_TOKEN
+    if schema.kind == MODEL_KIND_CHAT and schema.context_tokens:
+        return 2 * schema.context_tokens * MAX_BYTES_PER_TOKEN + MAX_SETTINGS_BYTES
+    return 0
 
 
 def chat_work(prompt_size_bytes: int, max_tokens: int) -> int:

@@ -23,9 +23,16 @@ from tritonclient.grpc import service_pb2
 
 from deploy.host import REPOSITORY
 from deploy.local.ports import EDGE, read_ports, triton_address
-from deploy.triton.artifact import BUNDLED_VERSION, model_files
+from deploy.triton.artifact import model_files
 from libs.chat.wire import text_message
-from tests.bench.mesh import CONDITIONS, bench_mesh, deploy, hot_path_cpu_seconds, port_of
+from tests.bench.mesh import (
+    CONDITIONS,
+    VERSION,
+    bench_mesh,
+    deploy,
+    hot_path_cpu_seconds,
+    port_of,
+)
 from tests.bench.report import Report
 from tests.bench.streams import Metadata, StreamsResult, stream
 from tests.support.mesh import RunningMesh
@@ -49,7 +56,7 @@ def run(report: Report) -> None:
     with bench_mesh() as mesh:
         files = {str(p.relative_to(NULL_MODEL)): p for p in NULL_MODEL.rglob("*.*") if p.is_file()}
         digest = deploy(mesh, "null", files)
-        null = _Null(mesh, f"null-{BUNDLED_VERSION}-{digest.removeprefix('sha256:')[:12]}")
+        null = _Null(mesh, f"null-{VERSION}-{digest.removeprefix('sha256:')[:12]}")
         for streams, rounds in ((1, FIRST_ROUNDS), (32, ROUNDS)):
             _first_token(report, null, streams, rounds)
         for streams in (1, 32, 256):

@@ -30,13 +30,14 @@ def main() -> None:
 
     def generate(prompt: str, max_tokens: int, counts: list[int]) -> None:
         tokens = engine.tokenize_conversation([{"role": "user", "content": prompt}])
-        run = engine.run(
-            tokens,
-            max_tokens=max_tokens,
-            sampling=engine_module.Sampling(0.0, 1.0, None),
-            on_piece=lambda _piece: True,
-            is_cancelled=lambda: False,
-        )
+        with engine.session("", tokens) as session:
+            run = session.run(
+                tokens,
+                max_tokens=max_tokens,
+                sampling=engine_module.Sampling(0.0, 1.0, None),
+                on_piece=lambda _piece: True,
+                is_cancelled=lambda: False,
+            )
         counts.append(run.token_count)
 
     print("ready", flush=True)

@@ -15,11 +15,12 @@ from headrace.cost.v1 import cost_pb2
 from deploy.client.deployer import DEPLOY_SCOPES, Deployer
 from deploy.local.edge import connect
 from deploy.local.ports import read_ports
-from deploy.triton.artifact import BUNDLED_VERSION, BundledModel, write_artifact
+from deploy.triton.artifact import BundledModel, write_artifact
 from tests.bench.proc import cpu_seconds
 from tests.support.mesh import CollectorThread, RunningMesh, SilentProgress, running_mesh
 
 TRACE_SAMPLE_PERCENT = "10"
+VERSION = "1.0.0"  # of models that benchmarks deploy
 CONDITIONS = "JWT, route, usage event, metrics, 10 % traces on"
 
 
@@ -49,7 +50,7 @@ def hot_path_cpu_seconds(mesh: RunningMesh) -> float:
 
 
 def deploy(
-    mesh: RunningMesh, model: str, files: Mapping[str, Path], *, version: str = BUNDLED_VERSION
+    mesh: RunningMesh, model: str, files: Mapping[str, Path], *, version: str = VERSION
 ) -> str:
     """Registers, prices and deploys a model; returns its digest when the model answers."""
     artifact = mesh.layout.home / "cache" / f"{model}-{version}.tar"

@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from deploy.triton.artifact import bundled_version
+from libs.model_reference import version_name
 from tests.support.clients import ROOT, TEST_SECONDS, ClientBuild
 from tests.support.mesh import RunningMesh
 
@@ -26,7 +28,7 @@ def test_node_clients_stream_and_agree(mesh: RunningMesh):
     grpc, openai = seen["viaGrpc"], seen["viaOpenAI"]
     assert len(grpc["deltas"]) > 3
     assert "".join(grpc["deltas"]) == "".join(openai["deltas"])
-    assert grpc["started"]["model_version"] == "models/smollm2/versions/1.0.0"
+    assert grpc["started"]["model_version"] == version_name("smollm2", bundled_version("smollm2"))
     assert grpc["started"]["request_id"] == grpc["final"]["request_id"]
     assert int(grpc["final"]["usage"]["completion_tokens"]) == 12  # int64: a string in JavaScript
     assert openai["usage"]["completion_tokens"] == 12

@@ -12,14 +12,18 @@ from typing import TypeVar, cast
 import grpc
 import pytest
 import structlog
+from headrace.registry.v1 import registry_pb2 as pb
 from typer.testing import CliRunner, Result
 
 from cli import registry as commands
 from cli.__main__ import app
 from deploy.client import registry as client_module
+from deploy.client.deployer import Deployer
 from deploy.client.edge import EdgeClient
 from deploy.client.registry import Registry
 from deploy.errors import CliError
+from deploy.triton.artifact import BundledModel
+from tests.support.mesh import SilentProgress
 from tests.support.registry import OPERATOR, RegistryClient, backend, serving_registry
 
 pytestmark = pytest.mark.integration
@@ -33,6 +37,16 @@ class DirectClient:
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
         self.metadata = OPERATOR
+
+
+class Notes(SilentProgress):
+    """Keeps what the user should know."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture
@@ -108,6 +122,38 @@ async def test_a_deployment_is_updated_if_it_has_not_changed_since(served, edge)
             await in_thread(change)
     await in_thread(lambda: Registry(edge).delete_deployment("chat", etag=after.etag))
     assert await in_thread(Registry(edge).deployments) == []
+
+
+async def test_a_deployment_of_an_earlier_bundled_version_is_updated(served, edge):
+    """One that serves a version of the user's own is left alone, and that is said."""
+    progress = Notes()
+
+    def upgrade(version: str, *replaces: str) -> None:
+        bundled = BundledModel(
+            model="smollm2",
+            version=version,
+            kind="chat",
+            artifact=Path(),
+            digest="",
+            replaces=replaces,
+        )
+        new = pb.Deployment(
+            name="deployments/chat",
+            spec=pb.DeploymentSpec(model_version=f"models/smollm2/versions/{version}"),
+        )
+        Deployer(edge, progress)._upgrade(new, bundled)
+
+    async def served_version() -> str:
+        (chat,) = await in_thread(Registry(edge).deployments)
+        return chat.model_version
+
+    await in_thread(lambda: upgrade("1.9.0", "1.0.0"))
+    assert await served_version() == "smollm2@1.9.0"
+    await in_thread(lambda: upgrade("1.9.0", "1.0.0"))
+    assert progress.notes == ["deployments/chat: 1.0.0 is replaced by 1.9.0"]
+    await in_thread(lambda: upgrade("1.10.0", "1.0.0"))
+    assert await served_version() == "smollm2@1.9.0"
+    assert "left unchanged" in progress.notes[-1]
 
 
 async def test_the_commands_print_tables_and_json(served, command):

@@ -220,6 +220,8 @@ async def test_health_reports_readiness(service):
         service.ready = ready
         async with service.http.get("/healthz") as response:
             assert response.status == status
+            body = await response.text()
+            assert ("DEPENDENCY_UNAVAILABLE" in body) == (not ready)
 
 
 async def test_stopping_waits_for_running_requests_and_accepts_no_connections():

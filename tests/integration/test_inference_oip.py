@@ -22,6 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from deploy.envoy.routes import OPEN_INFERENCE, OPEN_INFERENCE_HEALTH, OPEN_INFERENCE_METHODS
+from deploy.triton.artifact import bundled_version
 from libs.chat.wire import text_message
 from libs.rpc.status import DETAILS_KEY
 from services.inference.api.oip import OpenInferenceServicer, handlers
@@ -119,7 +120,10 @@ async def test_many_requests_stream_at_once_over_one_stream(client, mesh, header
         if response.id == "vector":
             assert (response.model_name, response.model_version) == ("minilm", "1.0.0")
             continue
-        assert (response.model_name, response.model_version) == ("smollm2", "1.0.0")
+        assert (response.model_name, response.model_version) == (
+            "smollm2",
+            bundled_version("smollm2"),
+        )
         tokens[response.id] = tokens.get(response.id, 0) + result.as_numpy("token_ids").size
         if final := result.as_numpy("final")[0]:
             finals[response.id] = json.loads(final)

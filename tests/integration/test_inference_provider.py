@@ -24,6 +24,7 @@ from tests.support.provider import TEXT, WORDS, MockProvider, mock_provider, wri
 pytestmark = pytest.mark.integration
 
 KEY = "sk-of-the-walk"
+ROUTE_SECONDS = 10.0
 INPUT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS = 11, 4, 9
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -62,6 +63,14 @@ async def deploy_version(
     (folder / "headrace.json").write_text(json.dumps(manifest))
     files = {"headrace.json": folder / "headrace.json"}
     await asyncio.to_thread(deploy, mesh, model, files, version=version)
+    # The router has it; `inference` gets it with the next snapshot.
+    headers = {"authorization": f"Bearer {mesh.token()}"}
+    async with asyncio.timeout(ROUTE_SECONDS), aiohttp.ClientSession(mesh.url) as http:
+        while True:
+            async with http.get(f"/v1/models/{model}@{version}", headers=headers) as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

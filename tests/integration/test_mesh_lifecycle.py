@@ -17,6 +17,8 @@ from deploy.local.lifecycle import start, stop
 from deploy.local.ports import read_ports
 from deploy.local.session import mesh_members
 from deploy.local.supervisor import process_states
+from deploy.triton.artifact import bundled_version
+from libs.model_reference import at_version
 from tests.support.mesh import RunningMesh, SilentProgress, running_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -70,7 +72,9 @@ def test_status_shows_all_processes_and_deployments(mesh: RunningMesh):
     assert all(p["ready"] and p["memory_bytes"] > 2**20 for p in status["processes"])
     assert all(p["version"] != "?" and p["name"] in table.stdout for p in status["processes"])
     deployed = {d["model_version"]: d["backends"] for d in status["deployments"]}
-    assert {"smollm2@1.0.0", "minilm@1.0.0"} <= set(deployed)
+    assert {at_version(model, bundled_version(model)) for model in ("smollm2", "minilm")} <= set(
+        deployed
+    )
     assert deployed["minilm@1.0.0"] == [{"id": "triton-0", "state": "ready", "message": ""}]
     assert "minilm@1.0.0" in table.stdout
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.chat import _tls_options
+from cli.demo import _tls_options
 from deploy.local.edge_record import local_edge
 from deploy.local.edge_settings import EdgeSettings
 from deploy.local.status import deployment_statuses, process_statuses

@@ -20,13 +20,15 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from headrace.router.v1 import router_pb2, router_pb2_grpc
 
+from deploy.triton.artifact import bundled_version
 from libs.chat.wire import text_message
+from libs.model_reference import at_version, version_name
 from tests.support.mesh import CollectorThread, RunningMesh
 from tests.support.otlp import CollectedSpan
 
 pytestmark = pytest.mark.integration
 
-VERSION = "models/smollm2/versions/1.0.0"
+VERSION = version_name("smollm2", bundled_version("smollm2"))
 LEDGER_SECONDS = 15.0
 
 
@@ -303,7 +305,8 @@ async def test_a_job_runs_later_and_is_booked_once(mesh: RunningMesh, channel: g
 async def test_the_router_explains(mesh: RunningMesh, channel: grpc.aio.Channel):
     """It returns where a request would be sent and why, without running it."""
     answer = await router_pb2_grpc.RouterServiceStub(channel).Route(
-        router_pb2.RouteRequest(model="smollm2@1.0.0"), metadata=mesh.metadata()
+        router_pb2.RouteRequest(model=at_version("smollm2", bundled_version("smollm2"))),
+        metadata=mesh.metadata(),
     )
 
     assert answer.model_version == VERSION

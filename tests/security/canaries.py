@@ -128,6 +128,7 @@ class Planter:
         for model, prompt in (
             ("smollm2", words.prompt),
             ("smollm2", words.prompt * 3000),  # too long
+            (RAISING_MODEL, words.prompt),
             ("nobody", words.prompt),
         ):
             await self._chat(http, channel, model, prompt)
@@ -172,6 +173,7 @@ class Planter:
             ("minilm", "text", [1, 1], "FP32"),
             ("minilm", "no-such-tensor", [1, 1], "BYTES"),  # names may be in errors and traces
             ("smollm2", "request", [1], "BYTES"),  # not JSON
+            (RAISING_MODEL, "request", [1], "BYTES"),
         ):
             request = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[raw])
             request.inputs.add(name=name, datatype=kind, shape=shape)

@@ -316,6 +316,20 @@ async def test_connections_beyond_the_limit_are_closed(tmp_path) -> None:
             await _generate(mesh)
 
 
+async def test_idle_connections_make_room(tmp_path) -> None:
+    """Whoever takes all connections and does nothing keeps others out for seconds only."""
+    async with (
+        scripted_mesh(tmp_path, limits=Limits(max_connections=40)) as mesh,
+        attackers(mesh.edge.address, 60) as made,
+    ):
+        async with asyncio.timeout(10):
+            while sum(not attacker.closed for attacker in made) > 30:  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0.05)
+        await _chat(mesh)
+        async with mesh.edge.channel() as mesh.channel:
+            await _generate(mesh)
+
+
 async def test_memory_of_the_edge_is_bounded(tmp_path) -> None:
     """Half-sent bodies of 600 MiB: the edge ends those that hold the most, and chat goes on.
 

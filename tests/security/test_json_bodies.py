@@ -14,7 +14,8 @@ from libs.errors import InvalidArgument
 from libs.openai import fields
 from libs.openai.chat_request import parse_chat_completion
 from libs.openai.errors import error_object
-from libs.rpc.served_call import MAX_REQUEST_BYTES
+from libs.rpc.field_count import has_more_fields
+from libs.rpc.served_call import MAX_FIELDS, MAX_REQUEST_BYTES, read_message
 from libs.rpc.status import to_status
 from services.embedding_cache.openai import parse_embedding_request
 
@@ -160,7 +161,11 @@ def _generate(**more: Any) -> inference_pb2.GenerateRequest:
     ids=["messages", "parts"],
 )
 def test_a_million_empty_messages_over_grpc_are_refused_at_once(request_bytes):
-    """They took nine seconds and half a gigabyte."""
+    """Before they are parsed, by their number; they took nine seconds and half a gigabyte."""
+    began = time.perf_counter()
+    with pytest.raises(InvalidArgument, match="fields"):
+        read_message(inference_pb2.GenerateRequest.FromString, request_bytes)
+    assert time.perf_counter() - began < 10 * LONGEST_STALL_SECONDS
     parsed = inference_pb2.GenerateRequest.FromString(request_bytes)
     assert len(parsed.messages) > 1024 or len(parsed.messages[0].parts) > 4096
     began = time.perf_counter()
@@ -168,3 +173,30 @@ def test_a_million_empty_messages_over_grpc_are_refused_at_once(request_bytes):
     assert time.perf_counter() - began < 10 * LONGEST_STALL_SECONDS
     assert "messages" in dict(violations)
     assert len(violations) < 10
+
+
+def _nested_bytes(count: int) -> bytes:
+    """Returns a request with one message that has so many parts."""
+    message = inference_pb2.Message(parts=[inference_pb2.Part(text="a" * 8)] * count)
+    return _generate(messages=[message]).SerializeToString()
+
+
+def test_fields_are_counted_wherever_they_are():
+    """In messages in messages, behind fields that are malformed or unknown, in groups."""
+    kind = inference_pb2.GenerateRequest.DESCRIPTOR
+    many = _nested_bytes(10_000)  # a part is two fields, in two messages
+    for before in (b"", b"\x0b", b"\x0b\x0c", b"\x1a\x01\xff", b"\x1a\x02\x0f\x00", b"\x7a\x00"):
+        assert has_more_fields(before + many, kind, limit=19_999)
+        assert not has_more_fields(before + many, kind, limit=20_010)
+    assert has_more_fields(many + b"\xff", kind, limit=19_999)
+    assert not has_more_fields(_generate().SerializeToString() + bytes(100), kind, limit=200)
+
+
+def test_a_message_with_few_large_fields_is_parsed():
+    """As long as a request may be."""
+    asked = _generate(
+        messages=[inference_pb2.Message(parts=[inference_pb2.Part(text="a" * 4_000_000)])]
+    )
+    assert read_message(type(asked).FromString, asked.SerializeToString()) == asked
+    parsed = read_message(type(asked).FromString, _nested_bytes(MAX_FIELDS // 2 - 100))
+    assert len(parsed.messages[0].parts) == MAX_FIELDS // 2 - 100

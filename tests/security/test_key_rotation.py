@@ -11,6 +11,7 @@ import pytest
 
 from cli import keys as commands
 from deploy.keys import keys_dir
+from deploy.local.edge_record import write_edge
 from deploy.local.layout import Layout
 from deploy.local.ports import EDGE, port_names
 from tests.support.scripted import GENERATE_PATH, ScriptedMesh, scripted_mesh
@@ -29,6 +30,7 @@ async def mesh(tmp_path: Path, monkeypatch) -> AsyncIterator[ScriptedMesh]:
         layout = Layout(home=tmp_path)
         ports = dict.fromkeys(port_names(layout), 9) | {EDGE: port}
         layout.ports_file.write_text(json.dumps(ports))
+        write_edge(layout, ports)
         monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
         yield running
 

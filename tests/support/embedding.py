@@ -234,6 +234,7 @@ async def running_embedding_cache(
             **os.environ,
             "PYTHONPATH": "libs/gen",
             "HEADRACE_HOME": str(home),
+            "HEADRACE_PLAINTEXT": "true",
             "HEADRACE_LISTEN_ADDRESS": "127.0.0.1:0",
             "HEADRACE_HTTP_LISTEN_ADDRESS": http_address,
             "HEADRACE_METRICS_ADDRESS": metrics_address,

@@ -27,6 +27,7 @@ class MockTriton:
         address: `host:port`.
         dies_after: number of tokens after which it aborts the stream, or None.
         stalls_after: number of tokens after which it stalls, or None.
+        error_message: of the model, in place of an answer; empty: it answers.
         stalls_counting: whether requests for numbers of tokens get no answer.
         hidden: number of further tokens, without text and ID, after each token.
         final: fields to add or replace in the JSON at the end.
@@ -38,6 +39,7 @@ class MockTriton:
     address: str = ""
     dies_after: int | None = None
     stalls_after: int | None = None
+    error_message: str = ""
     stalls_counting: bool = False
     hidden: int = 0
     final: dict[str, Any] = field(default_factory=dict)
@@ -45,14 +47,22 @@ class MockTriton:
     timeouts: list[float | None] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
+    async def _answer_without_tokens(self, body: dict[str, Any]) -> Any | None:
+        """Returns an error or a number of tokens, if the test or the request asks for one."""
+        if self.error_message:
+            return service_pb2.ModelStreamInferResponse(error_message=self.error_message)
+        if body.get("operation") != "count_tokens":
+            return None
+        if self.stalls_counting:
+            await asyncio.sleep(3600)
+        return _response("", [], json.dumps({"prompt_tokens": 5}).encode())
+
     async def answer(self, request: Any, context: Any) -> AsyncIterator[Any]:
         body = json.loads(request.raw_input_contents[0][4:])
         self.requests.append(body)
         self.timeouts.append(context.time_remaining())
-        if body.get("operation") == "count_tokens":
-            if self.stalls_counting:
-                await asyncio.sleep(3600)
-            yield _response("", [], json.dumps({"prompt_tokens": 5}).encode())
+        if (other := await self._answer_without_tokens(body)) is not None:
+            yield other
             return
         delivered = len((body.get("resume") or {"pieces": []})["pieces"])
         try:

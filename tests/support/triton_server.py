@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +41,16 @@ instance_group [ { kind: KIND_CPU count: 1 } ]
 
 @dataclass
 class RunningTriton:
-    """One Triton, which a test may kill and start again."""
+    """One Triton, which a test may kill and start again.
+
+    Attributes:
+        user: the number of the user that starts it; None: the user of the tests.
+    """
 
     home: Path
     metrics_port: int
     process: subprocess.Popen[bytes] | None = None
+    user: int | None = None
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +58,7 @@ class RunningTriton:
 
     @property
     def address(self) -> str:
-        return f"unix:{self.home / 'grpc'}:1"
+        return f"unix:{self.home / 'socket' / 'grpc'}:1"
 
     @property
     def control(self) -> tuple[tuple[str, str], ...]:
@@ -78,7 +83,14 @@ class RunningTriton:
         """
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.argv(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                self.argv(),
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
             )
         self.wait_serving()
 
@@ -116,7 +128,7 @@ class RunningTriton:
         self.process.send_signal(number)
         self.process.wait(STOP_SECONDS)
 
-    def link_model(self, model: str, *, name: str = "", **parameters: int) -> None:
+    def link_model(self, model: str, *, name: str = "", **parameters: int | str) -> None:
         """Links a bundled model into the repository, optionally with another name or parameters."""
         folder = self.repository / (name or model)
         for inside, source in model_files(model).items():
@@ -157,12 +169,26 @@ class RunningTriton:
 
 
 @contextmanager
-def running_triton(home: Path, models: Sequence[str] = ()) -> Iterator[RunningTriton]:
-    """Runs a Triton with some of the bundled models loaded."""
+def running_triton(
+    home: Path,
+    models: Sequence[str] = (),
+    *,
+    user: int | None = None,
+    before: Callable[[RunningTriton], None] = lambda _: None,
+) -> Iterator[RunningTriton]:
+    """Runs a Triton with some of the bundled models loaded.
+
+    Args:
+        home: the mesh's folder.
+        models: bundled ones.
+        user: the number of the user that starts it; None: the user of the tests.
+        before: called before the start.
+    """
     ensure_triton_control_key(home)
-    triton = RunningTriton(home, free_ports(1)[0])
+    triton = RunningTriton(home, free_ports(1)[0], user=user)
     for model in models:
         triton.link_model(model)
+    before(triton)
     try:
         triton.start()
         triton.load(*models)
@@ -216,17 +242,23 @@ class ModelError(Exception):
 
 
 async def stream_chat(
-    channel: grpc.aio.Channel, content: str, *, model: str = "smollm2", **settings: Any
+    channel: grpc.aio.Channel,
+    content: str,
+    *,
+    model: str = "smollm2",
+    salt: str = "mine",
+    **settings: Any,
 ) -> AsyncGenerator[Chunk, None]:
-    """Yields the responses of a chat model as they arrive.
+    """Yields the responses of a chat model as they arrive; `salt` separates prefix caches.
 
     Raises:
         ModelError: the model refused.
     """
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 24, **settings}
-    call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
-        iter([infer_request(model, "request", [json.dumps(body).encode()], [1])])
-    )
+    request = infer_request(model, "request", [json.dumps(body).encode()], [1])
+    if salt:
+        request.parameters["cache_salt"].string_param = salt
+    call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request]))
     try:
         async for message in call:
             if message.error_message:

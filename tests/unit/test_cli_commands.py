@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import jwt
 import pytest
 
 from deploy import keys
+from deploy.triton import sandbox
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +24,7 @@ def headrace(home: Path, *arguments: str, **environment: str) -> subprocess.Comp
     return subprocess.run(
         [Path(sys.executable).with_name("headrace"), *arguments],
         cwd=home,
-        env={"PATH": os.environ["PATH"], "HEADRACE_HOME": str(home), **environment},
+        env={"PATH": os.environ["PATH"], "HEADRACE_HOME": str(home)} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -30,9 +32,33 @@ def headrace(home: Path, *arguments: str, **environment: str) -> subprocess.Comp
     )
 
 
-def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
+def free_port() -> str:
+    """Returns a port that is free at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> Path:
+    """The folder of a mesh that was started once."""
+    keys.ensure_keys(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", [["token"], ["key", "ls"], ["key", "rotate"]])
+def test_no_keys_are_made_for_a_mesh_that_does_not_exist(tmp_path: Path, arguments: list[str]):
+    """Their tokens would be valid nowhere, and the typo in HEADRACE_HOME would stay unseen."""
+    done = headrace(tmp_path, *arguments)
+
+    assert done.returncode == 1
+    assert done.stderr == f"headrace: no mesh was started in {tmp_path}; `headrace up` starts one\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_token_prints_a_token_and_nothing_else(keyed: Path):
     """It is used in other command lines: one line, with the claims of its options."""
-    done = headrace(tmp_path, "token", "--tenant", "acme", "--user", "ann", "--scopes", "infer")
+    done = headrace(keyed, "token", "--tenant", "acme", "--user", "ann", "--scopes", "infer")
 
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
@@ -40,9 +66,9 @@ def test_token_prints_a_token_and_nothing_else(tmp_path: Path):
     assert (claims["tenant"], claims["sub"], claims["scopes"]) == ("acme", "ann", "infer")
 
 
-def test_a_token_allows_calls_and_reads_by_default(tmp_path: Path):
+def test_a_token_allows_calls_and_reads_by_default(keyed: Path):
     """Changing models or prices requires scopes of its own."""
-    done = headrace(tmp_path, "token", "--json")
+    done = headrace(keyed, "token", "--json")
 
     answer = json.loads(done.stdout)
     claims = jwt.decode(answer["access_token"], options={"verify_signature": False})
@@ -89,14 +115,10 @@ def test_the_help_lists_all_scopes(tmp_path: Path):
     ],
 )
 def test_an_error_that_the_user_can_fix_is_one_line(
-    tmp_path: Path, arguments: list[str], environment: dict[str, str], line: str
+    keyed: Path, arguments: list[str], environment: dict[str, str], line: str
 ):
     """No traceback: what is wrong and what to do, and an exit status for scripts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = {"HEADRACE_EDGE_PORT": str(free.getsockname()[1])}
-
-    done = headrace(tmp_path, *arguments, **{**port, **environment})
+    done = headrace(keyed, *arguments, **{"HEADRACE_EDGE_PORT": free_port(), **environment})
 
     assert done.returncode == 1
     assert done.stderr.startswith(line)
@@ -155,7 +177,9 @@ def test_status_fails_when_nothing_runs(tmp_path: Path):
     done = headrace(tmp_path, "status", "--json")
 
     assert done.returncode == 1
-    assert json.loads(done.stdout) == {
+    status = json.loads(done.stdout)
+    assert status.pop("sandbox").keys() == {*sandbox.layers(), "warning"}
+    assert status == {
         "home": str(tmp_path),
         "edge": "",
         "ready": False,
@@ -163,3 +187,37 @@ def test_status_fails_when_nothing_runs(tmp_path: Path):
         "processes": [],
         "deployments": [],
     }
+
+
+def test_the_version_is_printed(tmp_path: Path):
+    """For reports of problems."""
+    done = headrace(tmp_path, "--version")
+
+    assert done.returncode == 0
+    assert re.fullmatch(r"headrace \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(tmp_path: Path, shell: str):
+    """With what `--show-completion` prints, or after `--install-completion`."""
+    done = headrace(
+        tmp_path, _HEADRACE_COMPLETE=f"complete_{shell}", COMP_WORDS="headrace st", COMP_CWORD="1",
+        _TYPER_COMPLETE_ARGS="headrace st", _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )  # fmt: skip
+
+    assert "status" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "token"])
+@pytest.mark.parametrize("home", ["file", "file/mesh"])
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path, command: str, home: str):
+    """With the reason of the system."""
+    (tmp_path / "file").touch()
+
+    done = headrace(
+        tmp_path, "up", HEADRACE_HOME=str(tmp_path / home), HEADRACE_EDGE_PORT=free_port()
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"headrace: {tmp_path}/file")
+    assert done.stderr.count("\n") == 1

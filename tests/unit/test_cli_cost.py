@@ -105,6 +105,17 @@ def test_prices_are_listed_in_a_table(costs: FakeCosts):
     assert costs.arguments == {"model": "smollm2", "tenant": ""}
 
 
+def test_no_value_of_a_table_in_a_pipe_is_cut(costs: FakeCosts, monkeypatch: pytest.MonkeyPatch):
+    """Programs read it, and no terminal limits its lines."""
+    (price,) = costs.prices()
+    price.name = f"prices/{'a' * 63}"
+    monkeypatch.setattr(costs, "prices", lambda **_arguments: [price])
+
+    result = CliRunner(env={"COLUMNS": None}).invoke(app, ["price", "ls"])
+
+    assert f"{price.name}  smollm2  all" in result.stdout
+
+
 @pytest.mark.usefixtures("costs")
 def test_prices_are_listed_in_json():
     """With the amounts as decimal text, which is exact."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.chat import dollars
+from cli.options import dollars
 from deploy.client.answers import tokens_per_second
 
 

@@ -19,12 +19,14 @@ from libs.chat.wire import text_message
 from libs.clock import SystemClock
 from libs.errors import InvalidArgument, NotFound, Unavailable
 from libs.routes import RouteTable
+from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import CountPrompt, Outcome, Recorder
 from services.inference.admission import Admission
 from services.inference.api.grpc import InferenceServicer
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
+from services.inference.cache_salts import CacheSalts
 from services.inference.generation import failover as failover_module
 from services.inference.generation import generator as generator_module
 from services.inference.generation.generator import Generator
@@ -121,6 +123,7 @@ class Service:
             recorder=cast("Recorder", self.bills),
             hedge=HedgeLimits(),
             relay=RelayLimits(),
+            cache_salts=CacheSalts(InputHasher(bytes(32))),
             count_prompt=counter.count_unfinished,
             clock=clock,
         )

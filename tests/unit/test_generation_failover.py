@@ -15,7 +15,13 @@ from headrace.router.v1.router_internal_pb2 import ModelRoute, RouteTarget
 
 from libs.chat.request import GenerationRequest, Message
 from libs.clock import SystemClock
-from libs.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from libs.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from libs.routes import RouteTable
 from services.inference import metrics
 from services.inference.backends import pool as backends_module
@@ -134,6 +140,37 @@ async def test_another_backend_answers_where_nothing_was_delivered(mode, tmp_pat
     assert answer.call.delivered.token_count == 9
 
 
+RAISED = "Failed to process the request(s) for model instance 'm', message: ValueError: canary"
+
+
+async def test_a_request_on_which_the_model_fails_opens_no_breaker(tmp_path, servers):
+    """Two backends try it; then its caller gets the error, at once, and others are answered."""
+    mocks = [await servers.enter_async_context(mock_triton()) for _ in range(3)]
+    async with mesh_of(*mocks, tmp_path=tmp_path) as mesh:
+        for _ in range(10):
+            for mock in mocks:
+                mock.error_message = RAISED
+            with pytest.raises(Internal) as caught:
+                await mesh.ask()
+            assert caught.value.reason == "MODEL_FAILED"
+            assert "canary" not in caught.value.message
+        for mock in mocks:
+            mock.error_message = ""
+        answer = await mesh.ask()
+    assert answer.text == TRITON_TEXT
+    assert sum(len(mock.requests) for mock in mocks) == 10 * 2 + 1
+
+
+async def test_a_model_that_fails_on_one_backend_only_is_that_backends_fault(tmp_path, servers):
+    """The other one answers every request, and after a few the broken one is not called."""
+    broken = await servers.enter_async_context(mock_triton(error_message=RAISED))
+    good = await servers.enter_async_context(mock_triton())
+    async with mesh_of(broken, good, tmp_path=tmp_path) as mesh:
+        for _ in range(20):
+            assert (await mesh.ask()).text == TRITON_TEXT
+    assert len(broken.requests) == 5
+
+
 async def test_no_backend_continues_the_answer_of_a_provider(tmp_path, servers):
     """The other backend is not called; the caller keeps what came and gets an error."""
     bad = await servers.enter_async_context(mock_provider("cut_mid"))
@@ -143,7 +180,7 @@ async def test_no_backend_continues_the_answer_of_a_provider(tmp_path, servers):
         with pytest.raises(Unavailable) as caught:
             await mesh.ask(answer)
     assert caught.value.reason == "BACKEND_FAILED"
-    assert caught.value.metadata == {"backend": "b0"}
+    assert caught.value.metadata == {"backend": "b0", "request_id": "r"}
     assert answer.text == "".join(WORDS[:2])
     assert not good.requests
 
@@ -336,7 +373,7 @@ async def test_if_both_fail_both_are_reported(tmp_path, servers):
     async with mesh_of(late, bad, tmp_path=tmp_path, hedge=HEDGE) as mesh:
         with pytest.raises((Unavailable, FailedPrecondition)) as caught:
             await mesh.ask()
-    assert caught.value.metadata == {"backend": "b0,b1"}
+    assert caught.value.metadata == {"backend": "b0,b1", "request_id": "r"}
 
 
 async def test_a_cancelled_hedged_request_leaves_nothing_running(tmp_path, servers):

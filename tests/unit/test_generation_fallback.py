@@ -18,11 +18,13 @@ from libs.clock import SystemClock
 from libs.errors import ResourceExhausted, Unavailable
 from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.identity import Identity
+from libs.telemetry.hashing import InputHasher
 from services.inference.accounting import CountPrompt, Outcome, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
 from services.inference.backends.stall import StallLimits
+from services.inference.cache_salts import CacheSalts
 from services.inference.domain import ChatCall, Chunk, Started
 from services.inference.generation import relay as relay_module
 from services.inference.generation.generator import Generator
@@ -71,6 +73,7 @@ class Mesh:
             recorder=cast("Recorder", self.notes),
             hedge=HedgeLimits(),
             relay=RelayLimits(slow_reader_seconds=0.1),
+            cache_salts=CacheSalts(InputHasher(bytes(32))),
             count_prompt=_no_count,
             clock=clock,
         )
@@ -143,7 +146,7 @@ async def test_if_all_fail_the_first_one_is_retried(mesh, servers):
     mesh.route(providers)
     with pytest.raises(Unavailable) as raised:
         await mesh.ask()
-    assert raised.value.metadata == {"backend": "provider-2"}
+    assert raised.value.metadata == {"backend": "provider-2", "request_id": "r"}
     assert len(providers[0].requests) > 1
     assert len(providers[1].requests) == 1
 

@@ -14,7 +14,8 @@ from h2.settings import SettingCodes
 from libs.grpc_stream import ServerStreamClient, ServerStreamError
 from libs.grpc_stream import client as client_module
 from libs.grpc_stream import connection as connection_module
-from libs.grpc_stream.connection import Connection
+from libs.grpc_stream.connection import MAX_UNFLUSHED_BYTES, Connection
+from libs.rpc.framing import PREFIX
 from tests.support import http2_frames as frames
 from tests.support.grpc_stream import METHOD, StreamSetup, all_of, error_of, make_silent, talking
 from tests.support.http2_frames import FrameType, data, goaway
@@ -347,3 +348,23 @@ async def test_a_connection_is_found_in_the_moment_it_is_made(closes, monkeypatc
         await client.call(METHOD, b"")  # not in its own task, which would start too late
         await first
     assert len(connections) == 1
+
+
+async def test_a_large_request_waits_in_place_for_a_peer_that_does_not_read(talk):
+    """However large its windows are: only a part of the request is copied to be sent."""
+    size = 16 * 1024 * 1024
+    wide = frames.settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
+    _, peer = await talk.start(wide)
+    peer.send(frames.window_update(0, 2**31 - 1 - 65_535))
+    await asyncio.sleep(0.1)
+    call = await talk.client.call(METHOD, bytes(size))
+    (connection,) = talk.client._connections
+    transport = connection._transport
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+        assert transport.get_write_buffer_size() <= 2 * MAX_UNFLUSHED_BYTES
+    assert connection._protocol.data_to_send() == b""
+    stream_id, _, body = await peer.request()
+    assert len(body) == PREFIX.size + size
+    peer.answer(stream_id, b"well")
+    assert await all_of(call) == [b"well"]

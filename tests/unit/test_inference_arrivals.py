@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
 
 from libs.clock import SystemClock
 from libs.shared_limit import SharedLimit
-from services.inference.api import arrivals as arrivals_module
-from services.inference.api.arrivals import COPIES, MESSAGES_AT_ONCE, Arrivals
+from services.inference.api.arrivals import CALLS_AT_ONCE, COPIES, Arrivals
+from services.inference.slots import REQUEST_OVERHEAD_BYTES
 
 
 class Call:
@@ -20,13 +17,9 @@ class Call:
         self.sent: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.asked = False
 
-    async def messages(self) -> AsyncIterator[bytes]:
-        while True:
-            self.asked = True
-            message = await self.sent.get()
-            if message is None:
-                return
-            yield message
+    async def read(self) -> bytes | None:
+        self.asked = True
+        return await self.sent.get()
 
 
 async def settle() -> None:
@@ -34,22 +27,20 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def receive(
-    arrivals: Arrivals, call: Call, tenant: str = "acme", *, is_first: bool = True
-) -> asyncio.Task[bytes | None]:
-    return asyncio.create_task(arrivals.receive(tenant, call.messages(), is_first=is_first))
+def receive(arrivals: Arrivals, call: Call, tenant: str = "acme") -> asyncio.Task[bytes | None]:
+    return asyncio.create_task(arrivals.only(tenant, call.read))
 
 
 async def test_few_messages_of_a_tenant_arrive_at_once():
     """The next call is read when one has arrived; another tenant is not held back."""
-    memory = SharedLimit(1000, alpha=1.0)
+    memory = SharedLimit(2**20, alpha=1.0)
     arrivals = Arrivals(memory, SystemClock())
-    calls = [Call() for _ in range(MESSAGES_AT_ONCE + 1)]
+    calls = [Call() for _ in range(CALLS_AT_ONCE + 1)]
     tasks = [receive(arrivals, call) for call in calls]
     other = Call()
     other_task = receive(arrivals, other, "other")
     await settle()
-    assert [call.asked for call in calls] == [True] * MESSAGES_AT_ONCE + [False]
+    assert [call.asked for call in calls] == [True] * CALLS_AT_ONCE + [False]
     assert other.asked
     calls[0].sent.put_nowait(b"one")
     await settle()
@@ -65,7 +56,7 @@ async def test_few_messages_of_a_tenant_arrive_at_once():
 
 async def test_a_tenant_that_holds_too_much_is_not_read():
     """Until its requests end; what has arrived waits for memory, and is not refused."""
-    memory = SharedLimit(100 * COPIES, alpha=1.0)
+    memory = SharedLimit(2 * REQUEST_OVERHEAD_BYTES + COPIES * 100, alpha=1.0)
     arrivals = Arrivals(memory, SystemClock())
     calls = [Call() for _ in range(3)]
     for call in calls:
@@ -81,17 +72,13 @@ async def test_a_tenant_that_holds_too_much_is_not_read():
     assert memory.used == 0
 
 
-async def test_a_stream_that_is_silent_lets_others_go_first(monkeypatch: pytest.MonkeyPatch):
-    """It may wait for its next message as long as it likes."""
-    monkeypatch.setattr(arrivals_module, "PATIENCE_SECONDS", 0.05)
-    memory = SharedLimit(1000, alpha=1.0)
-    arrivals = Arrivals(memory, SystemClock())
-    silent = [receive(arrivals, Call(), is_first=False) for _ in range(MESSAGES_AT_ONCE)]
+async def test_streams_that_are_silent_hold_nobody_back():
+    """They may wait for their next message as long as they like."""
+    arrivals = Arrivals(SharedLimit(2**20, alpha=1.0), SystemClock())
+    silent = [asyncio.create_task(arrivals.next("acme", Call().read)) for _ in range(9)]
     call = Call()
     call.sent.put_nowait(b"x")
     assert await asyncio.wait_for(receive(arrivals, call), 1) == b"x"
-    assert not any(task.done() for task in silent)
     for task in silent:
         task.cancel()
     await asyncio.wait(silent)
-    assert not arrivals._turns

@@ -18,7 +18,7 @@ from libs.errors import InvalidArgument
 from services.inference.backends.stall import StallLimits
 from services.inference.backends.triton import codec
 from services.inference.backends.triton.client import Triton
-from services.inference.backends.triton.errors import error_of_model
+from services.inference.backends.triton.errors import triton_error
 from services.inference.domain import BackendFailedError, ChatCall, Chunk, Delivered, Finish
 from services.inference.generation.relay import Collector
 from tests.support.triton import TEXT, TOKENS, MockTriton, mock_triton
@@ -164,16 +164,16 @@ def test_embeddings_that_do_not_fit_the_texts_are_the_backends_fault(outputs):
         '{"a":' * 100_000,
     ],
 )
-def test_any_other_error_of_a_model_is_the_backends_fault(message):
-    """Whatever it looks like."""
-    assert isinstance(error_of_model(message), BackendFailedError)
+def test_any_other_error_of_a_model_is_no_refusal(message):
+    """Whatever it looks like: another backend may answer."""
+    assert isinstance(triton_error(message), BackendFailedError)
 
 
 @pytest.mark.parametrize("metadata", [None, [], "x", {"field": None, "new": {"a": 1}}])
 def test_a_models_refusal_is_read_whatever_else_it_has(metadata):
     """The reason decides; other fields are skipped."""
     body = {"reason": "INVALID_FIELD", "message": "too hot", "metadata": metadata, "new": 1}
-    error = error_of_model("in model: " + json.dumps(body))
+    error = triton_error("[request id: r] " + json.dumps(body), request_id="r")
     assert isinstance(error, InvalidArgument)
     assert (error.reason, error.message) == ("INVALID_FIELD", "too hot")
 

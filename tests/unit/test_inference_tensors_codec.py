@@ -57,10 +57,11 @@ def test_only_the_model_of_a_request_changes(request, name, more):
     """Whatever it carries, protobuf reads the new name, no version and the same tensors."""
     message = request.SerializeToString()
     head = codec.read_request(message)
-    assert head[:4] == (
+    assert head[:5] == (
         request.model_name,
         request.model_version,
         request.id,
+        frozenset({"p"}),
         tuple(output.name for output in request.outputs),
     )
     renamed = service_pb2.ModelInferRequest.FromString(
@@ -114,6 +115,39 @@ def test_outputs_requested_with_parameters_are_found():
     head = codec.read_request(request.SerializeToString())
     assert head.outputs == ("token_count", "embedding")
     assert head.altered_outputs == {"token_count"}
+
+
+def test_the_names_of_parameters_are_found():
+    """Those of the whole request only; the last name of an entry counts, as in protobuf."""
+    request = service_pb2.ModelInferRequest()
+    request.parameters["priority"].int64_param = 1
+    request.inputs.add(name="x").parameters["inner"].bool_param = True
+    message = request.SerializeToString() + b"\x22\x08\x0a\x01a\x0a\x03abc"
+    assert codec.read_request(message).parameters == {"priority", "abc"}
+    with pytest.raises(InvalidArgument, match="more than 32 fields"):
+        codec.read_request(b"\x22\x42" + b"\x0a\x00" * 33)
+
+
+@pytest.mark.parametrize("name", ["shared_memory_region", "shared_memory_byte_size"])
+@pytest.mark.parametrize("tensors", ["inputs", "outputs"])
+def test_tensors_are_never_in_shared_memory(tensors, name):
+    """Triton would read or write memory of its machine that a caller names."""
+    request = service_pb2.ModelInferRequest(model_name="m")
+    getattr(request, tensors).add(name="x").parameters["binary"].bool_param = True
+    getattr(request, tensors).add(name="y").parameters[name].string_param = "region"
+    with pytest.raises(InvalidArgument, match=f"the parameter {name} is not allowed"):
+        codec.read_request(request.SerializeToString())
+
+
+def test_texts_about_shared_memory_are_tensors_like_others():
+    """Only parameters are refused, and the search for them is bounded."""
+    request = service_pb2.ModelInferRequest(model_name="m")
+    request.inputs.add(name="x").contents.bytes_contents.append(b"shared_memory_region")
+    assert codec.read_request(request.SerializeToString()).model_name == "m"
+    for _ in range(64):
+        request.inputs.add(name="x").contents.bytes_contents.append(b"shared_memory_region")
+    with pytest.raises(InvalidArgument, match="more than 64 tensors"):
+        codec.read_request(request.SerializeToString())
 
 
 def test_tokens_of_an_embedding_model_are_summed():

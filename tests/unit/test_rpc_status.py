@@ -6,12 +6,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from headrace.common.v1 import error_reason_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from libs import errors
-from libs.errors import BY_CODE, InvalidArgument
+from libs.errors import BY_CODE, InvalidArgument, forget_frames
 from libs.rpc.status import cut, to_status
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +97,21 @@ def test_every_status_code_has_one_class():
     """The tree in the docstring of `libs.errors` is the tree."""
     assert errors.__doc__ is not None
     assert all(kind.code in errors.__doc__ for kind in BY_CODE.values())
+
+
+def test_an_error_can_forget_what_it_came_through():
+    """Its causes, too; what it says stays."""
+
+    def fail() -> None:
+        try:
+            int("inner")
+        except ValueError as error:
+            raise InvalidArgument("outer", reason="INVALID_FIELD") from error
+
+    with pytest.raises(InvalidArgument) as caught:
+        fail()
+    forget_frames(caught.value)
+    assert caught.value.__traceback__ is None
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.__traceback__ is None
+    assert caught.value.message == "outer"

@@ -78,6 +78,33 @@ def test_a_wrong_field_is_named(field, value):
     assert caught.value.metadata["field"] == field
 
 
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("messages[0].content", {"messages": [{"role": "user", "content": "a\ud800"}]}),
+        ("stop", {"stop": ["\udfff"]}),
+        ("resume.pieces", {"resume": {"pieces": [1, "\ud83d"]}}),
+    ],
+)
+def test_half_a_character_is_refused(field, fields):
+    """JSON can hold it, UTF-8 cannot: the engine would fail, which looks like its fault."""
+    with pytest.raises(contract.ModelError) as caught:
+        parse(**fields)
+    assert caught.value.metadata["field"] == field
+
+
+def test_deep_json_is_refused():
+    """Python's parser gives up on it in its own way."""
+    assert reason_of("[" * 100_000) == "INVALID_FIELD"
+
+
+def test_the_cache_salt_is_not_in_the_request():
+    """Else callers could choose it."""
+    assert parse(cache_salt="theirs").cache_salt == ""
+    raw = json.dumps({"messages": HELLO, "max_tokens": 5})
+    assert contract.parse_request(raw, cache_salt="mine").cache_salt == "mine"
+
+
 @given(JSON)
 def test_whatever_comes_is_read_or_refused(body):
     """No input makes the model fail in another way."""

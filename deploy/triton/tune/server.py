@@ -117,7 +117,7 @@ def tuning_triton(log: Path) -> Iterator[TuningTriton]:
     with tempfile.TemporaryDirectory(prefix="headrace-tune-") as temporary:
         home = Path(temporary)
         argv = [sys.executable, "-m", "deploy.triton.run", "--backend-id", BACKEND_ID]
-        address = f"unix:{home / 'grpc'}:1"
+        address = f"unix:{home / 'socket' / 'grpc'}:1"
         argv += ["--home", temporary, "--grpc-address", address]
         argv += ["--metrics-address", f"{LOOPBACK}:{metrics_port}"]
         argv += ["--control-key-file", str(keys.ensure_triton_control_key(home))]

@@ -1,51 +1,43 @@
-"""Receives large messages, few of a tenant at a time.
+"""Receives messages of the Open Inference Protocol, which may be large.
 
 gRPC says how large a message is only when all of it is in memory. So a tenant whose requests hold
 all the memory that it may have is not read any further: its client is held back by HTTP/2's
-windows. Of its other calls, a few send at the same time, and the next ones when those have arrived
-and have memory.
+windows. Of its unary calls, whose message comes at once, few are read at the same time. A stream
+may be silent for long before its next message, so the streams of a tenant do not wait for each
+other: what they send at the same moment is received.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from libs.clock import Clock
+from libs.runtime import return_free_memory
 from libs.shared_limit import SharedLimit
+from services.inference.slots import REQUEST_OVERHEAD_BYTES
 
-MESSAGES_AT_ONCE = 2
-# A stream may be silent for long before its next message: it then lets others go first.
-PATIENCE_SECONDS = 1.0
+CALLS_AT_ONCE = 2
 POLL_SECONDS = 0.02
 # A message is in memory as it was received, renamed, and as it is sent to a backend.
 COPIES = 3
+# gRPC receives a message in small pieces, which leave holes in the heap.
+LARGE_BYTES = 8 * 1024 * 1024
+
+Read = Callable[[], Awaitable[bytes | None]]
 
 
 class _Turns:
-    """Who receives a message of one tenant now, and who waits to."""
+    """Which unary calls of one tenant are read now, and how many wait for that or are read."""
 
     def __init__(self) -> None:
-        self.free = asyncio.Semaphore(MESSAGES_AT_ONCE)
+        self.free = asyncio.Semaphore(CALLS_AT_ONCE)
         self.users = 0
 
 
-class _Turn:
-    """Ends once, when the message has arrived or was not sent in time."""
-
-    def __init__(self, turns: _Turns) -> None:
-        self._turns = turns
-        self._ended = False
-
-    def end(self) -> None:
-        """Lets the next message arrive."""
-        if not self._ended:
-            self._ended = True
-            self._turns.free.release()
-
-
 class Arrivals:
-    """Receives the messages of all tenants."""
+    """Receives the messages of all tenants, and counts their memory until they are released."""
 
     def __init__(self, memory: SharedLimit, clock: Clock) -> None:
         """Makes it; `memory` counts what the requests of tenants hold, in bytes."""
@@ -53,43 +45,45 @@ class Arrivals:
         self._clock = clock
         self._turns: dict[str, _Turns] = {}
 
-    async def receive(
-        self, tenant: str, messages: AsyncIterator[bytes], *, is_first: bool
-    ) -> bytes | None:
-        """Returns the next message of a call, which is to be released; None: there are no more.
+    async def only(self, tenant: str, read: Read) -> bytes | None:
+        """Returns the message of a unary call, which is to be released; None: it has none.
 
         Args:
             tenant: who sends it.
-            messages: of the call.
-            is_first: the client has no reason to wait before it sends it.
+            read: reads the message.
         """
+        async with self._turn(tenant):
+            return await self.next(tenant, read)
+
+    async def next(self, tenant: str, read: Read) -> bytes | None:
+        """Returns the next message of a stream, as `only`. It takes no turn: it may come late."""
+        while not self._memory.has_room(tenant):
+            await self._clock.sleep(POLL_SECONDS)
+        message = await read()
+        while message is not None and not self._memory.take(tenant, _held_bytes(message)):
+            await self._clock.sleep(POLL_SECONDS)
+        return message
+
+    def release(self, tenant: str, message: bytes) -> None:
+        """Takes back the memory of a message."""
+        self._memory.release(tenant, _held_bytes(message))
+        if len(message) >= LARGE_BYTES:  # the caller still has it, but not for long
+            asyncio.get_running_loop().call_later(POLL_SECONDS, return_free_memory)
+
+    @asynccontextmanager
+    async def _turn(self, tenant: str) -> AsyncIterator[None]:
         turns = self._turns.get(tenant)
         if turns is None:
             turns = self._turns[tenant] = _Turns()
         turns.users += 1
         try:
-            await turns.free.acquire()
-            turn = _Turn(turns)
-            timer = None
-            try:
-                while not self._memory.has_room(tenant):
-                    await self._clock.sleep(POLL_SECONDS)
-                if not is_first:
-                    timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, turn.end)
-                message = await anext(messages, None)
-                while message and not self._memory.take(tenant, COPIES * len(message)):
-                    await self._clock.sleep(POLL_SECONDS)
-                return message
-            finally:
-                turn.end()
-                if timer is not None:
-                    timer.cancel()
+            async with turns.free:
+                yield
         finally:
             turns.users -= 1
             if not turns.users:
                 del self._turns[tenant]
 
-    def release(self, tenant: str, message: bytes) -> None:
-        """Takes back the memory of a message that was received."""
-        if message:
-            self._memory.release(tenant, COPIES * len(message))
+
+def _held_bytes(message: bytes) -> int:
+    return COPIES * len(message) + REQUEST_OVERHEAD_BYTES

@@ -15,7 +15,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, InvalidArgument, NotFound, Unavailable
+from libs.errors import HeadraceError, InvalidArgument, NotFound, Unavailable, forget_frames
 from libs.rpc.identity import Context, identity_of
 from services.inference.api.arrivals import Arrivals
 from services.inference.api.convert import deadline_seconds
@@ -88,20 +88,22 @@ class OpenInferenceServicer:
         response.config.name = choice.model
         return response
 
-    async def model_infer(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
+    async def model_infer(self, _requests: AsyncIterator[bytes], context: Context) -> bytes:
         """Answers one request; it is read here, so that it need not be read at once."""
         caller = self._caller(context)
-        request = await self._receive(caller, requests, is_first=True)
+        tenant = caller.identity.tenant
+        request = await self._arrivals.only(tenant, lambda: _read(context))
         if request is None:
             raise InvalidArgument("the call has no message", reason="INVALID_FIELD")
         try:
             return await self._service.infer(request, caller)
         finally:
-            self._arrivals.release(caller.identity.tenant, request)
+            self._arrivals.release(tenant, request)
 
-    async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def model_stream_infer(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """Answers many requests at once; each answer has the id of its request."""
         caller = self._caller(context)
+        tenant = caller.identity.tenant
         slots = asyncio.Semaphore(MAX_REQUESTS_PER_STREAM)
         writing = asyncio.Lock()
 
@@ -113,27 +115,22 @@ class OpenInferenceServicer:
             try:
                 await self._service.stream(request, caller, deliver)
             except HeadraceError as error:
+                forget_frames(error)
                 await deliver(_error_message(error, request))
             finally:
-                self._arrivals.release(caller.identity.tenant, request)
+                self._arrivals.release(tenant, request)
                 slots.release()
 
         try:
             async with asyncio.TaskGroup() as group:
-                is_first = True
                 while (
-                    request := await self._receive(caller, requests, is_first=is_first)
+                    request := await self._arrivals.next(tenant, lambda: _read(context))
                 ) is not None:
-                    is_first = False
                     await slots.acquire()
                     group.create_task(answer(request))
+                    del request  # it may be large, and the next one may come much later
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # one error is enough for the caller
-
-    async def _receive(
-        self, caller: Caller, requests: AsyncIterator[bytes], *, is_first: bool
-    ) -> bytes | None:
-        return await self._arrivals.receive(caller.identity.tenant, requests, is_first=is_first)
 
     def _caller(self, context: Context) -> Caller:
         return Caller(identity_of(context), deadline_seconds(context, self._clock))
@@ -166,6 +163,15 @@ def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(servicer.model_stream_infer),
         },
     )
+
+
+async def _read(context: Context) -> bytes | None:
+    """Returns the next message of a call; None: there are no more.
+
+    The iterator of gRPC would keep each message until the next one has arrived.
+    """
+    message: Any = await context.read()
+    return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]  # not in the stubs
 
 
 def _error_message(error: HeadraceError, request: bytes) -> bytes:

@@ -4,6 +4,9 @@ closed ──too many failures──► open ──its time has passed──► 
                                 ▲                               │
                                 └─────────a probe fails─────────┘    (it stays open for longer)
 
+What counts as a failure is decided elsewhere: `triton.errors` and `openai_http.errors` say whose
+fault an error is, and `pool.Suspects` settles what is undecided.
+
 It is plain state: the time is an argument, and nothing happens between calls.
 """
 

@@ -24,7 +24,13 @@ from services.inference.backends.openai_http.client import Provider
 from services.inference.backends.stall import StallLimits
 from services.inference.backends.targets import Endpoint, Protocol, Target, target_of
 from services.inference.backends.triton.client import Triton
-from services.inference.domain import BACKENDS_FAILED, BackendFailedError, ClientError
+from services.inference.domain import (
+    BACKENDS_FAILED,
+    MAX_MODEL_FAILURES,
+    BackendFailedError,
+    ClientError,
+    Fault,
+)
 
 _log = structlog.get_logger()
 
@@ -113,20 +119,61 @@ class Lease:
     ) -> None:
         self._connection.in_flight -= 1
         if isinstance(error, BackendFailedError):
-            self._report_failure(error)
+            error.backends |= {self.backend.status.id}
+        if isinstance(error, BackendFailedError) and error.fault is Fault.BACKEND:
+            self.report_failure(error)
         elif error is None or isinstance(error, InvalidArgument):
             self.report_success()
-        elif not self._succeeded:  # the caller left, or its deadline passed
+        elif not self._succeeded:
+            # The caller left, its deadline passed, the backend is busy, or the model failed on this
+            # request: `Suspects` reports it if it turns out to be the backend's fault.
             self._served.breaker.abandoned(self._permit)
 
-    def _report_failure(self, error: BackendFailedError) -> None:
-        error.backends |= {self.backend.status.id}
+    def report_failure(self, error: BackendFailedError) -> None:
+        """Reports a failure to the breaker; callers get its error while the breaker is open."""
         self._served.client_error, self._served.attempts = error.client_error, error.attempts
         self._served.breaker.failed(
             self._permit,
             self._clock.monotonic_seconds(),
             retry_after_seconds=error.retry_after_seconds,
         )
+
+
+class Suspects:
+    """The backends whose model failed on one request, which may be the fault of either.
+
+    A request's own fault must not open the breaker for others: one tenant could refuse a model to
+    all. So a model's failure (an exception in its code, an error of its engine) counts only where
+    there is proof: *another backend of the same version has answered the same request*. A backend
+    whose model is broken fails on what others can answer, and is found with its first few requests;
+    a request that no backend can answer is its own fault, however often and by whomever it is sent.
+    Where a version has one backend there is nothing to compare with, and its breaker stays closed:
+    open, it would only turn one error into another. `headrace_inference_model_failures` shows it.
+
+    Crashes, broken streams, silence and unreachable backends count at once, without this class.
+    """
+
+    def __init__(self) -> None:
+        self._suspected: list[Lease] = []
+
+    def note(self, lease: Lease, error: BackendFailedError) -> None:
+        """Called when a backend failed on the request, for whatever reason."""
+        if error.fault is Fault.REQUEST_OR_BACKEND:
+            self._suspected.append(lease)
+
+    def answered_by(self, lease: Lease) -> None:
+        """Called when a backend has answered the request: the others are at fault."""
+        for suspected in self._suspected:
+            if suspected.backend.status.id != lease.backend.status.id:
+                suspected.report_failure(
+                    BackendFailedError("its model fails where another answers")
+                )
+        self._suspected.clear()
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether so many backends have failed that the request is not tried again."""
+        return len(self._suspected) >= MAX_MODEL_FAILURES
 
 
 class Backends:

@@ -16,7 +16,7 @@ from libs.routes import Choice, RouteTable
 from libs.telemetry.tracing import child_span
 from services.inference import metrics
 from services.inference.backends.chat import ChunkSink
-from services.inference.backends.pool import Backends, Lease
+from services.inference.backends.pool import Backends, Lease, Suspects
 from services.inference.backends.targets import Protocol
 from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import (
@@ -108,6 +108,7 @@ class DeploymentCall:
         self._call = call
         self._has_fallback = has_fallback
         self._failures: Counter[str] = Counter()
+        self._suspects = Suspects()
 
     async def run(self, sink: ChunkSink) -> None:
         """Puts the complete answer into the sink.
@@ -170,7 +171,7 @@ class DeploymentCall:
             )
             with _span(lease, delivered):
                 try:
-                    return await lease.chat.generate(
+                    finish = await lease.chat.generate(
                         lease.target.model,
                         self._call,
                         max_tokens=self.max_tokens,
@@ -178,9 +179,18 @@ class DeploymentCall:
                         relay=sink,
                     )
                 except BackendFailedError as error:
-                    metrics.BACKEND_FAILURES.labels(self.choice.model, backend.status.id).inc()
-                    _log.warning("backend failed", backend=backend.status.id, error=str(error))
+                    metrics.count_failure(self.choice.model, backend.status.id, error.fault)
+                    _log.warning(
+                        "backend failed",
+                        backend=backend.status.id,
+                        request_id=self._call.request_id,
+                        fault=error.fault.value,
+                        error=str(error),
+                    )
+                    self._suspects.note(lease, error)
                     raise
+            self._suspects.answered_by(lease)
+            return finish
 
     async def _next_choice(self, failure: BackendFailedError, give_up_seconds: float) -> None:
         """Waits until a backend has the same version, preferably one that has not failed.
@@ -189,12 +199,15 @@ class DeploymentCall:
             HeadraceError: there was none in time, or none can continue.
         """
         failures, clock = self._failures, self._shared.clock
+        error = failure.client_error.to_error(failures, request_id=self._call.request_id)
         if self._has_fallback and not self.delivered.token_count:
             # A backend that failed twice was retried because no other one was available.
             tried_all = all(failures[backend.status.id] for backend in self.choice.target.backends)
-            if tried_all or max(failures.values()) > 1:
-                raise DeploymentFailedError(failure.client_error.to_error(failures)) from failure
+            if tried_all or max(failures.values()) > 1 or self._suspects.are_enough:
+                raise DeploymentFailedError(error) from failure
             return
+        if self._suspects.are_enough:
+            raise error from failure
         version = self.choice.target.model_version
         while failure.resumable and clock.monotonic_seconds() < give_up_seconds:
             try:
@@ -209,7 +222,7 @@ class DeploymentCall:
             if min(tried):  # all have failed: retry more slowly after each failure
                 await self._pause(FAILOVER_POLL_SECONDS * min(tried))
             return
-        raise failure.client_error.to_error(failures) from failure
+        raise error from failure
 
     async def _pause(self, seconds: float) -> None:
         """Waits for a backend, at most until the caller's deadline.

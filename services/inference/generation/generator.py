@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from libs.chat.request import GenerationRequest
 from libs.clock import Clock
 from libs.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
-from libs.routes import Choice, RouteTable
+from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
-from services.inference.accounting import Outcome, Recorder
+from services.inference.accounting import Outcome, PromptCounter, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends
+from services.inference.cache_salts import CacheSalts
 from services.inference.domain import (
     ChatCall,
     Chunk,
@@ -43,9 +44,6 @@ from services.inference.routing import choose_chat, counts_tokens, route_of
 # start of the answer; its chunk is empty if there is none yet.
 Deliver = Callable[[Chunk, Started | None], Awaitable[None]]
 
-# Returns the tokens of a prompt, of a tenant, that a model has read.
-CountPrompt = Callable[[Choice, GenerationRequest, str], Awaitable[int]]
-
 # A client waits for so long at most until it gets the start of its answer, if no other version can
 # take over any more. Usually the first chunk comes earlier, and the start is sent with it.
 START_SECONDS = 1.0
@@ -63,10 +61,12 @@ class Generator:
         recorder: Recorder,
         hedge: HedgeLimits,
         relay: RelayLimits,
-        count_prompt: CountPrompt,
+        cache_salts: CacheSalts,
+        count_prompt: PromptCounter,
         clock: Clock,
     ) -> None:
         self._routes = routes
+        self._cache_salts = cache_salts
         self._admission = admission
         self._recorder = recorder
         self._relay_limits = relay
@@ -83,6 +83,7 @@ class Generator:
             HeadraceError: see `InferenceService.Generate`. What was generated before is billed.
         """
         call.check()
+        call = replace(call, cache_salt=self._cache_salts.of(identity.tenant))
         choice = choose_chat(self._routes(), call.request)
         fallback = FallbackCall(
             call,

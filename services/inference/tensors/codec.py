@@ -16,7 +16,7 @@ from typing import NamedTuple
 from headrace.common.v1 import model_pb2
 
 from libs.errors import InvalidArgument
-from services.inference.backends.triton.codec import LENGTH, malformed
+from services.inference.backends.triton.codec import CACHE_SALT, LENGTH, malformed
 
 # The walk is Python: a message of millions of empty fields must not block the process. Neither may
 # thousands of messages in it with thousands of fields each.
@@ -28,16 +28,25 @@ _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BYTES = 10
 
 # ModelInferRequest
-_NAME, _VERSION, _ID, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 5, 6
+_NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
+_PARAMETER_KEY, _PARAMETER_VALUE, _STRING_PARAMETER = 1, 2, 3
+_PARAMETER_NAME = 1
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
+# Where tensors of a request have their parameters.
+_TENSOR_PARAMETERS = {_INPUTS: 4, _REQUESTED_OUTPUTS: _REQUESTED_PARAMETERS}
 # ModelInferResponse; name and version are as in the request
 _OUTPUTS, _RAW_OUTPUTS = 5, 6
 _OUTPUT_NAME = 1
 # ModelStreamInferResponse
 _ERROR_MESSAGE, _INFER_RESPONSE = 1, 2
 
-# A name and parameters, of which a request has a few.
-_MAX_FIELDS_OF_OUTPUT = 32
+# Of a requested output: its name and parameters; of a parameter: its name and its value.
+_MAX_FIELDS_OF_PART = 32
+_MAX_FIELDS_OF_INPUT = 64
+# Parameters that make Triton read or write memory of its machine instead of the message.
+_SHARED_MEMORY = b"shared_memory_"
+# So many inputs may contain that text, as texts of a tensor may.
+_MAX_SUSPECTS = 64
 
 _MALFORMED = (ValueError, IndexError, struct.error)
 
@@ -52,6 +61,7 @@ class InferRequestHead(NamedTuple):
     """The fields of a `ModelInferRequest`, apart from its tensors.
 
     Attributes:
+        parameters: the names of the parameters of the whole request.
         outputs: the names of the requested outputs; none: all.
         altered_outputs: those of them that are not requested as they are, but as classes, say.
         tensors_at: the position in the message at which the tensors start.
@@ -60,6 +70,7 @@ class InferRequestHead(NamedTuple):
     model_name: str
     model_version: str
     request_id: str
+    parameters: frozenset[str]
     outputs: tuple[str, ...]
     altered_outputs: frozenset[str]
     tensors_at: int
@@ -100,13 +111,20 @@ def read_request(message: bytes) -> InferRequestHead:
     found = {_NAME: "", _VERSION: "", _ID: ""}
     outputs: list[str] = []
     altered: set[str] = set()
+    parameters: set[str] = set()
+    suspects = 0
     tensors_at = len(message)
     try:
-        for number, start, end in _fields(message, 0, len(message)):
+        for number, start, end in fields(message, 0, len(message)):
+            if number in _TENSOR_PARAMETERS and message.find(_SHARED_MEMORY, start, end) >= 0:
+                suspects += 1
+                _check_parameters(message, start, end, _TENSOR_PARAMETERS[number], suspects)
             if number in found:
                 found[number] = message[start:end].decode()
             elif number == _INPUTS:
                 tensors_at = min(tensors_at, start)
+            elif number == _PARAMETERS:
+                parameters.add(_parameter_name(message, start, end))
             elif number == _REQUESTED_OUTPUTS:
                 _check_count(outputs)
                 name, has_parameters = _requested_output(message, start, end)
@@ -118,18 +136,28 @@ def read_request(message: bytes) -> InferRequestHead:
         ) from error
     name, version, request_id = found.values()
     return InferRequestHead(
-        name, version, request_id, tuple(outputs), frozenset(altered), tensors_at
+        name,
+        version,
+        request_id,
+        frozenset(parameters),
+        tuple(outputs),
+        frozenset(altered),
+        tensors_at,
     )
 
 
 def renamed_request(
-    message: bytes, model_name: str, *, more_outputs: Collection[str] = ()
+    message: bytes, model_name: str, *, more_outputs: Collection[str] = (), cache_salt: str = ""
 ) -> bytes:
-    """Returns a `ModelInferRequest` for another model, without a version, with outputs added."""
+    """Returns a `ModelInferRequest` for another model, without a version, with outputs added.
+
+    A cache salt replaces one that the caller has set: of equal keys of a map the last one counts.
+    """
     requested = b"".join(
         _field(_REQUESTED_OUTPUTS, _field(_REQUESTED_NAME, name.encode())) for name in more_outputs
     )
-    return b"".join((message, requested, _names(model_name, "")))
+    salt = _string_parameter(CACHE_SALT, cache_salt) if cache_salt else b""
+    return b"".join((message, requested, salt, _names(model_name, "")))
 
 
 def read_response(message: bytes) -> InferResponseTokens:
@@ -157,9 +185,9 @@ def read_streamed(message: bytes) -> StreamedResponse:
     """
     error_message, tokens = "", InferResponseTokens()
     try:
-        for number, start, end in _fields(message, 0, len(message)):
-            if number == _ERROR_MESSAGE:
-                error_message = message[start:end].decode()
+        for number, start, end in fields(message, 0, len(message)):
+            if number == _ERROR_MESSAGE:  # it may quote what the caller sent, in any bytes
+                error_message = message[start:end].decode(errors="replace")
             elif number == _INFER_RESPONSE:
                 tokens = _tokens(message, start, end)
     except _MALFORMED as error:
@@ -181,7 +209,7 @@ def streamed_error(error_message: str, request_id: str) -> bytes:
 def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
     names: list[str] = []
     raw: list[tuple[int, int]] = []
-    for number, first, last in _fields(message, start, end):
+    for number, first, last in fields(message, start, end):
         if number == _OUTPUTS:
             names.append(_last_string(message, first, last, number=_OUTPUT_NAME))
         elif number == _RAW_OUTPUTS:
@@ -208,11 +236,34 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
 
 def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in _fields(message, start, end, limit=_MAX_FIELDS_OF_OUTPUT):
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
     return name, has_parameters
+
+
+def _parameter_name(message: bytes, start: int, end: int) -> str:
+    name = ""
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+        if number == _PARAMETER_NAME:
+            name = message[first:last].decode()
+    return name
+
+
+def _check_parameters(message: bytes, start: int, end: int, parameters: int, suspects: int) -> None:
+    """Refuses parameters for shared memory.
+
+    Raises:
+        ValueError: a tensor has one.
+    """
+    if suspects > _MAX_SUSPECTS:
+        raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
+    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+        if number == parameters:
+            name = _last_string(message, first, last, number=_PARAMETER_NAME)
+            if name.startswith(_SHARED_MEMORY.decode()):
+                raise ValueError(f"the parameter {name} is not allowed; send the tensor itself")
 
 
 def _check_count(outputs: Collection[str]) -> None:
@@ -222,13 +273,13 @@ def _check_count(outputs: Collection[str]) -> None:
 
 def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
     value = ""
-    for found, first, last in _fields(message, start, end):
+    for found, first, last in fields(message, start, end):
         if found == number:
             value = message[first:last].decode()
     return value
 
 
-def _fields(
+def fields(
     message: bytes, start: int, end: int, *, limit: int = MAX_FIELDS
 ) -> Iterator[tuple[int, int, int]]:
     """Yields number, start and end of each length-delimited field; skips the others.
@@ -269,6 +320,11 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:  # noqa: PLR2004  # the last one has no continuation bit
             return value, position
     raise ValueError("a varint is too long")
+
+
+def _string_parameter(key: str, value: str) -> bytes:
+    value_field = _field(_PARAMETER_VALUE, _field(_STRING_PARAMETER, value.encode()))
+    return _field(_PARAMETERS, _field(_PARAMETER_KEY, key.encode()) + value_field)
 
 
 def _names(model_name: str, model_version: str) -> bytes:

@@ -9,32 +9,40 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from headrace.common.v1 import model_pb2
 
+from libs.chat.request import MAX_PRIORITY
 from libs.clock import Clock
-from libs.errors import InvalidArgument
+from libs.errors import DeadlineExceeded, InvalidArgument
 from libs.ids import check_uuid, uuid7
 from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
-from services.inference.accounting import Outcome, Recorder
+from services.inference.accounting import CountPrompt, Outcome, PromptCounter, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
+from services.inference.cache_salts import CacheSalts
 from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
+from services.inference.tensors.inputs import check_encoding
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
-from services.inference.work import tensor_work
+from services.inference.tensors.texts import check_text_sizes, conversation_of
+from services.inference.work import max_text_bytes, tensor_work
 
 # What gRPC accepts, less what renaming adds.
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
 # The hash of an input in the log covers its first bytes and its length: tensors are large.
 MAX_HASHED_BYTES = 64 * 1024
+
+# The parameter of a request that Triton reads.
+PRIORITY = "priority"
 
 Deliver = Callable[[bytes], Awaitable[None]]
 
@@ -55,6 +63,7 @@ class _Run:
     caller: Caller
     choice: Choice
     usage_outputs: tuple[str, ...]
+    cache_salt: str
     request_id: str
     started_seconds: float
     first_seconds: float | None = None
@@ -76,7 +85,9 @@ class _Run:
         """Returns the message for one backend."""
         requested = self.head.outputs  # none: all
         more = [name for name in self.usage_outputs if requested and name not in requested]
-        return codec.renamed_request(self.message, backend_model, more_outputs=more)
+        return codec.renamed_request(
+            self.message, backend_model, more_outputs=more, cache_salt=self.cache_salt
+        )
 
     def count(self, tokens: codec.InferResponseTokens) -> bool:
         """Adds the tokens of a message; returns whether it is the end of the answer.
@@ -108,13 +119,17 @@ class OpenInference:
         backends: Backends,
         recorder: Recorder,
         admission: Admission,
+        count_prompt: PromptCounter,
+        cache_salts: CacheSalts,
         clock: Clock,
     ) -> None:
         self._routes = routes
         self._retrier = Retrier(backends)
         self._recorder = recorder
         self._admission = admission
-        self._abandoned: set[asyncio.Task[bytes]] = set()
+        self._count_prompt = count_prompt
+        self._cache_salts = cache_salts
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self._clock = clock
 
     @property
@@ -171,21 +186,25 @@ class OpenInference:
             if run.count(streamed.tokens):
                 run.is_recorded = True
                 await self._recorder.record(self._outcome(run, None))
-            await deliver(codec.renamed_streamed(answer, run.choice.model, run.version))
+            if not run.is_abandoned:
+                await deliver(codec.renamed_streamed(answer, run.choice.model, run.version))
+
+        is_chat = run.kind == model_pb2.MODEL_KIND_CHAT
 
         async def attempt(lease: Lease) -> None:
+            run.is_running = True
             await calls.stream(
                 lease.triton,
                 run.request(lease.target.model),
                 request_id=run.head.request_id,
-                deadline_seconds=caller.deadline_seconds,
+                deadline_seconds=caller.deadline_seconds if is_chat else None,
                 on_message=on_message,
             )
             if not run.is_recorded:  # a stream without an end is cut, also with status OK
                 raise BackendFailedError("the stream ended before the answer was complete")
 
         with metrics.LIVE_STREAMS.track_inprogress():
-            await self._attempts(run, attempt)
+            await (self._attempts if is_chat else self._to_its_end)(run, attempt)
 
     async def describe(
         self,
@@ -225,12 +244,18 @@ class OpenInference:
             text = f"the message has {len(message)} bytes, more than {MAX_TENSOR_REQUEST_BYTES}"
             raise InvalidArgument.too_large("", text, limit_bytes=MAX_TENSOR_REQUEST_BYTES)
         head = codec.read_request(message)
+        if PRIORITY in head.parameters:
+            # It is Triton's own, where 1 is the highest: only those who may have any may set it.
+            caller.identity.allow_priority(MAX_PRIORITY)
         choice = self.choose(head.model_name, head.model_version)
+        check_text_sizes(message, max_text_bytes(choice.target.schema))
+        check_encoding(message, choice.target.schema.kind)
+        is_chat = choice.target.schema.kind == model_pb2.MODEL_KIND_CHAT
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
-        if altered := sorted(head.altered_outputs & set(usage_outputs)):
+        if altered := sorted(head.altered_outputs):
+            # A class count for an output of strings ends the whole tritonserver 2.51.
             raise InvalidArgument.of_field(
-                "outputs",
-                f"{altered[0]} cannot be requested with parameters: it reports what is billed",
+                "outputs", f"{altered[0]} cannot be requested with parameters, such as classes"
             )
         request_id = ""
         with suppress(InvalidArgument):  # the protocol allows any id
@@ -241,6 +266,7 @@ class OpenInference:
             caller=caller,
             choice=choice,
             usage_outputs=tuple(usage_outputs),
+            cache_salt=self._cache_salts.of(caller.identity.tenant) if is_chat else "",
             request_id=request_id or uuid7(self._clock),
             started_seconds=self._clock.monotonic_seconds(),
         )
@@ -249,14 +275,14 @@ class OpenInference:
         """Returns when the requests that were left to end have ended."""
         await asyncio.gather(*self._abandoned, return_exceptions=True)
 
-    async def _to_its_end(self, run: _Run, attempt: Attempt[bytes]) -> bytes:
-        """Makes attempts, and returns the answer.
+    async def _to_its_end(self, run: _Run, attempt: Attempt[Any]) -> Any:
+        """Makes attempts at a model that does not generate, and returns the answer.
 
         A backend cannot stop in the middle of such a request. If its caller leaves then, or its
         deadline passes, it is left to end, with its slot, and billed: else work would be free for
         those who always leave in time.
         """
-        work: asyncio.Task[bytes] = asyncio.create_task(self._attempts(run, attempt))
+        work: asyncio.Task[Any] = asyncio.create_task(self._attempts(run, attempt))
         left = seconds_left(run.caller.deadline_seconds, self._clock, waiting_for="backend")
         try:
             done, _ = await asyncio.wait({work}, timeout=left)
@@ -268,18 +294,23 @@ class OpenInference:
         if not done:
             self._leave(run, work)
             raise deadline_exceeded("backend")
-        return work.result()
+        try:
+            return work.result()
+        finally:
+            # The traceback of its error has this frame: only a collection would free the cycle, and
+            # with it the request.
+            del work, done
 
-    def _leave(self, run: _Run, work: asyncio.Task[bytes]) -> None:
+    def _leave(self, run: _Run, work: asyncio.Task[Any]) -> None:
         """Stops a request that waits; bills one that runs when it has ended."""
         run.is_abandoned = True
         if not run.is_running:
             work.cancel()
 
-        def ended(task: asyncio.Task[bytes]) -> None:
+        def ended(task: asyncio.Task[Any]) -> None:
             self._abandoned.discard(task)
             # One that failed has recorded itself.
-            if not task.cancelled() and task.exception() is None:
+            if not task.cancelled() and task.exception() is None and not run.is_recorded:
                 self._recorder.record_later(self._outcome(run, asyncio.CancelledError()))
 
         self._abandoned.add(work)
@@ -293,11 +324,29 @@ class OpenInference:
                     run.choice,
                     attempt,
                     may_retry=lambda: run.first_seconds is None and not run.is_abandoned,
+                    request_id=run.request_id,
                 )
         except BaseException as error:
             if not run.is_recorded:
-                self._recorder.record_later(self._outcome(run, error))
+                prompt = self._uncounted_prompt(run, error)
+                self._recorder.record_later(self._outcome(run, error), prompt=prompt)
             raise
+
+    def _uncounted_prompt(self, run: _Run, error: BaseException) -> CountPrompt | None:
+        """Returns what counts a prompt that an engine has read, and has not reported.
+
+        An engine reports it with the end of its answer. Who leaves before pays for it, too.
+        """
+        if run.kind != model_pb2.MODEL_KIND_CHAT or not run.is_running:
+            return None
+        if not isinstance(error, asyncio.CancelledError) and (
+            run.first_seconds is None or not isinstance(error, DeadlineExceeded)
+        ):
+            return None
+        request = conversation_of(run.message, model=run.choice.model)
+        if request is None:
+            return None
+        return partial(self._count_prompt, run.choice, request, run.caller.identity.tenant)
 
     def _outcome(self, run: _Run, error: BaseException | None) -> Outcome:
         start = run.head.tensors_at
@@ -319,6 +368,7 @@ def _demand(run: _Run) -> Demand:
     return Demand(
         tenant=run.caller.identity.tenant,
         work=tensor_work(run.message, run.choice.target.schema),
+        size_bytes=None,
         deadline_seconds=run.caller.deadline_seconds,
     )
 

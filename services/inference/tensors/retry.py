@@ -12,8 +12,9 @@ from opentelemetry import trace
 
 from libs.errors import HeadraceError, InvalidArgument
 from libs.routes import Choice, kind_name
+from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
-from services.inference.backends.pool import Backends, Lease
+from services.inference.backends.pool import Backends, Lease, Suspects
 from services.inference.backends.targets import Protocol, target_of
 from services.inference.domain import BackendFailedError
 
@@ -33,7 +34,12 @@ class Retrier:
         self._backends = backends
 
     async def run(
-        self, choice: Choice, attempt: Attempt[T], *, may_retry: Callable[[], bool] = lambda: True
+        self,
+        choice: Choice,
+        attempt: Attempt[T],
+        *,
+        may_retry: Callable[[], bool] = lambda: True,
+        request_id: str = "",
     ) -> T:
         """Returns the result of the first attempt at which the backend does not fail.
 
@@ -41,6 +47,7 @@ class Retrier:
             choice: the model.
             attempt: uses the lease's backend, which is a Triton.
             may_retry: called after a failure; False: the caller gets the error.
+            request_id: for errors and the log; empty: it has none.
 
         Raises:
             InvalidArgument: no Triton runs the model, or the request is wrong.
@@ -50,17 +57,33 @@ class Retrier:
         if not tritons:
             raise kind_mismatch(choice, "a provider runs it, not a Triton")
         failed: frozenset[str] = frozenset()
+        suspects = Suspects()
         for attempts in range(1, MAX_ATTEMPTS + 1):
             try:
                 with self._backends.lease(tritons, avoid=failed) as lease, _span(lease, choice):
-                    return await attempt(lease)
+                    try:
+                        result = await attempt(lease)
+                    except BackendFailedError as error:
+                        suspects.note(lease, error)
+                        raise
+                    suspects.answered_by(lease)
+                    return result
             except BackendFailedError as error:
                 failed |= error.backends
                 for backend in error.backends:
-                    metrics.BACKEND_FAILURES.labels(choice.model, backend).inc()
-                _log.warning("backend failed", backends=sorted(error.backends), error=str(error))
-                if attempts == MAX_ATTEMPTS or not may_retry():
-                    raise error.client_error.to_error(failed) from error
+                    metrics.count_failure(choice.model, backend, error.fault)
+                _log.warning(
+                    "backend failed",
+                    backends=sorted(error.backends),
+                    request_id=request_id,
+                    fault=error.fault.value,
+                    error=str(error),
+                )
+                # With one backend the second try is in another batch: its neighbours may be gone.
+                if attempts == MAX_ATTEMPTS or suspects.are_enough or not may_retry():
+                    raise error.client_error.to_error(
+                        failed, request_id=request_id, trace_id=current_trace_id()
+                    ) from error
             except HeadraceError as error:
                 _hide_backend_names(error, choice)
                 raise

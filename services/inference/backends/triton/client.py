@@ -21,7 +21,7 @@ from libs.tls import TlsFiles
 from services.inference.backends.chat import ChunkSink
 from services.inference.backends.stall import StallGuard, StallLimits
 from services.inference.backends.triton import codec
-from services.inference.backends.triton.errors import error_of_model
+from services.inference.backends.triton.errors import answer_too_large, triton_error
 from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import BackendFailedError, ChatCall, Chunk, Delivered, Finish
 
@@ -113,7 +113,8 @@ class Triton:
         try:
             answer = await self.call("ModelInfer", request, deadline_seconds=deadline_seconds)
         except grpc.aio.AioRpcError as error:
-            raise error_of_model(error.details() or error.code().name) from error
+            # Without the cause: its text may quote the request, and spans have the causes.
+            raise triton_error(error.details() or "", code=error.code()) from None
         return codec.read_embeddings(answer, texts=len(texts))
 
     async def call(
@@ -166,6 +167,8 @@ class Triton:
         except ServerStreamError as error:
             if left is not None and error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise deadline_exceeded("backend") from error
+            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise answer_too_large() from error
             raise BackendFailedError(str(error)) from error
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2
 
 from libs.chat.request import Message
 from services.inference.backends.counts import token_count
-from services.inference.backends.triton.errors import error_of_model
+from services.inference.backends.triton.errors import triton_error
 from services.inference.domain import (
     BackendFailedError,
     ChatCall,
@@ -28,6 +28,9 @@ from services.inference.domain import (
     Delivered,
     Finish,
 )
+
+# The parameter of a request by which a chat model keeps the prefix caches of tenants apart.
+CACHE_SALT = "cache_salt"
 
 # Precedes each element of a tensor of the type BYTES.
 LENGTH = struct.Struct("<I")
@@ -49,7 +52,9 @@ def chat_request(
         "stop": list(request.stop),
         "resume": {"pieces": delivered.segments} if delivered.segments else None,
     }
-    return _json_request(backend_model, body, request_id=call.request_id)
+    return _json_request(
+        backend_model, body, request_id=call.request_id, cache_salt=call.cache_salt
+    )
 
 
 def count_request(backend_model: str, messages: Sequence[Message]) -> bytes:
@@ -186,7 +191,7 @@ def _count(fields: Mapping[str, Any], name: str) -> int:
 def _stream_outputs(message: bytes) -> Mapping[str, bytes]:
     response = service_pb2.ModelStreamInferResponse.FromString(message)
     if response.error_message:
-        raise error_of_model(response.error_message)
+        raise triton_error(response.error_message, request_id=response.infer_response.id)
     return _outputs(response.infer_response)
 
 
@@ -201,13 +206,17 @@ def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def _json_request(backend_model: str, body: object, *, request_id: str = "") -> bytes:
+def _json_request(
+    backend_model: str, body: object, *, request_id: str = "", cache_salt: str = ""
+) -> bytes:
     request = service_pb2.ModelInferRequest(
         model_name=backend_model,
         id=request_id,
         inputs=[_tensor("request", [1])],
         raw_input_contents=[_bytes_element(json.dumps(body).encode())],
     )
+    if cache_salt:
+        request.parameters[CACHE_SALT].string_param = cache_salt
     return _serialized(request)
 
 

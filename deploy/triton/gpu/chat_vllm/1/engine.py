@@ -11,15 +11,18 @@ import itertools
 import json
 import os
 import queue
+import secrets
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from characters import Characters
 from contract import ModelError
+from special_tokens import SpecialTokens
 from stops import Piece
 
 # Makes vLLM use kernels whose results do not depend on the batch. Without it, other requests change
@@ -69,21 +72,33 @@ class Engine:
         self.context_tokens = int(arguments["max_model_len"])
         self._top_k = int(parameters["top_k"])
         self._numbers = itertools.count()
+        self._shares_cache = parameters["share_prefix_cache"] == "true"
         self._tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
+        self.vocabulary_size = len(self._tokenizer)
+        self.longest_token_bytes = max(len(each.encode()) for each in self._tokenizer.get_vocab())
+        added = self._tokenizer.added_tokens_decoder
+        self._special_tokens = SpecialTokens(
+            {str(token): number for number, token in added.items()}
+        )
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._engine = self._submit(_start(arguments)).result(_START_SECONDS)
 
     def tokenize_conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Returns the prompt of a conversation, in the template of the model."""
-        prompt = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
+        protected = self._special_tokens.protect(messages)
+        rendered = self._tokenizer.apply_chat_template(
+            protected.messages, add_generation_prompt=True, tokenize=False
         )
-        return self.tokenize(prompt)
+        return self._all_ids(protected.prompt(rendered))
 
     def tokenize(self, text: str) -> list[int]:
-        """Returns the IDs of a text, without a start token; template markers are special tokens."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        """Returns the IDs of a text, without a start token; special tokens in it are text."""
+        return [
+            token_id
+            for part in self._special_tokens.broken(text)
+            for token_id in self._tokenizer.encode(part, add_special_tokens=False)
+        ]
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Returns the text of IDs; incomplete characters become U+FFFD."""
@@ -93,27 +108,42 @@ class Engine:
             )
         )
 
+    @contextmanager
+    def session(self, cache_salt: str, _prompt: Sequence[int | str]) -> Iterator[Session]:
+        """Runs the engine for one answer.
+
+        vLLM makes the salt part of the hash of each block of its prefix cache: only answers with
+        the same salt share blocks. Without a salt the answer has one of its own.
+        """
+        salt = "" if self._shares_cache else cache_salt or secrets.token_hex(16)
+        yield Session(self, salt)
+
     def run(
         self,
         prompt: Sequence[int | str],
         *,
+        cache_salt: str,
         max_tokens: int,
         sampling: Sampling,
         on_piece: Callable[[Piece], bool],
         is_cancelled: Callable[[], bool],
     ) -> Run:
-        """Generates until the model ends, `max_tokens` are generated, or `on_piece` returns False.
-
-        `on_piece` returns whether to continue. Both callables run in the calling thread.
-
-        Raises:
-            ModelError: the engine refused the prompt or failed.
-        """
+        """See `Session.run`; an empty salt shares the prefix cache with all answers without one."""
         run = Run()
         prompt_ids = self._all_ids(prompt)
         pieces = Characters(self.detokenize, before=prompt_ids)
         outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()  # `max_tokens` and an end at most
-        generating = self._submit(self._generate(prompt_ids, max_tokens, sampling, outputs))
+        generating = self._submit(
+            self._generate(
+                TokensPrompt(
+                    prompt_token_ids=prompt_ids,
+                    **({"cache_salt": cache_salt} if cache_salt else {}),
+                ),
+                max_tokens,
+                sampling,
+                outputs,
+            )
+        )
         try:
             while not is_cancelled():
                 try:
@@ -131,7 +161,7 @@ class Engine:
 
     async def _generate(
         self,
-        prompt_ids: list[int],
+        prompt: TokensPrompt,
         max_tokens: int,
         sampling: Sampling,
         outputs: queue.SimpleQueue[Any],
@@ -147,9 +177,7 @@ class Engine:
             detokenize=False,
         )
         try:
-            async for output in self._engine.generate(
-                TokensPrompt(prompt_token_ids=prompt_ids), settings, str(next(self._numbers))
-            ):
+            async for output in self._engine.generate(prompt, settings, str(next(self._numbers))):
                 outputs.put(output)
         finally:
             outputs.put(None)
@@ -163,6 +191,43 @@ class Engine:
 
     def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+class Session:
+    """The engine, for one answer."""
+
+    def __init__(self, engine: Engine, cache_salt: str) -> None:
+        self._engine = engine
+        self._cache_salt = cache_salt
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of IDs; incomplete characters become U+FFFD."""
+        return self._engine.detokenize(token_ids)
+
+    def run(
+        self,
+        prompt: Sequence[int | str],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        on_piece: Callable[[Piece], bool],
+        is_cancelled: Callable[[], bool],
+    ) -> Run:
+        """Generates until the model ends, `max_tokens` are generated, or `on_piece` returns False.
+
+        `on_piece` returns whether to continue. Both callables run in the calling thread.
+
+        Raises:
+            ModelError: the engine refused the prompt or failed.
+        """
+        return self._engine.run(
+            prompt,
+            cache_salt=self._cache_salt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            on_piece=on_piece,
+            is_cancelled=is_cancelled,
+        )
 
 
 async def _start(arguments: Mapping[str, Any]) -> Any:

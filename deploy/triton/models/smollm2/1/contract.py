@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 _ROLES = ("system", "user", "assistant")
 _MAX_STOPS = 16
 _MAX_TEMPERATURE = 2
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ModelError(Exception):
@@ -36,6 +38,7 @@ class Request:
         max_tokens: of the whole answer, the resumed part included.
         seed: None lets the engine choose.
         resume: token ids, and text where the ids are not known.
+        cache_salt: only answers with the same one share the engine's prefix cache; empty: none do.
     """
 
     operation: str
@@ -46,24 +49,25 @@ class Request:
     seed: int | None
     stop: tuple[str, ...]
     resume: tuple[int | str, ...]
+    cache_salt: str = ""
 
 
-def parse_request(raw: bytes) -> Request:
-    """Reads the JSON of a request.
+def parse_request(raw: bytes, *, cache_salt: str = "") -> Request:
+    """Reads the JSON of a request; the salt is not in it, so that callers cannot choose it.
 
     Raises:
         ModelError: INVALID_FIELD, with the field in the metadata.
     """
     try:
         body = json.loads(raw)
-    except ValueError as error:
-        raise ModelError("INVALID_FIELD", f"request: {error}", field="request") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError("INVALID_FIELD", "request: invalid JSON", field="request") from error
     _check(isinstance(body, dict), "request", "must be an object")
     operation = body.get("operation", "generate")
     _check(operation in ("generate", "count_tokens"), "operation", "is not known")
     messages = _messages(body.get("messages"))
     if operation == "count_tokens":
-        return Request(operation, messages, 0, 0.0, 1.0, None, (), ())
+        return Request(operation, messages, 0, 0.0, 1.0, None, (), (), cache_salt)
     max_tokens = body.get("max_tokens")
     temperature = body.get("temperature", 0)
     top_p = body.get("top_p", 1)
@@ -80,7 +84,7 @@ def parse_request(raw: bytes) -> Request:
     _check(
         isinstance(stop, list)
         and len(stop) <= _MAX_STOPS
-        and all(isinstance(text, str) and text for text in stop),
+        and all(_is_text(text) and text for text in stop),
         "stop",
         f"must be at most {_MAX_STOPS} strings, none empty",
     )
@@ -93,6 +97,7 @@ def parse_request(raw: bytes) -> Request:
         seed,
         tuple(stop),
         _resume(body.get("resume")),
+        cache_salt,
     )
 
 
@@ -102,7 +107,7 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
         field = f"messages[{index}]"
         _check(isinstance(message, dict), field, "must be an object")
         _check(message.get("role") in _ROLES, f"{field}.role", f"must be one of {_ROLES}")
-        _check(isinstance(message.get("content"), str), f"{field}.content", "must be a string")
+        _check(_is_text(message.get("content")), f"{field}.content", "must be a Unicode string")
     return tuple({"role": each["role"], "content": each["content"]} for each in value)
 
 
@@ -112,7 +117,7 @@ def _resume(value: Any) -> tuple[int | str, ...]:
     pieces = value.get("pieces") if isinstance(value, dict) else None
     _check(isinstance(pieces, list), "resume.pieces", "must be a list")
     _check(
-        all((_is_int(piece) and piece >= 0) or isinstance(piece, str) for piece in pieces),
+        all((_is_int(piece) and piece >= 0) or _is_text(piece) for piece in pieces),
         "resume.pieces",
         "must be token ids and strings",
     )
@@ -130,3 +135,8 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    """Returns whether a value is a string that has a UTF-8 form: JSON can hold half a character."""
+    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))

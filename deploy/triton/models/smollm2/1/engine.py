@@ -6,7 +6,8 @@ import http.client
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from urllib.parse import urlsplit
 
 import xllamacpp
 from contract import ModelError
+from slots import Slot, Slots
+from special_tokens import SpecialTokens
 from stops import Piece
+from vocabulary import read_vocabulary
 
 UNKNOWN_TOKEN = -1  # stands for a token whose id the engine does not tell
 
@@ -48,7 +52,13 @@ class Engine:
         n_parallel = int(parameters["n_parallel"])
         self.context_tokens = int(parameters["context_tokens"])
         self._top_k = int(parameters["top_k"])
-        # The engine opens an HTTP listener on the loopback, the only way to its template.
+        vocabulary = read_vocabulary(weights)
+        self.vocabulary_size = vocabulary.size
+        self.longest_token_bytes = vocabulary.longest
+        self._special_tokens = SpecialTokens(vocabulary.special)
+        self._slots = Slots(n_parallel, shared=parameters["share_prefix_cache"] == "true")
+        # The engine opens an HTTP listener on the loopback, the only way to its template. The
+        # sandbox allows one port.
         self._api_key = secrets.token_urlsafe(32)
         settings = xllamacpp.CommonParams()
         settings.model.path = str(weights)
@@ -59,6 +69,7 @@ class Engine:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         settings.cache_ram_mib = 0
         settings.ui = False
+        settings.port = int(os.environ.get("HEADRACE_ENGINE_PORT", "0"))
         settings.endpoint_slots = False
         settings.api_keys = [self._api_key]
         settings.verbosity = _SILENT
@@ -66,20 +77,35 @@ class Engine:
         self._address = urlsplit(self._server.listening_address).netloc
 
     def tokenize_conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Returns the prompt of a conversation, in the model's own template."""
-        prompt = self._post("/apply-template", {"messages": list(messages)})["prompt"]
-        return self.tokenize(prompt, parse_special=True)
+        """Returns the prompt of a conversation, in the model's own template.
 
-    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Returns the ids of a text; `parse_special` reads markers such as <|im_end|> too."""
-        body = {"content": text, "add_special": False, "parse_special": parse_special}
+        Special tokens are those of the template alone: in contents they are text.
+
+        Raises:
+            ModelError: INVALID_FIELD, such as for two answers at the end; or INTERNAL.
+        """
+        protected = self._special_tokens.protect(messages)
+        refused = ModelError(
+            "INVALID_FIELD",
+            "messages: the model's template refuses these roles in this order",
+            field="messages",
+        )
+        body = {"messages": protected.messages}
+        rendered = self._post("/apply-template", body, refused=refused)["prompt"]
+        return self.tokenize(protected.prompt(rendered))
+
+    def tokenize(self, text: str | Sequence[int | str]) -> list[int]:
+        """Returns the ids of a text, or of texts between ids; special tokens in them are text."""
+        body = {"content": text, "add_special": False, "parse_special": False}
         return list(self._post("/tokenize", body)["tokens"])
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Returns the text of some ids; halves of characters become U+FFFD."""
         return str(self._post("/detokenize", {"tokens": list(token_ids)})["content"])
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _post(
+        self, path: str, body: Mapping[str, Any], *, refused: ModelError | None = None
+    ) -> Any:
         host, _, port = self._address.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=_HTTP_TIMEOUT_SECONDS)
         headers = {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"}
@@ -89,10 +115,71 @@ class Engine:
             answer = json.loads(response.read())
         finally:
             connection.close()
+        if refused is not None and response.status == http.client.BAD_REQUEST:
+            raise refused
         if response.status != http.client.OK:
-            text = answer.get("error", {}).get("message", "")
-            raise ModelError("INTERNAL", f"the engine answered {path} with: {text}")
+            # Not its message, which may quote the prompt.
+            raise ModelError("INTERNAL", f"the engine answered {path} with {response.status}")
         return answer
+
+    @contextmanager
+    def session(self, cache_salt: str, prompt: Sequence[int | str]) -> Iterator[Session]:
+        """Gives a slot to one answer, for one run of the engine after another.
+
+        Args:
+            cache_salt: of what earlier answers with the same salt left in the engine the prompt's
+                beginning is not read again; empty: there is no such answer.
+            prompt: of the first run.
+        """
+        with self._slots.take(cache_salt, prompt) as slot:
+            yield Session(self, slot)
+
+    def run(
+        self,
+        prompt: Sequence[int | str],
+        *,
+        slot: Slot,
+        max_tokens: int,
+        sampling: Sampling,
+        on_piece: Callable[[Piece], bool],
+        is_cancelled: Callable[[], bool],
+    ) -> Run:
+        """See `Session.run`."""
+        reader = _ChunkReader(self, on_piece, is_cancelled)
+        self._server.handle_completions(
+            {
+                "prompt": list(prompt),
+                "id_slot": slot.number,
+                "n_predict": max_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": self._top_k,
+                "min_p": 0.0,
+                **({} if sampling.seed is None else {"seed": sampling.seed % _RANDOM_SEED}),
+                # False: what another tenant left in the slot is not even compared.
+                "cache_prompt": slot.is_reusable,
+                "stream": True,
+                "logprobs": 1,  # brings the ids
+                "timings_per_token": True,  # brings the count, ids or not
+                "return_progress": True,  # brings callbacks while the prompt is read
+            },
+            reader,
+        )
+        if reader.error is not None:
+            raise reader.error
+        return reader.run
+
+
+class Session:
+    """A slot of the engine, for one answer."""
+
+    def __init__(self, engine: Engine, slot: Slot) -> None:
+        self._engine = engine
+        self._slot = slot
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of some ids; halves of characters become U+FFFD."""
+        return self._engine.detokenize(token_ids)
 
     def run(
         self,
@@ -111,27 +198,23 @@ class Engine:
         Raises:
             ModelError: the engine refused the prompt or failed.
         """
-        reader = _ChunkReader(self, on_piece, is_cancelled)
-        self._server.handle_completions(
-            {
-                "prompt": list(prompt),
-                "n_predict": max_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": self._top_k,
-                "min_p": 0.0,
-                **({} if sampling.seed is None else {"seed": sampling.seed % _RANDOM_SEED}),
-                "cache_prompt": True,
-                "stream": True,
-                "logprobs": 1,  # brings the ids
-                "timings_per_token": True,  # brings the count, ids or not
-                "return_progress": True,  # brings callbacks while the prompt is read
-            },
-            reader,
-        )
-        if reader.error is not None:
-            raise reader.error
-        return reader.run
+        made: list[int] = []
+
+        def take(piece: Piece) -> bool:
+            made.extend(piece.token_ids)
+            return on_piece(piece)
+
+        try:
+            return self._engine.run(
+                prompt,
+                slot=self._slot,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                on_piece=take,
+                is_cancelled=is_cancelled,
+            )
+        finally:
+            self._slot.fill([*prompt, *made])
 
 
 class _ChunkReader:
@@ -158,7 +241,8 @@ class _ChunkReader:
 
     def _read(self, chunk: dict[str, Any]) -> bool:
         if "error" in chunk:
-            raise ModelError("INTERNAL", f"the engine failed: {chunk['error'].get('message')}")
+            kind = chunk["error"].get("type")  # not its message, which may quote the prompt
+            raise ModelError("INTERNAL", f"the engine failed: {kind}")
         timings = chunk.get("timings") or {}
         self.run.cached_tokens = timings.get("cache_n", self.run.cached_tokens)
         choice = chunk["choices"][0]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from contract import ModelError, Request
-from engine import UNKNOWN_TOKEN, Engine, Run, Sampling
+from engine import UNKNOWN_TOKEN, Engine, Run, Sampling, Session
 from segments import SegmentedRun
 from stops import Piece, StopMatcher
 
@@ -44,6 +44,7 @@ class Generation:
         self._request = request
         self._send = send
         self._is_cancelled = is_cancelled
+        self._check_resume()
         self._resumed = [
             token_id
             for piece in request.resume
@@ -61,20 +62,17 @@ class Generation:
             ModelError: PROMPT_TOO_LONG, INTERNAL.
             Cancelled: `is_cancelled` said so.
         """
+        self._check_size()
         prompt = self._engine.tokenize_conversation(self._request.messages)
         room = self._engine.context_tokens - len(prompt)
         if room < 1:
-            raise ModelError(
-                "PROMPT_TOO_LONG",
-                f"the prompt has {len(prompt)} tokens; the context has "
-                f"{self._engine.context_tokens}, and the answer needs at least one",
-                prompt_tokens=len(prompt),
-                context_tokens=self._engine.context_tokens,
-            )
+            raise self._too_long(len(prompt), "")
         limit = min(self._request.max_tokens, room)
         if limit <= len(self._resumed):
             return Piece(""), self._ending("length", len(prompt), made=0, cached=0)
-        run = self._generate(prompt, limit)
+        cache_salt = self._request.cache_salt
+        with self._engine.session(cache_salt, [*prompt, *self._resumed]) as session:
+            run = self._generate(session, prompt, limit)
         if not self._stops.stopped and not run.finish_reason:
             if self._is_cancelled():
                 raise Cancelled
@@ -85,20 +83,55 @@ class Generation:
             reason, len(prompt), made=run.token_count, cached=cached
         )
 
-    def _generate(self, prompt: Sequence[int], max_tokens: int) -> Run:
+    def _generate(self, session: Session, prompt: Sequence[int], max_tokens: int) -> Run:
         sampling = Sampling(self._request.temperature, self._request.top_p, self._request.seed)
         if sampling.temperature and sampling.seed is not None:
-            segmented = SegmentedRun(self._engine, sampling, is_cancelled=self._is_cancelled)
+            segmented = SegmentedRun(session, sampling, is_cancelled=self._is_cancelled)
             return segmented.run(
                 prompt, self._resumed, max_tokens=max_tokens, on_piece=self._on_piece
             )
-        return self._engine.run(
+        return session.run(
             [*prompt, *self._resumed],
             max_tokens=max_tokens - len(self._resumed),
             sampling=sampling,
             on_piece=self._on_piece,
             is_cancelled=self._is_cancelled,
         )
+
+    def _check_size(self) -> None:
+        """Returns if the prompt may fit: reading a text of megabytes would take many seconds.
+
+        Raises:
+            ModelError: PROMPT_TOO_LONG.
+        """
+        size_bytes = sum(len(each["content"].encode()) for each in self._request.messages)
+        least = size_bytes // self._engine.longest_token_bytes + len(self._request.messages)
+        if least >= self._engine.context_tokens:
+            raise self._too_long(least, "at least ")
+
+    def _too_long(self, prompt_tokens: int, at_least: str) -> ModelError:
+        context_tokens = self._engine.context_tokens
+        return ModelError(
+            "PROMPT_TOO_LONG",
+            f"the prompt has {at_least}{prompt_tokens} tokens; the context has {context_tokens}, "
+            "and the answer needs at least one",
+            prompt_tokens=prompt_tokens,
+            context_tokens=context_tokens,
+        )
+
+    def _check_resume(self) -> None:
+        """Returns if the engine knows all ids: it would fail on others.
+
+        Raises:
+            ModelError: INVALID_FIELD.
+        """
+        size = self._engine.vocabulary_size
+        if any(isinstance(piece, int) and piece >= size for piece in self._request.resume):
+            raise ModelError(
+                "INVALID_FIELD",
+                f"resume.pieces: must have token ids below {size}",
+                field="resume.pieces",
+            )
 
     def _on_piece(self, piece: Piece) -> bool:
         out = self._stops.push(piece)

@@ -9,6 +9,7 @@ import json
 import queue
 import threading
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,13 @@ class TritonPythonModel:
         """Takes requests over; their answers come later, from the workers."""
         for each in requests:
             sender = each.get_response_sender()
-            raw = pb_utils.get_input_tensor_by_name(each, "request").as_numpy()[0]
             try:
-                request = parse_request(raw)
+                raw = pb_utils.get_input_tensor_by_name(each, "request").as_numpy()[0]
+                request = parse_request(raw, cache_salt=_cache_salt(each))
                 counts = request.operation == "count_tokens"
                 (self._counting if counts else self._slots).put((request, sender))
-            except ModelError as error:
-                _send_error(sender, error)
+            except Exception as error:  # noqa: BLE001  # would fail the others, too
+                _send_error(sender, _model_error(error))
 
     def finalize(self) -> None:
         """Ends what runs and what waits, so that Triton need not wait for it."""
@@ -98,11 +99,8 @@ class TritonPythonModel:
             _send(sender, last, final=asdict(ending))
         except Cancelled:
             _send_error(sender, ModelError("CANCELLED", "the request was cancelled"))
-        except ModelError as error:
-            _send_error(sender, error)
         except Exception as error:  # noqa: BLE001  # a request must end, whatever happens
-            pb_utils.Logger.log_error(f"unexpected: {error!r}")
-            _send_error(sender, ModelError("INTERNAL", f"unexpected {type(error).__name__}"))
+            _send_error(sender, _model_error(error))
 
 
 class _Queue:
@@ -154,6 +152,21 @@ class _CancelCheck:
             self._next_seconds = now + _CANCEL_CHECK_SECONDS
             self._cancelled = self._stopping.is_set() or self._sender.is_cancelled()
         return self._cancelled
+
+
+def _cache_salt(request: Any) -> str:
+    """Returns the parameter by which the mesh separates the prefix caches of tenants."""
+    salt = json.loads(request.parameters() or "{}").get("cache_salt")
+    return salt if isinstance(salt, str) else ""
+
+
+def _model_error(error: Exception) -> ModelError:
+    """Returns an error in the contract. Texts of unexpected ones may quote the prompt."""
+    if isinstance(error, ModelError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    where = ", ".join(f"{Path(each.filename).name}:{each.lineno}" for each in frames)
+    return ModelError("INTERNAL", f"unexpected {type(error).__name__} at {where}")
 
 
 def _send(sender: Any, piece: Piece, *, final: dict[str, Any] | None = None) -> None:

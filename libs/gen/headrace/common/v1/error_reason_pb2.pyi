@@ -88,7 +88,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BACKEND_FAILED: _ErrorReason.ValueType  # 13
     """The backend failed while it processed the request. Comes with `UNAVAILABLE`.
 
-    Example: Triton was killed in the middle of a stream. Metadata: `backend`.
+    Example: Triton was killed in the middle of a stream. Metadata: `backend`, and `request_id` or `trace_id`.
     """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 14
     """A dependency cannot be reached. Comes with `UNAVAILABLE` and `RetryInfo`.
@@ -175,6 +175,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
     """
+    ERROR_REASON_MODEL_FAILED: _ErrorReason.ValueType  # 30
+    """The model failed on this request, also on a second try. Comes with `INTERNAL`; the log has the details. A
+    retry of the same request fails again.
+
+    Example: the model's code raised an exception. Metadata: `backend`, and `request_id` or `trace_id`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that a Headrace error can carry.
@@ -250,7 +256,7 @@ Example: `CreateModelVersion` before `UploadArtifact`. Metadata: `digest`.
 ERROR_REASON_BACKEND_FAILED: ErrorReason.ValueType  # 13
 """The backend failed while it processed the request. Comes with `UNAVAILABLE`.
 
-Example: Triton was killed in the middle of a stream. Metadata: `backend`.
+Example: Triton was killed in the middle of a stream. Metadata: `backend`, and `request_id` or `trace_id`.
 """
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 14
 """A dependency cannot be reached. Comes with `UNAVAILABLE` and `RetryInfo`.
@@ -336,5 +342,11 @@ ERROR_REASON_PROVIDER_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 29
 `HEADRACE_PROVIDER_ALLOWED_NETWORKS` and `HEADRACE_PROVIDER_PRIVATE_NETWORKS`. Comes with `FAILED_PRECONDITION`.
 
 Example: a deployment of a version whose URL is http://169.254.169.254. Metadata: `host`.
+"""
+ERROR_REASON_MODEL_FAILED: ErrorReason.ValueType  # 30
+"""The model failed on this request, also on a second try. Comes with `INTERNAL`; the log has the details. A
+retry of the same request fails again.
+
+Example: the model's code raised an exception. Metadata: `backend`, and `request_id` or `trace_id`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -45,6 +45,7 @@ class EmbeddingServiceStub:
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -65,6 +66,7 @@ class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -88,6 +90,7 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 

@@ -55,6 +55,7 @@ class InferenceInternalServiceServicer:
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

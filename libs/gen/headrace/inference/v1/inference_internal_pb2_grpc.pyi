@@ -42,6 +42,7 @@ class InferenceInternalServiceStub:
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -59,6 +60,7 @@ class InferenceInternalServiceAsyncStub(InferenceInternalServiceStub):
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -79,6 +81,7 @@ class InferenceInternalServiceServicer(metaclass=_abc_1.ABCMeta):
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 

@@ -67,6 +67,7 @@ class InferenceServiceServicer:
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
         `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
         * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -82,6 +83,7 @@ class InferenceServiceServicer:
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

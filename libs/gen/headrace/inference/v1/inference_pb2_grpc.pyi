@@ -49,6 +49,7 @@ class InferenceServiceStub:
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
       `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
@@ -60,6 +61,7 @@ class InferenceServiceStub:
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -84,6 +86,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
       `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
     * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
@@ -95,6 +98,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
     * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
     * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+    * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
     * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
     """
 
@@ -122,6 +126,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`, `BACKEND_RATE_LIMITED`. Retry after `RetryInfo`.
           `READER_TOO_SLOW`: read faster, and continue with `resume_from`.
         * `FAILED_PRECONDITION`: `BACKEND_MISCONFIGURED`. Retrying does not help.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 
@@ -139,6 +144,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         * `NOT_FOUND`: `MODEL_NOT_FOUND`. The metadata lists the models that exist.
         * `UNAVAILABLE`: `MODEL_NOT_READY`, `BACKEND_FAILED`, `DEPENDENCY_UNAVAILABLE`. Retry after `RetryInfo`.
         * `RESOURCE_EXHAUSTED`: `QUEUE_FULL`. Retry after `RetryInfo`.
+        * `INTERNAL`: `MODEL_FAILED`. The model fails on this request; retrying does not help.
         * `DEADLINE_EXCEEDED`: `DEADLINE_EXCEEDED`. Retry with a longer deadline.
         """
 

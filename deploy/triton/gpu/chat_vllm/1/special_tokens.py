@@ -1,0 +1,1 @@
+../../../models/smollm2/1/special_tokens.py
