@@ -43,15 +43,14 @@ def conversation_of(message: bytes, *, model: str) -> GenerationRequest | None:
 def longest_element_bytes(message: bytes, *, enough: int) -> int:
     """Returns the size of the longest element of all tensors of bytes in a `ModelInferRequest`.
 
-    Tensors of other types are read as if they were of bytes. Of each tensor the first elements are
-    read, which are more than a model takes.
+    Tensors of other types are read as if they were of bytes.
 
     Args:
         message: a message that `read_request` has read.
         enough: an element that is longer ends the search.
 
     Raises:
-        InvalidArgument: a tensor is malformed.
+        InvalidArgument: a tensor is malformed, or has more elements than a model takes.
     """
     if len(message) <= enough:  # no element can be longer
         return 0
@@ -82,10 +81,11 @@ def _elements(message: bytes, shortest_input: int) -> Iterator[tuple[int, int]]:
     """Yields start and end of elements; inputs that are not longer are skipped."""
     for number, start, end in fields(message, 0, len(message)):
         if number == _RAW_INPUTS:
-            position = start
-            for _ in range(MAX_FIELDS):
-                if position + LENGTH.size > end:
-                    break
+            position, count = start, 0
+            while position + LENGTH.size <= end:
+                count += 1
+                if count > MAX_FIELDS:
+                    raise ValueError(f"a tensor has more than {MAX_FIELDS} texts")
                 (size,) = LENGTH.unpack_from(message, position)
                 position += LENGTH.size + size
                 yield position - size, position
