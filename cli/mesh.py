@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -34,10 +35,17 @@ def up(
 
     mesh = layout()
     console = Console()
-    with ConsoleProgress(console) as progress:
-        start(mesh, progress)
-        if models:
-            deploy_models(mesh, progress)
+    try:
+        with ConsoleProgress(console) as progress:
+            start(mesh, progress)
+            if models:
+                deploy_models(mesh, progress)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "headrace: interrupted; `headrace up` continues, "
+            "`headrace down` stops what was started\n"
+        )
+        raise typer.Exit(130) from None
     if missing := warning():
         console.print(missing, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"The mesh is up: {local_edge(mesh).url}", highlight=False)
@@ -61,6 +69,8 @@ def status(as_json: Json = False) -> None:
     from deploy.triton.sandbox import layers, warning
 
     mesh = layout()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mesh.socket.stat()  # fails where the folder is another user's; the mesh may run then
     processes = process_statuses(mesh)
     deployments: Sequence[DeploymentStatus] = []
     problem = "" if processes else f"not running ({mesh.home})"
