@@ -19,7 +19,7 @@ from deploy.local.session import mesh_members
 from deploy.local.supervisor import process_states
 from deploy.triton.artifact import bundled_version
 from libs.model_reference import at_version
-from tests.support.mesh import RunningMesh, SilentProgress, free_port, running_mesh
+from tests.support.mesh import RunningMesh, SilentProgress, running_mesh
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -94,58 +94,3 @@ def test_a_mesh_whose_supervisor_was_killed_starts_again(tmp_path: Path):
 
         assert not [process for process in members if process.is_running()]
         assert read_ports(mesh.layout) == ports
-
-
-def test_a_process_that_cannot_start_ends_the_start_with_its_reason(tmp_path: Path):
-    """In seconds, not when the time for a slow start is over."""
-    home = tmp_path / "mesh"
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HEADRACE_HOME": str(home),
-        "HEADRACE_EDGE_PORT": str(free_port()),
-    }
-    headrace = [sys.executable, "-m", "cli"]
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            [*headrace, "up", "--no-models"],
-            env=environment | {"HEADRACE_LOG_LEVEL": "loud"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    finally:
-        subprocess.run([*headrace, "down"], env=environment, check=True, timeout=60)
-
-    assert done.returncode == 1
-    assert time.monotonic() - started < 90  # the machine of the tests may be busy
-    assert "headrace: not ready: " in done.stderr
-    assert "unknown log level 'loud'" in done.stderr
-
-
-def test_an_interrupted_start_says_what_runs_on(tmp_path: Path):
-    """And can be continued or stopped."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HEADRACE_HOME": str(tmp_path / "mesh"),
-        "HEADRACE_EDGE_PORT": str(free_port()),
-    }
-    headrace = [sys.executable, "-m", "cli"]
-    with subprocess.Popen(
-        [*headrace, "up", "--no-models"], env=environment, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as up:  # fmt: skip
-        assert up.stdout is not None
-        assert up.stdout.readline().startswith("starting nats, ")
-        up.send_signal(signal.SIGINT)
-        _, problem = up.communicate(timeout=60)
-    done = subprocess.run(
-        [*headrace, "down"], env=environment, capture_output=True, text=True, check=True
-    )
-
-    assert up.returncode == 130
-    assert problem == (
-        "headrace: interrupted; `headrace up` continues, `headrace down` stops what was started\n"
-    )
-    assert "processes ended" in done.stdout
