@@ -135,14 +135,19 @@ def binaries(list_file: Path = LIST_FILE) -> list[Binary]:
     return [Binary(**entry) for entry in json.loads(list_file.read_text())]
 
 
+def named(name: str) -> Binary:
+    """Returns a program of the list."""
+    (found,) = [binary for binary in binaries() if binary.name == name]
+    return found
+
+
 def program(name: str) -> Path:
     """Returns the path of a program.
 
     Raises:
         CliError: it is not installed.
     """
-    (found,) = [binary for binary in binaries() if binary.name == name]
-    return found.program()
+    return named(name).program()
 
 
 def check(names: Iterable[str]) -> None:

@@ -88,17 +88,18 @@ def retry_seconds(error: grpc.RpcError) -> float | None:
 
 
 def describe(error: grpc.RpcError) -> str:
-    """Returns the code, message and reason of a failed RPC in one line."""
+    """Returns the code, message, violations and reason of a failed RPC in one line."""
     if address := unreachable_address(error):
         return (
             f"{error.code().name}: nothing answers at {address}; `headrace status` shows what runs,"
             " `headrace up` starts it"
         )
     info = error_details_pb2.ErrorInfo()
+    text = _with_violations(error)
     if not any(detail.Unpack(info) for detail in _details(error)):
-        return f"{error.code().name}: {error.details()}"
+        return f"{error.code().name}: {text}"
     known = f"; there are: {models}" if (models := info.metadata.get("models")) else ""
-    return f"{error.code().name}: {error.details()}{known} ({info.reason})"
+    return f"{error.code().name}: {text}{known} ({info.reason})"
 
 
 def unreachable_address(error: grpc.RpcError) -> str:
@@ -107,6 +108,18 @@ def unreachable_address(error: grpc.RpcError) -> str:
         return ""
     found = _UNREACHABLE.search(error.details() or "")
     return found["address"] if found else ""
+
+
+def _with_violations(error: grpc.RpcError) -> str:
+    """Returns the message, and what is wrong with fields where the message does not say it."""
+    text = error.details() or ""
+    request = error_details_pb2.BadRequest()
+    for detail in _details(error):
+        if detail.Unpack(request):
+            for violation in request.field_violations:
+                if violation.description not in text:
+                    text = f"{text}; {violation.field}: {violation.description}"
+    return text
 
 
 def _details(error: grpc.RpcError) -> Sequence[any_pb2.Any]:

@@ -263,7 +263,14 @@ def _open_route(path: str, action: Mapping[str, Any], limits: Limits) -> dict[st
         "match": {"path": path},
         "route": dict(action),
         # Answers of these are short. Without the last header nobody compresses them.
-        "request_headers_to_remove": [TENANT_KEY, USER_KEY, SCOPES_KEY, "grpc-accept-encoding"],
+        # A token that nobody has checked is not for services.
+        "request_headers_to_remove": [
+            TENANT_KEY,
+            USER_KEY,
+            SCOPES_KEY,
+            "grpc-accept-encoding",
+            "authorization",
+        ],
         "typed_per_filter_config": {
             **NOT_TRANSCODED,
             **SMALL,

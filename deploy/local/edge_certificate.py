@@ -77,7 +77,7 @@ def _link(path: Path, target: str) -> None:
 
 
 def check(certificate_file: Path, key_file: Path) -> None:
-    """Checks that a certificate and a key can be used together.
+    """Checks that a certificate and a key can be used together, and that clients may accept it.
 
     Raises:
         ValueError: they cannot.
@@ -97,6 +97,17 @@ def check(certificate_file: Path, key_file: Path) -> None:
         ) from error
     except OSError as error:
         raise ValueError(f"cannot read {certificate_file} and {key_file}: {error}") from error
+    from cryptography import x509  # noqa: PLC0415 - the process that watches needs it rarely
+
+    certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+    if certificate.not_valid_after_utc < datetime.now(UTC):
+        raise ValueError(f"the certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}")
+    try:
+        certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound as error:
+        raise ValueError(
+            "the certificate has no alternative name (SAN), so that no client accepts it"
+        ) from error
 
 
 def watch(certificate_file: Path, key_file: Path, folder: Path) -> None:

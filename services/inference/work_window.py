@@ -15,37 +15,33 @@ DEFAULT_TARGET_SECONDS = 0.05
 GAIN = 0.25
 MIN_WORK = 256
 MAX_WORK = 1 << 20
-# So many requests are in flight in any case, so that the next one is there when one ends.
-MIN_REQUESTS = 2
 
 
 class WorkWindow:
     """Limits the work in flight, in tokens or another unit that all requests have.
 
     Attributes:
-        limit: the most work in flight.
+        limit: the most work in flight; one request always fits.
     """
 
-    __slots__ = ("_in_flight", "_requests", "_target_seconds", "limit")
+    __slots__ = ("_in_flight", "_target_seconds", "limit")
 
     def __init__(self, target_seconds: float = DEFAULT_TARGET_SECONDS) -> None:
         self.limit = float(MIN_WORK)
         self._target_seconds = target_seconds
-        self._in_flight = self._requests = 0
+        self._in_flight = 0
 
     def fits(self, work: int) -> bool:
         """Returns whether a request may be sent now."""
-        return self._requests < MIN_REQUESTS or self._in_flight + work <= self.limit
+        return not self._in_flight or self._in_flight + work <= self.limit
 
     def started(self, work: int) -> None:
         """Notes that a request was sent."""
         self._in_flight += work
-        self._requests += 1
 
     def ended(self, work: int) -> None:
         """Notes that a request ended."""
         self._in_flight -= work
-        self._requests -= 1
 
     def learn(self, work: int, seconds: float) -> None:
         """Adapts the window to a request that was answered while others waited."""

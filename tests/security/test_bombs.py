@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -111,7 +112,9 @@ async def test_a_million_empty_messages_do_not_hold_up_others(bare_mesh, kind):
         opened: Any = channel
 
         async def send_json() -> None:
-            async with http.post(_CHAT, data=_EMPTY_MESSAGES, headers=headers) as response:
+            async with http.post(
+                _CHAT, data=io.BytesIO(_EMPTY_MESSAGES), headers=headers
+            ) as response:
                 await response.read()
                 answers.append(response.status)
 

@@ -382,3 +382,25 @@ async def test_the_system_user_asks_only_how_the_server_is_configured(bus: NatsS
             "$SYS.REQ.ACCOUNT.PING.CONNZ", "$SYS.REQ.SERVER.PING.JSZ", JOB_SUBMITTED,
         ):  # fmt: skip
             assert not await recorder.may_publish(subject)
+
+
+async def test_clients_come_back_after_the_bus_was_killed(bus: NatsServer, home: Path):
+    """Also where another program had its port in between."""
+    port = int(bus.url.rpartition(":")[2])
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n')
+        await reader.read(65536)
+        writer.close()
+
+    async with client_of(bus, home, "jobs") as jobs:
+        await ensure_streams(jobs.jetstream(), streams=[JOBS])
+        await bus.kill()
+        server = await asyncio.start_server(pretend, "127.0.0.1", port)
+        await asyncio.sleep(1)
+        server.close()
+        await bus.start()
+        event = events_pb2.JobSubmitted(job_id="j")
+        publisher = Publisher(jobs.jetstream())
+        await publisher.publish(JOB_SUBMITTED, event, message_id="1", timeout_seconds=20)
+        assert (await jobs.jetstream().stream_info(JOBS.name)).state.messages == 1

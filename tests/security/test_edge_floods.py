@@ -114,7 +114,15 @@ def _half_sent(mesh: ScriptedMesh, attacker: Attacker, count: int, path: str) ->
         )
 
 
-@pytest.mark.parametrize("path", [GENERATE_PATH, CHAT_COMPLETIONS_PATH])
+@pytest.mark.parametrize(
+    "path",
+    [
+        GENERATE_PATH,
+        CHAT_COMPLETIONS_PATH,
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/headrace.jobs.v1.JobService/SubmitJob",
+    ],
+)
 async def test_half_sent_bodies_take_no_places(tmp_path, path: str) -> None:
     """5 times 1,000 bodies that never end: chat goes on, and none of them reaches a service."""
     async with _attacked(tmp_path, _PATIENT, 5) as (mesh, victim, made):

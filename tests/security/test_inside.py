@@ -21,7 +21,7 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from deploy.host import REPOSITORY
 from deploy.keys import keys_dir, triton_control_key_path
-from deploy.local.ports import EDGE, read_ports
+from deploy.local.ports import EDGE, read_ports, triton_address
 from deploy.local.session import mesh_members
 from deploy.triton.command import CONTROL_HEADER, SHARED_MEMORY, region_prefix
 from libs.chat.wire import text_message
@@ -128,8 +128,9 @@ def test_only_the_edge_the_bus_and_metrics_listen_at_ports(mesh: RunningMesh):
     }
     assert set(loopback_ports(mesh)) == expected | engine_ports(mesh)
     assert len(engine_ports(mesh)) <= 1
-    names = {path.name for path in mesh.layout.sockets.iterdir() if path.is_socket()}
-    assert {"registry.grpc", "inference.http", "triton-0.grpc:1", "envoy.admin"} <= names
+    folder = mesh.layout.sockets
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_socket()}
+    assert {"registry.grpc", "inference.http", "triton-0/grpc:1", "envoy.admin"} <= names
 
 
 async def test_another_account_gets_nothing(mesh: RunningMesh):
@@ -189,8 +190,8 @@ def test_triton_loads_nothing_without_its_key(mesh: RunningMesh):
     import grpc  # noqa: PLC0415
     from tritonclient.grpc import service_pb2, service_pb2_grpc  # noqa: PLC0415
 
-    socket = mesh.layout.sockets / "triton-0.grpc:1"
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
+    address = triton_address(mesh.layout, read_ports(mesh.layout), "triton-0")
+    with grpc.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5).ready
         for method, request in (

@@ -21,7 +21,15 @@ from libs.rpc.framing import framed
 from libs.rpc.interceptors import MAX_OPEN_REQUESTS
 from libs.rpc.served_call import MAX_OPEN_REQUEST_BYTES
 from libs.rpc.server import MAX_RECEIVED_BYTES, RpcServer
-from tests.support.http2_frames import END_HEADERS, PREFACE, FrameType, frame, literal, settings
+from tests.support.http2_frames import (
+    END_HEADERS,
+    END_STREAM,
+    PREFACE,
+    FrameType,
+    frame,
+    literal,
+    settings,
+)
 from tests.support.rpc import Calls, handled_by, reason_of, value
 from tests.support.scripted import scripted_mesh
 from tests.support.service import running_service
@@ -220,6 +228,32 @@ async def test_a_process_whose_server_grpc_itself_ends_exits(tmp_path):
         writer.write(PREFACE + settings({}) + frame(FrameType.HEADERS, END_HEADERS, 1, block))
         await asyncio.wait_for(service.process.wait(), 15)
         writer.transport.abort()
+
+
+async def test_a_header_that_is_not_utf8_is_not_logged(tmp_path):
+    """GRPC itself would log all of it, and it may be a token."""
+    async with running_service("registry", tmp_path) as service:
+        host, _, port = service.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        fields = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": f"{HEALTH}Check",
+            ":authority": "a",
+            "content-type": "application/grpc",
+            "te": "trailers",
+            "authorization": "Bearer canary-8713\xff",
+        }
+        block = b"".join(literal(name, value) for name, value in fields.items())
+        block = block.replace("\xff".encode(), b"\xff\xff")
+        writer.write(PREFACE + settings({}) + frame(FrameType.HEADERS, END_HEADERS, 1, block))
+        writer.write(frame(FrameType.DATA, END_STREAM, 1, framed(b"")))
+        received = b""
+        async with asyncio.timeout(10):
+            while b"grpc-status" not in received:
+                received += await reader.read(1 << 16)
+        writer.transport.abort()
+        assert "canary" not in service.log.read_text()
 
 
 async def test_a_server_that_is_stopped_has_ended_normally():

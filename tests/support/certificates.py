@@ -40,14 +40,21 @@ class Authority:
         context.load_cert_chain(file)
         return context
 
-    def issue(self, *, names: tuple[str, ...] = (), address: str = "") -> tuple[bytes, bytes]:
-        """Returns the certificate and the private key of a server, both PEM."""
+    def issue(
+        self, *, names: tuple[str, ...] = (), address: str = "", valid_hours: float = 1
+    ) -> tuple[bytes, bytes]:
+        """Returns the certificate and the private key of a server, both PEM.
+
+        With negative hours it has expired.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         named: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         if address:
             named.append(x509.IPAddress(ip_address(address)))
         alternatives = x509.SubjectAlternativeName(named)
-        certificate = self._signed(_name("a server of the tests"), key, alternatives)
+        certificate = self._signed(
+            _name("a server of the tests"), key, alternatives, valid_hours=valid_hours
+        )
         private = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -56,7 +63,12 @@ class Authority:
         return certificate.public_bytes(serialization.Encoding.PEM), private
 
     def _signed(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        extension: x509.ExtensionType,
+        *,
+        valid_hours: float = 1,
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         return (
@@ -66,7 +78,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=valid_hours))
             .add_extension(extension, critical=False)
             .sign(self._key, hashes.SHA256())
         )

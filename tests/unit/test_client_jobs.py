@@ -33,6 +33,7 @@ class Jobs(jobs_pb2_grpc.JobServiceServicer):
     def __init__(self) -> None:
         self.page_sizes: list[int] = []
         self.watches = 0
+        self.deleted: list[str] = []
 
     @override
     def ListJobs(self, request: Any, context: Any) -> jobs_pb2.ListJobsResponse:
@@ -43,6 +44,11 @@ class Jobs(jobs_pb2_grpc.JobServiceServicer):
             jobs=[jobs_pb2.Job(name=f"jobs/{number}") for number in range(start, end)],
             next_page_token=str(end) if end < 2500 else "",
         )
+
+    @override
+    def DeleteJob(self, request: Any, context: Any) -> jobs_pb2.DeleteJobResponse:
+        self.deleted.append(request.name)
+        return jobs_pb2.DeleteJobResponse()
 
     @override
     def WatchJob(self, request: Any, context: Any) -> Iterator[jobs_pb2.WatchJobResponse]:
@@ -88,6 +94,12 @@ def test_a_watch_continues_after_a_restart(client: JobClient, jobs: Jobs) -> Non
     states = [state_of(job) for job in client.watch("jobs/j")]
     assert states == ["running", "cancelled"]
     assert jobs.watches == 2
+
+
+def test_a_job_is_deleted_by_its_name(client: JobClient, jobs: Jobs) -> None:
+    """Once."""
+    client.delete("jobs/j")
+    assert jobs.deleted == ["jobs/j"]
 
 
 def test_names_and_states_are_those_of_the_command_line() -> None:

@@ -52,6 +52,13 @@ def test_what_does_not_belong_together_replaces_nothing(
     assert len(list(folder.iterdir())) == 4  # three links and one folder
 
 
+def test_an_expired_certificate_is_refused(tmp_path: Path, authority: Authority) -> None:
+    """No client would accept it."""
+    files = _write(tmp_path, *authority.issue(names=("edge.example",), valid_hours=-0.5))
+    with pytest.raises(ValueError, match="the certificate expired on"):
+        install(*files, tmp_path / "tls")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """With the system's reason."""
     with pytest.raises(ValueError, match=r"none\.pem: No such file"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from contextlib import suppress
 
 import pytest
@@ -208,41 +207,3 @@ def _response(**outputs: bytes):
         outputs=[service_pb2.ModelInferResponse.InferOutputTensor(name=name) for name in outputs],
         raw_output_contents=list(outputs.values()),
     )
-
-
-@pytest.mark.parametrize("raw", [True, False])
-def test_the_longest_text_is_found_without_decoding_any(raw):
-    """In raw contents and in typed ones, in any tensor; small messages are not searched."""
-    texts = [b"a" * 10, b"", b"b" * 3000, b"c" * 20]
-    packed = b"".join(struct.pack("<I", len(text)) + text for text in texts)
-    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES")
-    if not raw:
-        tensor.contents.bytes_contents.extend(texts)
-    message = service_pb2.ModelInferRequest(
-        model_name="m",
-        inputs=[service_pb2.ModelInferRequest.InferInputTensor(name="other"), tensor],
-        raw_input_contents=[bytes(8), packed] if raw else [],
-    ).SerializeToString()
-    assert codec.longest_element_bytes(message, enough=1000) == 3000
-    assert codec.longest_element_bytes(message, enough=10_000) == 0
-
-
-def test_a_length_beyond_the_message_is_a_long_text():
-    """Triton refuses it later; here it must not be taken for a short one, nor fail."""
-    message = service_pb2.ModelInferRequest(
-        model_name="m", raw_input_contents=[b"\xff\xff\xff\xff" + bytes(2000)]
-    ).SerializeToString()
-    assert codec.longest_element_bytes(message, enough=1000) > 1000
-
-
-def test_millions_of_elements_cost_little_and_a_malformed_tensor_is_the_callers_fault():
-    """Of raw elements the first ones are read; too many typed ones are refused."""
-    raw = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8_000_000)])
-    started = time.perf_counter()
-    assert codec.longest_element_bytes(raw.SerializeToString(), enough=1000) == 0
-    assert time.perf_counter() - started < 0.1
-    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="text")
-    tensor.contents.bytes_contents.extend([b""] * 100_000)
-    typed = service_pb2.ModelInferRequest(model_name="m", inputs=[tensor])
-    with pytest.raises(InvalidArgument):
-        codec.longest_element_bytes(typed.SerializeToString(), enough=1000)

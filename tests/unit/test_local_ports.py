@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ import pytest
 from deploy.errors import CliError
 from deploy.host import free_ports, is_free
 from deploy.local.layout import Layout
-from deploy.local.ports import EDGE, choose_ports, port_names, read_ports
+from deploy.local.ports import (
+    EDGE,
+    choose_ports,
+    inner_address,
+    port_names,
+    read_ports,
+    replicas,
+    triton_address,
+)
 
 
 @pytest.fixture
@@ -60,6 +69,19 @@ def test_a_taken_edge_port_is_named(layout: Layout):
             CliError, match=f"cannot listen on port {layout.edge_port} of 127.0.0.1"
         ):
             choose_ports(layout)
+
+
+def test_what_is_inside_has_sockets_unless_the_mesh_uses_tls(layout: Layout):
+    """A mesh that runs says by its ports which it is, whatever the caller's settings are."""
+    unix = choose_ports(layout)
+    tls = choose_ports(replace(layout, transport="tls"))
+
+    assert inner_address(layout, unix, "router.grpc") == f"unix:{layout.sockets}/router.grpc"
+    assert triton_address(layout, unix, "triton-0") == f"unix:{layout.sockets}/triton-0/grpc:1"
+    assert inner_address(layout, tls, "router.grpc") == f"127.0.0.1:{tls['router.grpc']}"
+    assert triton_address(layout, tls, "triton-0") == f"127.0.0.1:{tls['triton-0.grpc']}"
+    assert replicas(unix, "inference") == replicas(tls, "inference") == ["inference"]
+    assert {name for name in unix if not name.endswith(".metrics")} == {EDGE, "nats.client"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]"])

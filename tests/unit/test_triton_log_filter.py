@@ -57,3 +57,16 @@ def test_a_log_is_forwarded_until_it_ends():
     assert target.getvalue().startswith(b"one\n")
     assert CANARY.encode() not in target.getvalue()
     assert target.getvalue().endswith("\N{REPLACEMENT CHARACTER}\n".encode())
+
+
+def test_the_rest_of_a_long_line_is_left_out_too() -> None:
+    """It may quote the request as its start did; other long lines are copied whole."""
+    head = b"E1127 pb_stub.cc:714] \"Failed to process the request(s) for model 'm_0', message: "
+    failure = head + b"ValueError: " + b"SECRET " * 50_000 + b'"\n'
+    plain = b"x" * 200_000 + b"\n"
+    target = io.BytesIO()
+    forward(io.BytesIO(plain + failure + plain), target)
+    copied = target.getvalue()
+    assert b"SECRET" not in copied
+    assert copied.startswith(plain)
+    assert copied.endswith(plain)

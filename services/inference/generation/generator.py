@@ -9,14 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from libs.chat.request import GenerationRequest
 from libs.clock import Clock
 from libs.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
-from libs.routes import Choice, RouteTable
+from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
-from services.inference.accounting import Outcome, Recorder
+from services.inference.accounting import Outcome, PromptCounter, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends
 from services.inference.cache_salts import CacheSalts
@@ -45,9 +44,6 @@ from services.inference.routing import choose_chat, counts_tokens, route_of
 # start of the answer; its chunk is empty if there is none yet.
 Deliver = Callable[[Chunk, Started | None], Awaitable[None]]
 
-# Returns the tokens of a prompt, of a tenant, that a model has read.
-CountPrompt = Callable[[Choice, GenerationRequest, str], Awaitable[int]]
-
 # A client waits for so long at most until it gets the start of its answer, if no other version can
 # take over any more. Usually the first chunk comes earlier, and the start is sent with it.
 START_SECONDS = 1.0
@@ -66,7 +62,7 @@ class Generator:
         hedge: HedgeLimits,
         relay: RelayLimits,
         cache_salts: CacheSalts,
-        count_prompt: CountPrompt,
+        count_prompt: PromptCounter,
         clock: Clock,
     ) -> None:
         self._routes = routes

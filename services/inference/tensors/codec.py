@@ -30,7 +30,6 @@ _MAX_VARINT_BYTES = 10
 # ModelInferRequest
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
 _PARAMETER_KEY, _PARAMETER_VALUE, _STRING_PARAMETER = 1, 2, 3
-_CONTENTS, _BYTES_CONTENTS, _RAW_INPUTS = 5, 8, 7
 _PARAMETER_NAME = 1
 _REQUESTED_NAME, _REQUESTED_PARAMETERS = 1, 2
 # Where tensors of a request have their parameters.
@@ -145,51 +144,6 @@ def read_request(message: bytes) -> InferRequestHead:
         frozenset(altered),
         tensors_at,
     )
-
-
-def longest_element_bytes(message: bytes, *, enough: int) -> int:
-    """Returns the size of the longest element of all tensors of bytes in a `ModelInferRequest`.
-
-    Tensors of other types are read as if they were of bytes. Of each tensor the first elements are
-    read, which are more than a model takes.
-
-    Args:
-        message: a message that `read_request` has read.
-        enough: an element that is longer ends the search.
-
-    Raises:
-        InvalidArgument: a tensor is malformed.
-    """
-    if len(message) <= enough:  # no element can be longer
-        return 0
-    try:
-        longest = 0
-        for size in _element_sizes(message, enough):
-            longest = max(longest, size)
-            if longest > enough:
-                break
-    except (ValueError, IndexError) as error:
-        raise InvalidArgument(
-            f"the message is not a valid ModelInferRequest: {error}", reason="INVALID_FIELD"
-        ) from error
-    return longest
-
-
-def _element_sizes(message: bytes, enough: int) -> Iterator[int]:
-    for number, start, end in fields(message, 0, len(message)):
-        if number == _RAW_INPUTS:
-            position = start
-            for _ in range(MAX_FIELDS):
-                if position + LENGTH.size > end:
-                    break
-                (size,) = LENGTH.unpack_from(message, position)
-                position += LENGTH.size + size
-                yield size
-        elif number == _INPUTS and end - start > enough:
-            for inner, first, last in fields(message, start, end):
-                if inner == _CONTENTS:
-                    texts = fields(message, first, last)
-                    yield from (to - at for kind, at, to in texts if kind == _BYTES_CONTENTS)
 
 
 def renamed_request(

@@ -9,19 +9,20 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from headrace.common.v1 import model_pb2
 
 from libs.chat.request import MAX_PRIORITY
 from libs.clock import Clock
-from libs.errors import InvalidArgument
+from libs.errors import DeadlineExceeded, InvalidArgument
 from libs.ids import check_uuid, uuid7
 from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
-from services.inference.accounting import Outcome, Recorder
+from services.inference.accounting import CountPrompt, Outcome, PromptCounter, Recorder
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
@@ -32,6 +33,7 @@ from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
 from services.inference.tensors.inputs import check_encoding
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
+from services.inference.tensors.texts import check_text_sizes, conversation_of
 from services.inference.work import max_text_bytes, tensor_work
 
 # What gRPC accepts, less what renaming adds.
@@ -117,6 +119,7 @@ class OpenInference:
         backends: Backends,
         recorder: Recorder,
         admission: Admission,
+        count_prompt: PromptCounter,
         cache_salts: CacheSalts,
         clock: Clock,
     ) -> None:
@@ -124,6 +127,7 @@ class OpenInference:
         self._retrier = Retrier(backends)
         self._recorder = recorder
         self._admission = admission
+        self._count_prompt = count_prompt
         self._cache_salts = cache_salts
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._clock = clock
@@ -244,7 +248,7 @@ class OpenInference:
             # It is Triton's own, where 1 is the highest: only those who may have any may set it.
             caller.identity.allow_priority(MAX_PRIORITY)
         choice = self.choose(head.model_name, head.model_version)
-        _check_texts(message, max_text_bytes(choice.target.schema))
+        check_text_sizes(message, max_text_bytes(choice.target.schema))
         check_encoding(message, choice.target.schema.kind)
         is_chat = choice.target.schema.kind == model_pb2.MODEL_KIND_CHAT
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
@@ -324,8 +328,25 @@ class OpenInference:
                 )
         except BaseException as error:
             if not run.is_recorded:
-                self._recorder.record_later(self._outcome(run, error))
+                prompt = self._uncounted_prompt(run, error)
+                self._recorder.record_later(self._outcome(run, error), prompt=prompt)
             raise
+
+    def _uncounted_prompt(self, run: _Run, error: BaseException) -> CountPrompt | None:
+        """Returns what counts a prompt that an engine has read, and has not reported.
+
+        An engine reports it with the end of its answer. Who leaves before pays for it, too.
+        """
+        if run.kind != model_pb2.MODEL_KIND_CHAT or not run.is_running:
+            return None
+        if not isinstance(error, asyncio.CancelledError) and (
+            run.first_seconds is None or not isinstance(error, DeadlineExceeded)
+        ):
+            return None
+        request = conversation_of(run.message, model=run.choice.model)
+        if request is None:
+            return None
+        return partial(self._count_prompt, run.choice, request, run.caller.identity.tenant)
 
     def _outcome(self, run: _Run, error: BaseException | None) -> Outcome:
         start = run.head.tensors_at
@@ -341,20 +362,6 @@ class OpenInference:
             finish_reason=run.finish_reason,
             error=error,
         )
-
-
-def _check_texts(message: bytes, limit_bytes: int) -> None:
-    """Returns if no text is so long that it need not be tokenized to see that it cannot fit.
-
-    Raises:
-        InvalidArgument: one is (`MESSAGE_TOO_LARGE`).
-    """
-    if not limit_bytes:
-        return
-    longest = codec.longest_element_bytes(message, enough=limit_bytes)
-    if longest > limit_bytes:
-        text = f"a text has {longest} bytes, more than this model can take: {limit_bytes}"
-        raise InvalidArgument.too_large("inputs", text, limit_bytes=limit_bytes)
 
 
 def _demand(run: _Run) -> Demand:

@@ -116,11 +116,13 @@ def _utc(clock: Clock) -> datetime:
 
 
 def _callers_fault(error: ProviderError, status: int) -> InvalidArgument:
-    message = error.message or f"the provider answers {status}"
+    # The provider's words may quote the request. They are in the field violation only, since edges
+    # write the message of a status to traces.
+    message = f"the provider refuses the request with {status}"
     return InvalidArgument(
         message,
         reason="PROMPT_TOO_LONG" if error.code in _CONTEXT_CODES else "INVALID_FIELD",
-        field_violations=[(error.param or "messages", message)],
+        field_violations=[(error.param or "messages", error.message or message)],
     )
 
 
