@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from google.rpc import status_pb2
 from headrace.inference.v1 import inference_pb2
-from typing_extensions import override
 
 from libs import artifact_tar
 from libs.chat.request import MAX_MESSAGES, GenerationRequest
@@ -53,6 +52,7 @@ from services.inference.backends.triton import codec as triton_codec
 from services.inference.domain import BackendFailedError
 from services.inference.tensors import codec
 from services.registry.manifest import parse_manifest
+from tests.fuzz.wire import Wire
 
 Target = Callable[[bytes], object]
 
@@ -129,43 +129,12 @@ def http_request(data: bytes) -> object:
     return results[0]
 
 
-class _Wire(asyncio.Transport):
-    """A transport to a server that sends what the fuzzer makes."""
-
-    closed = False
-
-    @override
-    def is_closing(self) -> bool:
-        return self.closed
-
-    @override
-    def abort(self) -> None:
-        self.closed = True
-
-    @override
-    def write(self, data: Any) -> None: ...
-
-    @override
-    def pause_reading(self) -> None: ...
-
-    @override
-    def resume_reading(self) -> None: ...
-
-    @override
-    def is_reading(self) -> bool:
-        return True
-
-    @override
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-
 def http_response(data: bytes) -> object:
     """The HTTP client's parser."""
 
     async def receive() -> object:
         connection = ClientConnection(on_free=lambda _: None)
-        connection.connection_made(_Wire())
+        connection.connection_made(Wire())
         answered = asyncio.ensure_future(connection.send(b"GET / HTTP/1.1\r\n\r\n"))
         await asyncio.sleep(0)
         connection.data_received(data[: len(data) // 2])
@@ -307,7 +276,7 @@ def manifest(data: bytes) -> object:
 
 
 class _Connection:
-    transport = _Wire()
+    transport = Wire()
 
 
 def framing(data: bytes) -> object:
