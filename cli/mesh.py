@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ if TYPE_CHECKING:  # `headrace token` must not import them
     from rich.table import Table
 
     from deploy.client.registry import DeploymentStatus
+    from deploy.local.log_lines import LogLine
     from deploy.local.status import ProcessStatus
+
+_LEVEL_STYLES = {"debug": "dim", "warning": "yellow", "error": "bold red"}
 
 
 def up(
@@ -34,10 +38,17 @@ def up(
 
     mesh = layout()
     console = Console()
-    with ConsoleProgress(console) as progress:
-        start(mesh, progress)
-        if models:
-            deploy_models(mesh, progress)
+    try:
+        with ConsoleProgress(console) as progress:
+            start(mesh, progress)
+            if models:
+                deploy_models(mesh, progress)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "headrace: interrupted; `headrace up` continues, "
+            "`headrace down` stops what was started\n"
+        )
+        raise typer.Exit(130) from None
     if missing := warning():
         console.print(missing, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"The mesh is up: {local_edge(mesh).url}", highlight=False)
@@ -61,6 +72,8 @@ def status(as_json: Json = False) -> None:
     from deploy.triton.sandbox import layers, warning
 
     mesh = layout()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mesh.socket.stat()  # fails where the folder is another user's; the mesh may run then
     processes = process_statuses(mesh)
     deployments: Sequence[DeploymentStatus] = []
     problem = "" if processes else f"not running ({mesh.home})"
@@ -96,15 +109,59 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Continue with new lines as they are written.")
     ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="How many lines of each log.")] = 20,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="How many of the latest lines.")
+    ] = 50,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the lines as they were written, as JSON.")
+    ] = False,
 ) -> None:
-    """Print the logs of the processes."""
+    """Print the logs of the processes by time, in UTC."""
+    from deploy.local.log_lines import as_json as json_of
     from deploy.local.logs import read_logs
 
-    for name, line in read_logs(layout(), process=process, follow=follow, line_count=lines):
-        sys.stdout.write(f"{line}\n" if process else f"{name}: {line}\n")
+    show = _LogPrinter(with_process=process is None)
+    for line in read_logs(layout(), process=process, follow=follow, line_count=lines):
+        if as_json:
+            print(json_of(line))
+        else:
+            show.line(line)
         if follow:
             sys.stdout.flush()
+
+
+class _LogPrinter:
+    """Prints lines for people: time, level, process, what happened, and what is known about it."""
+
+    def __init__(self, *, with_process: bool) -> None:
+        from rich.console import Console
+
+        self._console = Console(soft_wrap=True)
+        self._with_process = with_process
+        self._day = ""
+
+    def line(self, line: LogLine) -> None:
+        from rich.text import Text
+
+        if line.time is None:
+            self._console.print(Text(f"{'':<13}{line.text}"))
+            return
+        if (day := f"{line.time:%Y-%m-%d}") != self._day:
+            self._day = day
+            self._console.print(Text(f"{day} (UTC)", style="dim"))
+        text = Text(f"{line.time:%H:%M:%S}.{line.time.microsecond // 1000:03} ")
+        text.append(f"{line.level:<8}", style=_LEVEL_STYLES.get(line.level, ""))
+        if self._with_process:
+            text.append(f"{line.process:<16}", style="cyan")
+        text.append(line.text)
+        several = [value for value in line.values.values() if "\n" in str(value)]
+        for name, value in line.values.items():
+            if value not in several and value not in ("", None):
+                text.append(f" {name}=", style="dim")
+                text.append(str(value))
+        self._console.print(text)
+        for value in several:  # a traceback
+            self._console.print(Text(str(value)))
 
 
 def _print_status(

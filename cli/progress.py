@@ -34,11 +34,15 @@ class ConsoleProgress:
     def starting(self, names: list[str]) -> None:
         """Shows the processes that are waited for."""
         self._waiting = dict.fromkeys(names, "")
+        if not self._console.is_terminal:
+            self._line(f"starting {', '.join(names)}")
         self._show()
 
     def step(self, model: str, text: str) -> None:
         """Shows the current step of a model's deployment."""
         self._waiting[model] = f" ({text})"
+        if not self._console.is_terminal:
+            self._line(f"{model}: {text}")
         self._show()
 
     def ready(self, name: str) -> None:
@@ -51,6 +55,10 @@ class ConsoleProgress:
     def note(self, text: str) -> None:
         """Prints what the user should know."""
         self._console.print(f"! {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        """Prints what a terminal shows in its last line, which a file does not have."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
         names = ", ".join(f"{name}{text}" for name, text in self._waiting.items())

@@ -22,7 +22,10 @@ CHUNK_BYTES = 1024 * 1024
 CALL_TIMEOUT_SECONDS = 20.0
 UPLOAD_TIMEOUT_SECONDS = 120.0
 READY_TIMEOUT_SECONDS = 180.0
+# Loading is tried again, and a failure of an earlier start may still be reported.
+FAILED_SECONDS = 10.0
 ROUTE_PAUSE_SECONDS = 0.05
+CHECK_PAUSE_SECONDS = 1.0
 # What the calls need: a price, a version with its deployment, and whether the version is ready.
 DEPLOY_SCOPES = "billing registry read"
 
@@ -96,21 +99,30 @@ class Deployer:
         """Returns when the router sends requests to the version that the deployment serves.
 
         Raises:
-            CliError: it takes longer than `READY_TIMEOUT_SECONDS`; the message says why.
+            CliError: all backends have failed to load it for `FAILED_SECONDS`, or it takes longer
+                than `READY_TIMEOUT_SECONDS`; the message says why.
             grpc.RpcError: a call failed.
         """
         name = at_version(bundled.model, self._served.get(bundled.model, bundled.version))
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        last_good = next_check = time.monotonic()
         while True:
             try:
                 self._call(self._router.Route, router_pb2.RouteRequest(model=name))
             except grpc.RpcError as error:
                 if error.code() not in _NOT_YET:
                     raise
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if now < next_check:
+                    time.sleep(ROUTE_PAUSE_SECONDS)
+                    continue
+                next_check = now + CHECK_PAUSE_SECONDS
+                found = self._deployment(bundled)
+                if found.status.state != registry_pb2.DEPLOYMENT_STATE_FAILED:
+                    last_good = now
+                if now > deadline or now > last_good + FAILED_SECONDS:
                     raise CliError(
-                        f"{bundled.model} is not ready after {READY_TIMEOUT_SECONDS:.0f} s: "
-                        f"{self._backend_messages(bundled)}"
+                        f"{bundled.model} is not ready: {_backend_messages(found)}"
                     ) from error
             else:
                 self._progress.ready(bundled.model)
@@ -174,17 +186,12 @@ class Deployer:
             raise
         return str(answer.model_version.artifact_digest)
 
-    def _backend_messages(self, bundled: BundledModel) -> str:
-        answer = self._call(
-            self._registry.GetDeployment,
-            registry_pb2.GetDeploymentRequest(name=f"deployments/{bundled.model}"),
-        )
-        backends = answer.deployment.status.backends
-        messages = [f"{backend.id}: {backend.message}" for backend in backends]
-        return (
-            "; ".join(messages)
-            or "no pool agent has reported on it; see `headrace logs pool_agent`"
-        )
+    def _deployment(self, bundled: BundledModel) -> registry_pb2.Deployment:
+        request = registry_pb2.GetDeploymentRequest(name=f"deployments/{bundled.model}")
+        found: registry_pb2.Deployment = self._call(
+            self._registry.GetDeployment, request
+        ).deployment
+        return found
 
     def _create(self, method: Callable[..., Any], request: Message) -> bool:
         """Returns whether it was created; False: it exists with other content."""
@@ -198,6 +205,11 @@ class Deployer:
 
     def _call(self, method: Callable[..., Any], request: Message) -> Any:
         return method(request, metadata=self._metadata, timeout=CALL_TIMEOUT_SECONDS)
+
+
+def _backend_messages(deployment: registry_pb2.Deployment) -> str:
+    messages = [f"{backend.id}: {backend.message}" for backend in deployment.status.backends]
+    return "; ".join(messages) or "no pool agent has reported on it; see `headrace logs pool_agent`"
 
 
 def _upload_requests(bundled: BundledModel) -> Iterator[registry_pb2.UploadArtifactRequest]:

@@ -30,6 +30,8 @@ STEPS = {
     ],
 }
 LOG_TAIL_LINES = 30
+# What pip prints where it reaches no index, before it says that it found no matching version.
+OFFLINE = ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError", "ProxyError")
 
 
 def main(arguments: list) -> int:
@@ -41,9 +43,10 @@ def main(arguments: list) -> int:
         problems = preflight.platform_problems()
         python, python_problems = preflight.find_python()
         problems += python_problems + preflight.disk_problems(str(ROOT))
+        problems += _owner_problems()
     if "--edge-port" in arguments:
         home = Path(os.environ.get("HEADRACE_HOME") or ROOT / ".headrace")
-        problems += preflight.edge_port_problems(home.resolve())
+        problems += _home_problems(home) + preflight.edge_port_problems(home.resolve())
     for problem in problems:
         print(f"headrace cannot run here: {problem}", file=sys.stderr)
     if problems:
@@ -55,6 +58,20 @@ def main(arguments: list) -> int:
         if status != 0:
             return status
     return 0
+
+
+def _owner_problems() -> list:
+    if os.access(str(ROOT), os.W_OK):
+        return []
+    return [f"{ROOT} is another user's; clone the repository into a folder of yours."]
+
+
+def _home_problems(home: Path) -> list:
+    """Returns what `headrace up` would refuse, before anything is downloaded for it."""
+    if not any(character.isspace() for character in str(home.resolve())):
+        return []
+    problem = "Triton cannot run models in a folder whose path has a space; set HEADRACE_HOME to"
+    return [f"{problem} another one: {home.resolve()}"]
 
 
 def _install(step: Step, python: str, label: str) -> int:
@@ -111,6 +128,13 @@ def _pip(step: Step, options: list) -> int:
     status = process.wait()
     if status != 0:
         _show("")
+        if any(sign in line for line in lines for sign in OFFLINE):
+            print(
+                f"headrace: cannot install {step.lock}: the package index cannot be reached. Check "
+                "the network; HTTPS_PROXY names a proxy, PIP_INDEX_URL another index.",
+                file=sys.stderr,
+            )
+            return status
         sys.stdout.writelines(lines)
         print(
             f"headrace: cannot install {step.lock}; the lines above are the output of pip.",

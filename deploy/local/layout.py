@@ -55,7 +55,11 @@ class Layout:
         Raises:
             CliError: one of them is invalid.
         """
-        home = Path(environment.get("HEADRACE_HOME") or REPOSITORY / ".headrace").resolve()
+        home = (
+            Path(environment.get("HEADRACE_HOME") or REPOSITORY / ".headrace")
+            .expanduser()
+            .resolve()
+        )
         port = environment.get("HEADRACE_EDGE_PORT")
         if port and (not port.isdecimal() or not 0 < int(port) < 2**16):
             raise CliError(f"HEADRACE_EDGE_PORT must be a port number, but it is {port!r}")

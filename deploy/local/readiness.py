@@ -6,7 +6,7 @@ import http.client
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,7 @@ from deploy.errors import CliError
 from deploy.local.layout import Layout
 from deploy.local.logs import tail
 from deploy.local.processes import ProcessSpec
-from deploy.local.supervisor import process_states
+from deploy.local.supervisor import ProcessState, is_running, process_states
 from libs.addresses import connect, unix_path
 from libs.rpc.channel import channel_credentials
 from libs.tls import MESH_NAME, TlsFiles
@@ -28,6 +28,8 @@ CHECK_PAUSE_SECONDS = 0.1
 # For a loaded machine with a cold disk; usually a start takes a few seconds.
 START_TIMEOUT_SECONDS = 180.0
 LOG_TAIL_LINES = 15
+# A process that ended so often during a start is not waited for any longer.
+FAILED_STARTS = 2
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),  # the timeout of one attempt
@@ -96,10 +98,11 @@ def wait_until_ready(
     """Returns when all processes are ready. Calls `on_ready` with each as it becomes ready.
 
     Raises:
-        CliError: the supervisor gave one up, or it takes too long. The message has the end of its
-            log.
+        CliError: one ended `FAILED_STARTS` times, or it takes too long. The message has the end of
+            its log.
     """
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    failures = StartFailures()
     waiting = {process.name: Probe(layout, process) for process in processes}
     while waiting:
         for name in [name for name, probe in waiting.items() if probe.is_ready()]:
@@ -107,14 +110,36 @@ def wait_until_ready(
                 on_ready(name)
         if not waiting:
             return
-        given_up = [
-            state.name
-            for state in process_states(layout).values()
-            if state.name in waiting and state.state == "FATAL"
-        ]
-        if given_up or time.monotonic() > deadline:
-            raise CliError(_not_ready_message(layout, given_up or list(waiting)))
+        states = process_states(layout)
+        if not states and not is_running(layout):
+            raise CliError(_not_ready_message(layout, ["supervisord"]))
+        failed = [name for name in failures.update(states.values()) if name in waiting]
+        if failed or time.monotonic() > deadline:
+            raise CliError(_not_ready_message(layout, failed or list(waiting)))
         time.sleep(CHECK_PAUSE_SECONDS)
+
+
+class StartFailures:
+    """Counts how often processes ended while they were waited for.
+
+    None ends because another one is not ready yet, so one that ends again has a fault that waiting
+    does not mend: a wrong setting, a broken file.
+    """
+
+    def __init__(self) -> None:
+        self._pids: dict[str, set[int]] = {}
+
+    def update(self, states: Iterable[ProcessState]) -> list[str]:
+        """Takes the current states and returns the names of processes that have failed."""
+        failed = []
+        for state in states:
+            pids = self._pids.setdefault(state.name, set())
+            if state.pid:
+                pids.add(state.pid)
+            ended = len(pids) - bool(state.pid)
+            if state.state == "FATAL" or ended >= FAILED_STARTS:
+                failed.append(state.name)
+        return failed
 
 
 def _answers_200(url: str) -> bool:
@@ -154,4 +179,10 @@ def _nats_greets(url: str, tls: TlsFiles) -> bool:
 
 def _not_ready_message(layout: Layout, names: Sequence[str]) -> str:
     logs = (f"--- {name}\n{tail(layout.logs / f'{name}.log', LOG_TAIL_LINES)}" for name in names)
-    return "\n".join([f"not ready: {', '.join(names)}. The last lines of the logs:", *logs])
+    return "\n".join(
+        [
+            f"not ready: {', '.join(names)}. The last lines of the logs:",
+            *logs,
+            "--- `headrace down` stops what was started",
+        ]
+    )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from nats.aio.client import Client
 
 from deploy import keys
 from deploy.certificates import ensure_certificates, tls_files
-from deploy.nats.render import Bus, config
 from deploy.nats.users import SYSTEM_USER, USERS
 from libs.bus.broadcast import Broadcaster, listen
 from libs.bus.connection import connect, ensure_streams
@@ -43,7 +41,10 @@ from libs.bus.subjects import (
 )
 from libs.bus.worker import Delivery, PullWorker
 from libs.tls import MESH_NAME
-from tests.support.nats import NatsServer, running_nats
+from tests.support.bus_users import bus_of_a_mesh, client_of, home_of_the_bus, intruder, tls_of
+from tests.support.nats import NatsServer
+
+__all__ = ["bus_of_a_mesh", "home_of_the_bus"]  # fixtures
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
@@ -52,107 +53,6 @@ SUBJECTS = {
 }  # fmt: skip
 CANARY = "canary-prompt"
 REFUSED_SECONDS = 0.3
-
-
-@pytest.fixture
-async def bus(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A server with the configuration of a mesh."""
-    ensure_certificates(tmp_path)
-    passwords = keys.ensure_nats_credentials(tmp_path, [*USERS, SYSTEM_USER])
-
-    def text(port: int) -> str:
-        return config(
-            Bus(
-                listen_address=f"127.0.0.1:{port}",
-                server_name="nats",
-                store_dir=tmp_path / "nats",
-                passwords=passwords,
-                tls=tls_files(tmp_path, "nats"),
-            )
-        )
-
-    (tmp_path / "nats").mkdir()
-    async with running_nats(tmp_path / "nats", text=text) as server:
-        yield server
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path
-
-
-@asynccontextmanager
-async def client_of(bus: NatsServer, home: Path, user: str) -> AsyncIterator[Client]:
-    """Connects like the service."""
-    client = await connect(
-        bus.url,
-        name=user,
-        credentials_file=keys.nats_credentials_path(home, user),
-        tls=tls_files(home, "worker"),
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-def tls_of(home: Path) -> dict[str, Any]:
-    """Returns the options of a client with a certificate of the mesh."""
-    return {
-        "tls": tls_files(home, "worker").client_context(),
-        "tls_hostname": MESH_NAME,
-        "tls_handshake_first": True,
-    }
-
-
-class Recorder:
-    """A raw client that may ask for anything; knows what the server refused."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.received: list[str] = []
-        self.client = Client()
-
-    async def open(self, bus: NatsServer, home: Path, user: str) -> None:
-        name, _, password = keys.nats_credentials_path(home, user).read_text().partition(":")
-        await self.client.connect(
-            bus.url,
-            user=name,
-            password=password,
-            error_cb=self._on_error,
-            inbox_prefix=user,
-            **tls_of(home),
-        )
-
-    async def _on_error(self, error: Exception) -> None:
-        self.errors.append(str(error).lower())
-
-    async def _on_message(self, message: object) -> None:
-        self.received.append(str(message))
-
-    async def may_publish(self, subject: str) -> bool:
-        self.errors.clear()
-        await self.client.publish(subject, b"x")
-        await self.client.flush()
-        await asyncio.sleep(0.02)
-        return not any("publish" in error for error in self.errors)
-
-    async def may_subscribe(self, subject: str) -> bool:
-        self.errors.clear()
-        await self.client.subscribe(subject, cb=self._on_message)
-        await self.client.flush()
-        await asyncio.sleep(0.05)
-        return not any("subscription" in error for error in self.errors)
-
-
-@asynccontextmanager
-async def intruder(bus: NatsServer, home: Path, user: str) -> AsyncIterator[Recorder]:
-    recorder = Recorder()
-    await recorder.open(bus, home, user)
-    try:
-        yield recorder
-    finally:
-        await recorder.client.close()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from deploy import binaries
+from deploy import binaries, keys
 from deploy.binaries import Binary, Digests, verify
 from deploy.errors import CliError
 from deploy.host import REPOSITORY
+from deploy.local.layout import Layout
+from deploy.local.ports import port_names
+from deploy.local.processes import mesh_processes
+from deploy.local.status import _version
 
 _SETTING = "HEADRACE_TEST_BINARY"
 _DIGEST = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of "hello"
@@ -121,3 +125,19 @@ def test_a_broken_cache_is_replaced(repository: Path) -> None:
     assert verify([_binary()], Digests(cache))[0].state == "ok"
     assert json.loads(cache.read_text())
     assert verify([_binary()], Digests(repository / "none" / "cache"))[0].state == "ok"
+
+
+def test_a_mesh_runs_the_operators_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of the process names it, and the status says so."""
+    layout = Layout(home=tmp_path)
+    keys.ensure_keys(tmp_path)
+    own = tmp_path / "envoy"
+    own.write_bytes(b"own")
+    own.chmod(0o755)
+    ports = {name: 20_000 + number for number, name in enumerate(port_names(layout))}
+    for path, version in ((None, "1.40.0"), (own, "own")):
+        if path:
+            monkeypatch.setenv("HEADRACE_ENVOY_BINARY", str(path))
+        (envoy,) = [each for each in mesh_processes(layout, ports) if each.name == "envoy"]
+        assert (envoy.argv[0] == str(own)) == (path is not None)
+        assert _version(layout, envoy) == version

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import jwt
 import pytest
+from typer.testing import CliRunner
 
+from cli.__main__ import app
 from deploy import keys
 from deploy.triton import sandbox
 
@@ -109,7 +111,7 @@ def test_the_help_lists_all_scopes(tmp_path: Path):
         (["deployment", "ls"], {}, "headrace: no mesh was started in"),
         (["deployment", "update", "d"], {}, "headrace: nothing to change"),
         (["model", "ls"], {}, "headrace: no mesh was started in"),
-        (["logs", "cost"], {}, "headrace: cost has no log"),
+        (["logs", "cost"], {}, "headrace: no mesh was started in"),
         (["up"], {"HEADRACE_EDGE_PORT": "http"}, "headrace: HEADRACE_EDGE_PORT must be a port"),
         (["up"], {"OTEL_EXPORTER_OTLP_ENDPOINT": "x"}, "headrace: OTEL_EXPORTER_OTLP_ENDPOINT is"),
     ],
@@ -221,3 +223,19 @@ def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path, comma
     assert done.returncode == 1
     assert done.stderr.startswith(f"headrace: {tmp_path}/file")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_start_says_what_to_do(keyed: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was started runs on: it can be continued or stopped."""
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deploy.local.lifecycle.start", interrupted)
+
+    result = CliRunner(env={"HEADRACE_HOME": str(keyed)}).invoke(app, ["up"])
+
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "headrace: interrupted; `headrace up` continues, `headrace down` stops what was started\n"
+    )

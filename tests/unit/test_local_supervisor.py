@@ -180,3 +180,29 @@ def test_a_setting_that_would_break_the_file_is_refused(
 
     with pytest.raises(CliError, match="a setting must not have"):
         supervisor.render(layout, [process])
+
+
+def test_a_process_that_ends_twice_ends_the_start(layout: Layout, server: ProcessSpec):
+    """At once, with what it printed, and only that of the process that failed."""
+    code = "import time; time.sleep(1.2); raise SystemExit('the setting X is wrong')"
+    broken = replace(server, name="broken", argv=[sys.executable, "-c", code])
+    supervisor.start(layout, supervisor.render(layout, [broken]))
+    started = time.monotonic()
+
+    with pytest.raises(CliError, match="the setting X is wrong") as raised:
+        wait_until_ready(layout, [broken], on_ready=lambda _name: None)
+
+    assert time.monotonic() - started < 30
+    assert str(raised.value).startswith("not ready: broken. ")
+    assert "headrace down" in str(raised.value)
+
+
+def test_a_supervisor_that_ends_ends_the_start(layout: Layout, server: ProcessSpec):
+    """Nothing will become ready any more."""
+    code = "import time; time.sleep(60)"
+    quiet = replace(server, argv=[sys.executable, "-c", code])
+    supervisor.start(layout, supervisor.render(layout, [quiet]))
+    stop(layout)
+
+    with pytest.raises(CliError, match="not ready: supervisord"):
+        wait_until_ready(layout, [server], on_ready=lambda _name: None)
