@@ -181,10 +181,10 @@ async def test_failures_have_a_status_and_error_info(mesh: RunningMesh) -> None:
     assert await status("minilm", chat) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     assert await status("smollm2", chat) == ("INVALID_ARGUMENT", "MODEL_KIND_MISMATCH")
     assert await status("minilm", texts("x"), token=False) == ("UNAUTHENTICATED", "TOKEN_INVALID")
-    # Larger than the limit of all other requests.
-    assert await status("smollm2", texts(*["x" * 1000] * 9000)) == (
+    # Larger than the limit of all other requests, and than the model can take.
+    assert await status("smollm2", texts("x" * 9_000_000)) == (
         "INVALID_ARGUMENT",
-        "MODEL_KIND_MISMATCH",
+        "MESSAGE_TOO_LARGE",
     )
 
 

@@ -31,6 +31,8 @@ EMBEDDING_FLOOR_SECONDS = 1.5
 # Before: refused.
 CHAT_FLOOR_SECONDS = 4.0
 
+# Before: 4.5 s. The two cores of the tests copy up to 480 MiB at the same time.
+TENSOR_FLOOR_SECONDS = 4.0
 # Before: 2,100 MiB, and more with each call.
 GROWTH_LIMIT_MEBIBYTES = 512
 
@@ -130,5 +132,5 @@ async def test_large_tensors_do_not_fill_the_memory(mesh: RunningMesh) -> None:
             attacked = await p99(victim, count=300, seconds=20)
     grown = (most - before) // MEBIBYTE
     print(ends, f"{grown} MiB more")
-    assert attacked <= max(RATIO * quiet, EMBEDDING_FLOOR_SECONDS)
+    assert attacked <= max(RATIO * quiet, TENSOR_FLOOR_SECONDS)
     assert grown < GROWTH_LIMIT_MEBIBYTES
