@@ -59,6 +59,7 @@ class Deployer:
         self._router = router_pb2_grpc.RouterServiceStub(edge.channel)
         self._cost = cost_pb2_grpc.CostServiceStub(edge.channel)
         self._served: dict[str, str] = {}  # by model, where it is not the bundled version
+        self._deployments: dict[str, str] = {}  # by model, where it is not the model's name
 
     def deploy(
         self,
@@ -90,6 +91,7 @@ class Deployer:
             name=f"deployments/{deployment or bundled.model}",
             spec=registry_pb2.DeploymentSpec(model_version=version),
         )
+        self._deployments[bundled.model] = new.name
         request = registry_pb2.CreateDeploymentRequest(deployment=new)
         if not self._create(self._registry.CreateDeployment, request):
             self._upgrade(new, bundled)
@@ -187,7 +189,8 @@ class Deployer:
         return str(answer.model_version.artifact_digest)
 
     def _deployment(self, bundled: BundledModel) -> registry_pb2.Deployment:
-        request = registry_pb2.GetDeploymentRequest(name=f"deployments/{bundled.model}")
+        name = self._deployments.get(bundled.model, f"deployments/{bundled.model}")
+        request = registry_pb2.GetDeploymentRequest(name=name)
         found: registry_pb2.Deployment = self._call(
             self._registry.GetDeployment, request
         ).deployment
