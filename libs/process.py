@@ -45,6 +45,8 @@ class Process:
             tls=settings.tls,
             max_message_bytes=max_message_bytes,
         )
+        self._servers = [self.server]
+        self._settings = settings
         self._drain_seconds = settings.drain_seconds
         self._main = asyncio.current_task()
         self._serving = False
@@ -63,6 +65,27 @@ class Process:
         task.add_done_callback(self._on_done)
         return task
 
+    def add_server(self, address: str, *, max_message_bytes: int) -> RpcServer:
+        """Returns a further gRPC server, which is started, ready and stopped with the first one.
+
+        Args:
+            address: where it listens.
+            max_message_bytes: the longest message that it receives.
+        """
+        server = RpcServer(
+            address,
+            clock=self.clock,
+            tls=self._settings.tls,
+            max_message_bytes=max_message_bytes,
+        )
+        self._servers.append(server)
+        return server
+
+    async def set_ready(self) -> None:
+        """Makes health checks report SERVING."""
+        for server in self._servers:
+            await server.set_ready(True)
+
     def on_drain(self, call: Callable[[], None]) -> None:
         """Registers a function that is called when shutdown starts, to end watches and the like."""
         self._on_drain.append(call)
@@ -70,8 +93,9 @@ class Process:
     async def serve(self, *, ready: bool = True, beside: HttpServer | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then drains; also with an HTTP server, if given."""
         self._serving = True
-        await self.server.start(ready=ready)
-        self.spawn(self.server.ended())
+        for server in self._servers:
+            await server.start(ready=ready)
+            self.spawn(server.ended())
         if beside is not None:
             await beside.start()
         gc.collect()
@@ -81,7 +105,7 @@ class Process:
         _log.info("draining", drain_seconds=self._drain_seconds)
         for call in self._on_drain:
             call()
-        ends = [self.server.stop(self._drain_seconds)]
+        ends = [server.stop(self._drain_seconds) for server in self._servers]
         if beside is not None:
             ends.append(beside.stop())
         await asyncio.gather(*ends)

@@ -101,4 +101,4 @@ class Snapshots:
     async def _become_ready(self) -> None:
         await self._route_watch.wait_first()
         await self._price_watch.wait_first()
-        await self._running.server.set_ready(True)
+        await self._running.set_ready()

@@ -29,7 +29,7 @@ from libs.openai.bodies import CHAT_COMPLETIONS_PATH
 from libs.tls import MESH_NAME, TlsFiles
 
 GRPC_CLUSTERS = ("inference", "embedding_cache", "registry", "router", "cost", "jobs")
-CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS)
+CLUSTERS = (*GRPC_CLUSTERS, *routes.HTTP_CLUSTERS, *routes.STREAM_CLUSTERS)
 CONFIG_FILE = "envoy.yaml"
 DESCRIPTORS_FILE = "headrace.pb"
 TOKENS_FILE = "tokens.json"

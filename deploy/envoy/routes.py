@@ -47,11 +47,12 @@ from libs.rpc.served_call import MAX_REQUEST_BYTES
 HTTP_CLUSTERS: Mapping[str, str] = MappingProxyType(
     {"inference_http": "inference", "embedding_cache_http": "embedding_cache"}
 )
+# `ModelStreamInfer`: a server of its own, which receives smaller messages.
+STREAM_CLUSTERS: Mapping[str, str] = MappingProxyType({"inference_streams": "inference"})
 # The clusters with limits of their own for some calls, and whose processes they are: who opens many
 # of these takes the places of nobody else.
 LIMITED_CLUSTERS: Mapping[str, str] = MappingProxyType(
     {
-        "inference_streams": "inference",
         "jobs_watch": "jobs",
         "health": "inference",
         "health_watch": "inference",

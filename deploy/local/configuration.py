@@ -74,6 +74,10 @@ def edge_settings(layout: Layout, ports: Mapping[str, int]) -> render.Edge:
                 cluster: addresses(layout, ports, service, "http")
                 for cluster, service in routes.HTTP_CLUSTERS.items()
             },
+            **{
+                cluster: addresses(layout, ports, service, "streams")
+                for cluster, service in routes.STREAM_CLUSTERS.items()
+            },
         },
         tls=tls_files(layout.home.absolute(), "envoy"),
         jwt_issuer=keys.ISSUER,

@@ -47,7 +47,11 @@ def _inner_names(layout: Layout, services: Sequence[str]) -> list[str]:
     return [
         *(f"{service}.grpc" for service in services),
         *(f"triton-{number}.grpc" for number in range(layout.triton_backends)),
-        *(f"{replica}.http" for replica in _numbered("inference", layout.inference_replicas)),
+        *(
+            f"{replica}.{server}"
+            for replica in _numbered("inference", layout.inference_replicas)
+            for server in ("http", "streams")
+        ),
         "embedding_cache.http",
     ]
 

@@ -166,6 +166,10 @@ def _service(name: str, service: str, layout: Layout, ports: Mapping[str, int]) 
         environment |= _proxies()
     if service in routes.HTTP_CLUSTERS.values():
         environment["HEADRACE_HTTP_LISTEN_ADDRESS"] = inner_address(layout, ports, f"{name}.http")
+    if service in routes.STREAM_CLUSTERS.values():
+        environment["HEADRACE_STREAM_LISTEN_ADDRESS"] = inner_address(
+            layout, ports, f"{name}.streams"
+        )
     if service == "pool_agent":
         backend = f"triton-{replicas(ports, service).index(name)}"
         environment |= {

@@ -32,7 +32,7 @@ from services.inference.accounting import Recorder
 from services.inference.admission import Admission
 from services.inference.api.arrivals import Arrivals
 from services.inference.api.grpc import GENERATE_PATH, InferenceInternalServicer, InferenceServicer
-from services.inference.api.oip import OpenInferenceServicer, handlers
+from services.inference.api.oip import OpenInferenceServicer, handlers, stream_handlers
 from services.inference.api.openai import OpenAIHandlers
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
@@ -132,10 +132,16 @@ async def main() -> None:
         inference_internal_pb2_grpc.add_InferenceInternalServiceServicer_to_server(
             InferenceInternalServicer(embedder, clock), server
         )
-        arrivals = Arrivals(admission.memory, clock)
-        server.add_generic_rpc_handlers(
-            (handlers(OpenInferenceServicer(tensors, arrivals, clock=clock)),)
-        )
+        arrivals = Arrivals(admission.memory, clock, max_streams=settings.max_tensor_streams)
+        tensor_servicer = OpenInferenceServicer(tensors, arrivals, clock=clock)
+        server.add_generic_rpc_handlers((handlers(tensor_servicer),))
+        streams = server
+        if settings.stream_listen_address is not None:
+            streams = running.add_server(
+                settings.stream_listen_address,
+                max_message_bytes=settings.stream_message_limit_bytes,
+            ).grpc
+        streams.add_generic_rpc_handlers((stream_handlers(tensor_servicer),))
         openai = OpenAIHandlers(generator=generator, routes=routes, clock=clock)
 
         await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))

@@ -20,6 +20,22 @@ class Settings(ProviderSettings):
     http_listen_address: str = Field(
         description="Where the HTTP server listens: unix:/path or host:port."
     )
+    stream_listen_address: str | None = Field(
+        default=None,
+        description="Where `ModelStreamInfer` is served: unix:/path or host:port. Unset: by the "
+        "server of all other methods, where a message may have 64 MiB.",
+    )
+    stream_message_limit_bytes: int = Field(
+        default=8 * 1024 * 1024,
+        gt=0,
+        description="The longest message of `ModelStreamInfer` at the stream_listen_address: "
+        "messages of many streams may arrive, and be in memory, at the same time.",
+    )
+    max_tensor_streams: int = Field(
+        default=64,
+        gt=0,
+        description="Calls of `ModelStreamInfer` at a time. A tenant alone may have half of them.",
+    )
     longest_http_call_seconds: float = Field(
         default=600.0,
         gt=0,

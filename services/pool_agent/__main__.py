@@ -81,7 +81,7 @@ async def main() -> None:
 
         async def become_ready() -> None:
             await deployments.wait_first()
-            await running.server.set_ready(True)
+            await running.set_ready()
 
         running.spawn(deployments.run())
         running.spawn(reporter.run())

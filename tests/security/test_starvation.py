@@ -115,8 +115,12 @@ async def test_urgent_calls_do_not_refuse_those_of_others(mesh: RunningMesh) -> 
     assert attacked <= max(RATIO * quiet, CHAT_FLOOR_SECONDS)
 
 
-async def test_large_tensors_do_not_fill_the_memory(mesh: RunningMesh) -> None:
-    """Eight calls with tensors of 60 MiB at a time, which the model does not even have."""
+@pytest.mark.parametrize("attack", ["large_tensors", "large_streams", "many_streams"])
+async def test_large_tensors_do_not_fill_the_memory(mesh: RunningMesh, attack: str) -> None:
+    """Tensors that the model does not even have.
+
+    Eight calls, or streams, with 60 MiB each, or a hundred streams with 8 MiB each.
+    """
     inference = psutil.Process(mesh.pid("inference"))
     before = most = inference.memory_info().rss
     async with mesh.channel() as channel:
@@ -128,7 +132,7 @@ async def test_large_tensors_do_not_fill_the_memory(mesh: RunningMesh) -> None:
 
         quiet = await p99(victim, count=100, seconds=8)
         token = mesh.token(tenant=ATTACKER)
-        async with attacking("large_tensors", address=mesh.address, token=token) as ends:
+        async with attacking(attack, address=mesh.address, token=token) as ends:
             attacked = await p99(victim, count=300, seconds=20)
     grown = (most - before) // MEBIBYTE
     print(ends, f"{grown} MiB more")

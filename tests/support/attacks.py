@@ -26,6 +26,8 @@ from libs.openai.bodies import EMBEDDINGS_PATH
 
 MEBIBYTE = 1024 * 1024
 LARGE_TENSOR_BYTES = 60 * MEBIBYTE
+# Just below the limit of a message of a stream.
+STREAM_MESSAGE_BYTES = 8 * MEBIBYTE - 1024
 START_SECONDS = 20.0
 # An attacker that is refused tries again after so long.
 PAUSE_SECONDS = 0.05
@@ -84,6 +86,36 @@ class Attacker:
             await stub.ModelInfer(message, metadata=self._headers)
             self.ends["OK"] += 1
 
+    async def large_streams(self) -> None:
+        """Sends the same over a stream."""
+        options = [("grpc.max_send_message_length", 64 * MEBIBYTE)]
+        message = service_pb2.ModelInferRequest(
+            model_name="minilm", raw_input_contents=[bytes(LARGE_TENSOR_BYTES)]
+        )
+        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            async for _ in stub.ModelStreamInfer(iter([message]), metadata=self._headers):
+                self.ends["answers"] += 1
+            self.ends["OK"] += 1
+
+    async def many_streams(self) -> None:
+        """Sends the largest message that a stream takes, and keeps the stream open."""
+        message = service_pb2.ModelInferRequest(
+            model_name="minilm", raw_input_contents=[bytes(STREAM_MESSAGE_BYTES)]
+        )
+
+        async def messages() -> AsyncIterator[service_pb2.ModelInferRequest]:
+            yield message
+            await asyncio.sleep(10)
+
+        async with grpc.aio.insecure_channel(
+            self._address, options=[("grpc.max_send_message_length", 64 * MEBIBYTE)]
+        ) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            async for _ in stub.ModelStreamInfer(messages(), metadata=self._headers):
+                self.ends["answers"] += 1
+            self.ends["OK"] += 1
+
     async def repeat(self, attack: Callable[[], Awaitable[None]]) -> None:
         """Repeats an attack for ever."""
         while True:
@@ -101,6 +133,8 @@ ATTACKS: dict[str, tuple[Callable[[Attacker], Awaitable[None]], int]] = {
     "many_texts": (Attacker.many_texts, 3),
     "urgent_chat": (Attacker.urgent_chat, 300),
     "large_tensors": (Attacker.large_tensors, 8),
+    "large_streams": (Attacker.large_streams, 8),
+    "many_streams": (Attacker.many_streams, 100),
 }
 
 

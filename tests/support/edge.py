@@ -16,6 +16,7 @@ import grpc
 
 from deploy import keys
 from deploy.envoy.render import CLUSTERS, Edge, argv, write
+from deploy.envoy.routes import STREAM_CLUSTERS
 from deploy.host import PROGRAMS
 from deploy.local.edge_settings import host_port
 from libs.clock import SystemClock
@@ -126,7 +127,11 @@ async def running_edge(
         listen_address=listen_address,
         admin_address="127.0.0.1:0",
         metrics_address="127.0.0.1:0",
-        services={name: services.get(name, [NOWHERE]) for name in CLUSTERS},
+        services={
+            # One server has all methods, if it is not said otherwise.
+            name: services.get(name) or services.get(STREAM_CLUSTERS.get(name, ""), [NOWHERE])
+            for name in CLUSTERS
+        },
         **settings,
     )
     keys.ensure_keys(home)

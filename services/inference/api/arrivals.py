@@ -4,22 +4,28 @@ gRPC says how large a message is only when all of it is in memory. So a tenant w
 all the memory that it may have is not read any further: its client is held back by HTTP/2's
 windows. Of its unary calls, whose message comes at once, few are read at the same time. A stream
 may be silent for long before its next message, so the streams of a tenant do not wait for each
-other: what they send at the same moment is received.
+other: what they send at the same moment is received. So their number is limited, and their messages
+are smaller (`stream_message_limit_bytes`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from libs.clock import Clock
+from libs.errors import ResourceExhausted
 from libs.runtime import return_free_memory
 from libs.shared_limit import SharedLimit
 from services.inference.slots import REQUEST_OVERHEAD_BYTES
 
 CALLS_AT_ONCE = 2
+DEFAULT_MAX_STREAMS = 64
+# A tenant alone gets half of the streams.
+STREAMS_ALPHA = 1.0
 POLL_SECONDS = 0.02
+RETRY_SECONDS = 1.0
 # A message is in memory as it was received, renamed, and as it is sent to a backend.
 COPIES = 3
 # gRPC receives a message in small pieces, which leave holes in the heap.
@@ -39,9 +45,18 @@ class _Turns:
 class Arrivals:
     """Receives the messages of all tenants, and counts their memory until they are released."""
 
-    def __init__(self, memory: SharedLimit, clock: Clock) -> None:
-        """Makes it; `memory` counts what the requests of tenants hold, in bytes."""
+    def __init__(
+        self, memory: SharedLimit, clock: Clock, *, max_streams: int = DEFAULT_MAX_STREAMS
+    ) -> None:
+        """Makes it.
+
+        Args:
+            memory: counts what the requests of tenants hold, in bytes.
+            clock: the time.
+            max_streams: of all tenants together.
+        """
         self._memory = memory
+        self._streams = SharedLimit(max_streams, alpha=STREAMS_ALPHA)
         self._clock = clock
         self._turns: dict[str, _Turns] = {}
 
@@ -63,6 +78,27 @@ class Arrivals:
         while message is not None and not self._memory.take(tenant, _held_bytes(message)):
             await self._clock.sleep(POLL_SECONDS)
         return message
+
+    @contextmanager
+    def stream(self, tenant: str) -> Iterator[None]:
+        """Counts a stream of a tenant while it is open.
+
+        Raises:
+            ResourceExhausted: it has as many as it may have (`QUEUE_FULL`).
+        """
+        if not self._streams.take(tenant):
+            limit = self._streams.share_of(tenant)
+            raise ResourceExhausted(
+                f"the tenant has {limit} open streams of tensors, which is its limit; send more "
+                "requests over each stream, or try again when one has ended",
+                reason="QUEUE_FULL",
+                metadata={"queue": "ModelStreamInfer", "limit": str(limit)},
+                retry_after_seconds=RETRY_SECONDS,
+            )
+        try:
+            yield
+        finally:
+            self._streams.release(tenant)
 
     def release(self, tenant: str, message: bytes) -> None:
         """Takes back the memory of a message."""

@@ -103,6 +103,10 @@ class OpenInferenceServicer:
     async def model_stream_infer(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """Answers many requests at once; each answer has the id of its request."""
         caller = self._caller(context)
+        with self._arrivals.stream(caller.identity.tenant):
+            await self._answer_stream(caller, context)
+
+    async def _answer_stream(self, caller: Caller, context: Context) -> None:
         tenant = caller.identity.tenant
         slots = asyncio.Semaphore(MAX_REQUESTS_PER_STREAM)
         writing = asyncio.Lock()
@@ -137,7 +141,7 @@ class OpenInferenceServicer:
 
 
 def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
-    """Returns the handler of the methods that are offered."""
+    """Returns the handler of the methods that are offered, but for the one that streams."""
     unary = {
         "ServerLive": servicer.server_live,
         "ServerReady": servicer.server_ready,
@@ -160,9 +164,14 @@ def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
             **methods,
             # The same on the wire as a unary method, but the message is read by the handler.
             "ModelInfer": grpc.stream_unary_rpc_method_handler(servicer.model_infer),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(servicer.model_stream_infer),
         },
     )
+
+
+def stream_handlers(servicer: OpenInferenceServicer) -> GenericHandler:
+    """Returns the handler of `ModelStreamInfer`, which may have a server of its own."""
+    handler = grpc.stream_stream_rpc_method_handler(servicer.model_stream_infer)
+    return grpc.method_handlers_generic_handler(SERVICE, {"ModelStreamInfer": handler})
 
 
 async def _read(context: Context) -> bytes | None:
