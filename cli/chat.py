@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # `headrace token` must not import them
 MODEL = "smollm2"
 HISTORY_LINES = 500
 HELP = """\
-/model NAME   go on with another model; /model alone lists those that can chat
+/model NAME   continue with another model; /model alone lists those that can chat
 /reset        forget the conversation
 /help         print this
 /exit         end, like Ctrl-D

@@ -20,7 +20,7 @@ from deploy.errors import CliError
 from deploy.host import REPOSITORY
 
 LIST_FILE = Path(__file__).with_name("binaries.json")
-# Beside the programs: who can change it can change them as well.
+# Next to the programs: an account that can change it can change them as well.
 CACHE_FILE = REPOSITORY / ".venv" / ".verified-binaries.json"
 OK, OWN, ABSENT, CHANGED, MISSING = "ok", "own", "absent", "changed", "missing"
 WRONG = (CHANGED, MISSING)

@@ -131,7 +131,7 @@ def write(edge: Edge) -> Path:
 def write_tokens(edge: Edge) -> None:
     """Lets an edge that runs verify tokens with the public keys that its file holds now.
 
-    It goes on with its calls and its connections, and uses the keys within milliseconds.
+    It keeps its calls and its connections, and uses the keys within milliseconds.
 
     Raises:
         OSError: the keys cannot be read.

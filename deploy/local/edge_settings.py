@@ -31,7 +31,7 @@ class EdgeSettings:
         certificate_file: the chain of its certificate, PEM; None: callers speak without TLS.
         key_file: the private key, PEM; None without a certificate.
         plaintext_accepted: whether callers on a network may go without TLS.
-        hsts_seconds: for how long browsers shall refuse to call without TLS.
+        hsts_seconds: for how long browsers must refuse to call without TLS.
         trusted_proxies: how many proxies before the edge name the caller's address.
         cors: the web pages that may call.
         limits: what callers may use.

@@ -113,7 +113,7 @@ class Sandbox:
         """Removes the folders that this user's Tritons have made since those known were there."""
         user_id = os.geteuid() if self.user_id is None else self.user_id
         for folder in self.leftovers() - set(known):
-            with suppress(OSError):  # somebody else was faster, or it is not empty
+            with suppress(OSError):  # another process was faster, or it is not empty
                 if folder.stat().st_uid == user_id:
                     folder.rmdir()
 

@@ -45,9 +45,9 @@ T = TypeVar("T")
 class _TlsTransport(TcpTransport):
     """Connects with TLS from the first byte.
 
-    nats-py connects first and then changes to TLS: if that fails, it waits for ever for the end of
-    the connection. It also goes on without TLS where the server, or a program in its place, does
-    not ask for it.
+    nats-py connects first and then changes to TLS: if that fails, it waits indefinitely for the
+    end of the connection. It also continues without TLS where the server, or a program in its
+    place, does not ask for it.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:

@@ -45,7 +45,7 @@ class Identity:
     usage_id: str = ""
 
     def require(self, scope: str) -> None:
-        """Returns if the caller has the scope.
+        """Checks that the caller has the scope.
 
         Raises:
             PermissionDenied: it does not have it.
@@ -56,7 +56,7 @@ class Identity:
             )
 
     def allow_priority(self, priority: int) -> None:
-        """Returns if the caller may ask for a priority.
+        """Checks that the caller may ask for a priority.
 
         Raises:
             PermissionDenied: its token allows lower ones only.

@@ -154,7 +154,7 @@ def read_message(
 
 
 def check_arrived(request: Request) -> None:
-    """Returns if a request over HTTP/1.1 kept the rules of HTTP and arrived in time.
+    """Checks that a request over HTTP/1.1 is valid HTTP and arrived in time.
 
     Raises:
         InvalidArgument: it breaks a rule.

@@ -22,7 +22,7 @@ from libs.tls import TlsFiles
 
 # More than a request may have, so that the error of one that is too long can carry `ErrorInfo`.
 MAX_RECEIVED_BYTES = 2 * MAX_REQUEST_BYTES
-# How soon it is noticed that gRPC itself has ended the server: it tells only when a wait times out.
+# How often to check whether gRPC itself has ended the server: only a wait that times out shows it.
 _WAIT_SECONDS = 1.0
 
 
@@ -65,7 +65,7 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                # gRPC decompresses before anybody sees the call: 64 KiB become 64 MiB, also
+                # gRPC decompresses before any handler sees the call: 64 KiB become 64 MiB, also
                 # without a token. Only the first algorithm, identity, is left.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 # What a handler does not read is not received: else the window of each stream grows

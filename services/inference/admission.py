@@ -1,8 +1,8 @@
 """Admission control: the queues of all deployments, and the memory that their requests share.
 
-Nobody can take everything: a tenant alone gets most of the slots, of the places in the queue and of
-the memory for requests, but never all of them (`SharedLimit`), so that the next tenant starts at
-once. Backends other than those of chat models receive only as much work as keeps them busy
+No tenant can take everything: a tenant alone gets most of the slots, of the places in the queue and
+of the memory for requests, but never all of them (`SharedLimit`), so that the next tenant starts
+immediately. Backends other than those of chat models receive only as much work as keeps them busy
 (`WorkWindow`).
 """
 

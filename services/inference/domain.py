@@ -31,7 +31,7 @@ class ChatCall:
     cache_salt: str = ""
 
     def check(self) -> None:
-        """Returns if every field of the request is valid.
+        """Checks that every field of the request is valid.
 
         Raises:
             InvalidArgument: names every field that is not.
@@ -108,7 +108,7 @@ QUEUES_FULL = ClientError(
 )
 # Nothing of the model's own text: it may have paths, or quote other requests.
 MODEL_FAILED = ClientError(
-    Internal, "the model failed on this request; the mesh's log says where", "MODEL_FAILED"
+    Internal, "the model failed on this request; see the mesh's log", "MODEL_FAILED"
 )
 
 # A request that makes the model fail goes to so many backends at most.

@@ -1,12 +1,13 @@
 """Requests that wait, in an order that is fair to their tenants: start-time fair queueing.
 
 Goyal, Vin and Cheng, "Start-time Fair Queueing: A Scheduling Algorithm for Integrated Services
-Packet Switching Networks", SIGCOMM 1996; for servers that process several requests at once SFQ(D),
-Jin, Chase and Kaur, "Interposed Proportional Sharing for a Storage Service Utility", SIGMETRICS
-2004. Each tenant has a tag, which grows by the work of each of its requests divided by its weight;
-the tenant with the lowest tag is next. A tenant that did not wait for a while starts at the tag of
-the request that was admitted last: it neither saves up turns nor has to catch up. Between two
-tenants that wait all the time, the work that was admitted differs by at most one request each.
+Packet Switching Networks", SIGCOMM 1996; for servers that process several requests concurrently
+SFQ(D), Jin, Chase and Kaur, "Interposed Proportional Sharing for a Storage Service Utility",
+SIGMETRICS 2004. Each tenant has a tag, which grows by the work of each of its requests divided by
+its weight; the tenant with the lowest tag is next. A tenant that did not wait for a while starts
+at the tag of the request that was admitted last: it neither saves up turns nor has to catch up.
+Between two tenants that wait all the time, the work that was admitted differs by at most one
+request each.
 
 A tenant's own requests are ordered by deadline, then by priority, then by arrival.
 """

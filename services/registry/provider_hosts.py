@@ -23,7 +23,7 @@ class ProviderHosts:
         self._policy = policy
 
     async def check(self, version: ModelVersion) -> None:
-        """Returns if a version may be deployed.
+        """Checks that a version may be deployed.
 
         A name that this machine cannot look up passes: a proxy may know it.
 

@@ -89,7 +89,7 @@ class OpenInferenceServicer:
         return response
 
     async def model_infer(self, _requests: AsyncIterator[bytes], context: Context) -> bytes:
-        """Answers one request; it is read here, so that it need not be read at once."""
+        """Answers one request; it is read here, so that reading it can wait."""
         caller = self._caller(context)
         tenant = caller.identity.tenant
         request = await self._arrivals.only(tenant, lambda: _read(context))
@@ -101,7 +101,7 @@ class OpenInferenceServicer:
             self._arrivals.release(tenant, request)
 
     async def model_stream_infer(self, _requests: AsyncIterator[bytes], context: Context) -> None:
-        """Answers many requests at once; each answer has the id of its request."""
+        """Answers many requests concurrently; each answer has the id of its request."""
         caller = self._caller(context)
         with self._arrivals.stream(caller.identity.tenant):
             await self._answer_stream(caller, context)

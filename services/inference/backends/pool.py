@@ -166,7 +166,7 @@ class Suspects:
         for suspected in self._suspected:
             if suspected.backend.status.id != lease.backend.status.id:
                 suspected.report_failure(
-                    BackendFailedError("its model fails where another answers")
+                    BackendFailedError("its model fails on a request that another backend answers")
                 )
         self._suspected.clear()
 

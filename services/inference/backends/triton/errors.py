@@ -112,7 +112,7 @@ def triton_error(  # noqa: PLR0911  # one return for each kind of error
 def answer_too_large() -> ResourceExhausted:
     """Returns the error of an answer that is larger than a message may be."""
     return ResourceExhausted(
-        f"the model's answer is larger than {MAX_MESSAGE_BYTES} bytes; ask for less at once",
+        f"the model's answer is larger than {MAX_MESSAGE_BYTES} bytes; request less in one call",
         reason="MESSAGE_TOO_LARGE",
         metadata={"limit_bytes": str(MAX_MESSAGE_BYTES)},
     )
