@@ -128,10 +128,10 @@ class _Session:
         if model:
             check_chat_model(self._edge, model)
             self._conversation.model = model
-            self._note(f"{model} answers from now on")
+            self._note(f"the model is now {model}")
         else:
             self._note(
-                f"{self._conversation.model} answers; there are: "
+                f"the model is {self._conversation.model}; available: "
                 f"{', '.join(chat_models(self._edge))}"
             )
 

@@ -1,4 +1,4 @@
-"""The programs that a mesh runs and did not build: which ones they are, by digest.
+"""The third-party programs that a mesh runs: which ones they are, by digest.
 
 They come from packages that others than their makers put together. `binaries.json` has the digest
 of each file as it was reviewed; nothing else is started.

@@ -122,7 +122,7 @@ def _read(path: Path) -> ProviderKey:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ProviderKey(name=path.name, url_prefix="", problem="cannot be read; add it again")
     if not prefix:
-        problem = "bound to no URL; add it again with --url-prefix"
+        problem = "has no URL prefix; add it again with --url-prefix"
         return ProviderKey(name=path.name, url_prefix="", problem=problem)
     problem = "other users can read it; chmod 600 it" if mode & 0o077 else ""
     return ProviderKey(name=path.name, url_prefix=prefix, problem=problem)

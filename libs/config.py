@@ -41,8 +41,8 @@ class ServiceSettings(BaseSettings):
     )
     plaintext: bool = Field(
         default=False,
-        description="Allows TCP without TLS inside the mesh. Whoever reaches the ports is trusted "
-        "with any identity.",
+        description="Allows TCP without TLS inside the mesh. Any program that reaches the ports "
+        "is trusted with any identity.",
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     drain_seconds: float = Field(default=5.0, description="Time for running calls after SIGTERM.")

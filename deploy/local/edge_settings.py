@@ -86,7 +86,7 @@ class EdgeSettings:
             raise CliError(
                 f"{ADDRESS} is {self.address}, so that callers' tokens would cross the network "
                 f"unencrypted. Set {CERTIFICATE} and {KEY} to the files of a certificate, or, "
-                f"where another program ends TLS before the edge, "
+                f"where another program terminates TLS in front of the edge, "
                 f"{PLAINTEXT}={PLAINTEXT_ACCEPTED}"
             )
 

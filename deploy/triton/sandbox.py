@@ -181,7 +181,7 @@ def sandbox_of(
     for each in sockets:
         if folder.is_relative_to(each):
             raise SandboxError(
-                f"{each} has more than the sockets of {folder.name}; use another one"
+                f"{each} contains more than the sockets of {folder.name}; use another folder"
             )
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Sandbox(

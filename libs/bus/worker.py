@@ -314,7 +314,7 @@ class PullWorker(Generic[M]):
         try:
             await message.nak()
         except nats.errors.Error as error:
-            _log.debug("message not given back", error=error)
+            _log.debug("message not returned to the queue", error=error)
 
 
 def _mark_failed(error: Exception) -> None:

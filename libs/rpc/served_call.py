@@ -164,7 +164,7 @@ def check_arrived(request: Request) -> None:
         raise InvalidArgument(request.violation, reason="INVALID_FIELD")
     if request.timed_out:
         raise DeadlineExceeded(
-            "the body arrived too slowly, and only a part of it",
+            "the body was still incomplete after the time limit; send it faster",
             reason="DEADLINE_EXCEEDED",
             metadata={"waiting_for": "the body"},
         )

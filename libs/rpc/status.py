@@ -91,7 +91,7 @@ def as_headrace_error(raised: Exception) -> HeadraceError:
         return from_rpc_error(raised)
     _log.error("unexpected error", exc_info=raised)
     return Internal(
-        "internal error; the log has the rest under this trace id",
+        "internal error; the log has the details under this trace id",
         reason="INTERNAL",
         metadata={"trace_id": current_trace_id()},
     )

@@ -16,7 +16,8 @@ from services.cost.store import CostStore
 _log = structlog.get_logger()
 
 _READ_FAILURES = Counter(
-    "headrace_cost_price_book_failures", "Reads of the price book that failed, outages aside."
+    "headrace_cost_price_book_failures",
+    "Reads of the price book that failed, other than because of an outage.",
 )
 
 

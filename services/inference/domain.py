@@ -55,7 +55,8 @@ class ChatCall:
             )
         if self.request.resumed_tokens > wanted:
             raise InvalidArgument.of_field(
-                "resume_from", f"is behind the longest answer of this request: {wanted} tokens"
+                "resume_from",
+                f"is after the end of the longest answer of this request: {wanted} tokens",
             )
         return wanted
 

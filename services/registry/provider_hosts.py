@@ -39,7 +39,7 @@ class ProviderHosts:
         addresses = await _addresses(host)
         if addresses and not any(self._policy.allows(address) for address in addresses):
             raise _refused(
-                f"{host} has no address that providers may have: allow its network with "
+                f"{host} has no address that is allowed for providers: allow its network with "
                 "HEADRACE_PROVIDER_ALLOWED_NETWORKS",
                 host=host,
             )

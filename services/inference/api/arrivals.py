@@ -71,7 +71,7 @@ class Arrivals:
             return await self.next(tenant, read)
 
     async def next(self, tenant: str, read: Read) -> bytes | None:
-        """Returns the next message of a stream, as `only`. May arrive late, so it does not block."""
+        """Returns the next message of a stream, as `only`; others need not wait for it."""
         while not self._memory.has_room(tenant):
             await self._clock.sleep(POLL_SECONDS)
         message = await read()

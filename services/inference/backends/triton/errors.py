@@ -6,7 +6,7 @@ This is the only classifier. It returns one of
   `message` of an error in the contract of Headrace's models (`deploy/triton/README.md`), and what
   Triton itself finds wrong with tensors that the caller wrote;
 * a `BackendFailedError` with `Fault.REQUEST_OR_BACKEND`: the model failed on this request, by an
-  exception in its code, say. `Suspects` finds out whose fault it is;
+  exception in its code, for example. `Suspects` finds out whose fault it is;
 * a `BackendFailedError` with `Fault.NOBODY`: the backend works, and is busy;
 * a `BackendFailedError` with `Fault.BACKEND`: it crashed, stopped, or does not have the model.
 
