@@ -124,5 +124,5 @@ def _read(path: Path) -> ProviderKey:
     if not prefix:
         problem = "has no URL prefix; add it again with --url-prefix"
         return ProviderKey(name=path.name, url_prefix="", problem=problem)
-    problem = "other users can read it; chmod 600 it" if mode & 0o077 else ""
+    problem = "other users can read it; run chmod 600 on it" if mode & 0o077 else ""
     return ProviderKey(name=path.name, url_prefix=prefix, problem=problem)

@@ -27,11 +27,11 @@ _log = structlog.get_logger()
 
 _CONNECTED = Gauge("headrace_bus_connected", "1 while NATS is connected, else 0.")
 
-# Buffer for messages while the server is down; when it is full, publishing fails at once.
+# Buffer for messages while the server is down; when it is full, publishing fails immediately.
 PENDING_LIMIT_BYTES = 8 * 1024 * 1024
 RECONNECT_PAUSE_SECONDS = 0.2
 CONNECT_TIMEOUT_SECONDS = 2
-# A frozen server is detected after two intervals, a closed connection at once.
+# A frozen server is detected after two intervals, a closed connection immediately.
 PING_INTERVAL_SECONDS = 10
 DRAIN_TIMEOUT_SECONDS = 5
 

@@ -67,8 +67,8 @@ class PullWorker(Generic[M]):
     A message is acknowledged when its handler returns. If the handler raises, the message is
     delivered again after the consumer's delay (or the error's `retry_after_seconds`, if longer).
     After `max_attempts`, also if its workers died, the message is passed to `on_exhausted` and
-    removed when that returns. `PoisonMessage` removes it at once. What is removed is overwritten on
-    the disk if it has contents (`Stream.content_subjects`).
+    removed when that returns. `PoisonMessage` removes it immediately. What is removed is
+    overwritten on the disk if it has contents (`Stream.content_subjects`).
 
     A handler may get a message again that it has already handled, and must detect that.
     """

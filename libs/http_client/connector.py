@@ -21,7 +21,7 @@ from libs.http_client.response import HttpError
 
 # Another of a host's addresses is tried in parallel to the first after so long (RFC 8305).
 NEXT_ADDRESS_SECONDS = 0.25
-# Many connections at once look their host up once.
+# Connections that are opened at the same time look their host up once.
 ADDRESSES_SECONDS = 10.0
 MAX_PROXY_HEAD_BYTES = 16 * 1024
 

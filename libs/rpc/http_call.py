@@ -111,7 +111,7 @@ class HttpCall:
         return self._exchange.send_chunk(data, content_type=content_type)
 
     def abort(self) -> None:
-        """Closes the connection at once, so that the response does not look complete."""
+        """Closes the connection immediately, so that the response does not look complete."""
         self._exchange.abort()
 
     def _allow_the_rest(self) -> None:

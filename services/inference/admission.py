@@ -154,6 +154,6 @@ class Admission:
 
 
 def slots_of(target: RouteTarget) -> int:
-    """Returns how many requests the backends of a deployment process at once."""
+    """Returns how many requests the backends of a deployment process concurrently."""
     per_backend = target.schema.max_concurrent_requests or DEFAULT_CONCURRENT_REQUESTS
     return per_backend * len(target.backends)

@@ -19,7 +19,7 @@ class ChatCall:
 
     Attributes:
         request_id: the one of the request, or a generated one.
-        streamed: False: the caller receives the answer at once, so backends need not stream it.
+        streamed: False: the caller receives the answer as a whole, so backends need not stream it.
         deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
         cache_salt: of the tenant; engines share prompts only between calls with the same one.
     """

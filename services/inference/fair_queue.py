@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# Tags of tenants that do not wait now; of more than so many the lowest are forgotten.
+# Tags of tenants that do not wait now; of more than so many the lowest are removed.
 MAX_REMEMBERED_TENANTS = 1024
 
 
@@ -55,7 +55,7 @@ class _Flow:
 
 
 class FairQueue:
-    """The waiting requests of one deployment. Finding the next one takes a look at each tenant."""
+    """The waiting requests of one deployment. Finding the next one takes a step for each tenant."""
 
     def __init__(self, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:
         """Makes an empty queue; `weight_of` returns the share of a tenant relative to others."""

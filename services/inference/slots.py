@@ -165,7 +165,7 @@ class SlotQueue:
         self._check_idle()
 
     def keep(self) -> None:
-        """Revokes `retire`."""
+        """Cancels `retire`."""
         self._on_idle = None
 
     def wait_seconds(self, ahead: int) -> float:

@@ -1,4 +1,4 @@
-"""Publishes jobs from the outbox: at once, and again until the bus has them."""
+"""Publishes jobs from the outbox: immediately, and again until the bus has them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class OutboxPublisher:
         self._work = asyncio.Event()
 
     def wake(self) -> None:
-        """Looks at the outbox at once."""
+        """Looks at the outbox immediately."""
         self._work.set()
 
     async def run(self) -> None:

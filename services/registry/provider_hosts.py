@@ -1,7 +1,7 @@
 """Refuses deployments of versions whose provider is at an address that is not allowed.
 
-`inference` makes the check that counts, on the address that it connects to. This one tells who
-deploys at once.
+`inference` makes the check that counts, on the address that it connects to. This one
+reports the error when the version is deployed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from services.inference.backends.triton.client import SERVICE
 from services.inference.tensors import codec
 from services.inference.tensors.oip import Caller, OpenInference, version_of
 
-# Requests of one stream that run at once; further ones are read when one of them ends.
+# Requests of one stream that run concurrently; further ones are read when one of them ends.
 MAX_REQUESTS_PER_STREAM = 64
 
 GenericHandler: TypeAlias = "grpc.GenericRpcHandler[Any, Any]"
@@ -141,7 +141,7 @@ class OpenInferenceServicer:
 
 
 def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
-    """Returns the handler of the methods that are offered, but for the one that streams."""
+    """Returns the handler of the methods that are offered, except the one that streams."""
     unary = {
         "ServerLive": servicer.server_live,
         "ServerReady": servicer.server_ready,

@@ -30,7 +30,7 @@ from services.inference.work import next_part, size_bytes
 
 # The largest batch that the model's configuration in Triton allows.
 BATCH_TEXTS = 64
-# Parts of a request that run or wait at a time: one more than backends need to be busy waits.
+# Parts of a request that run or wait at a time: one waits besides those that keep backends busy.
 PARTS_AT_ONCE = PARTS_IN_FLIGHT + 1
 
 Vectors = Sequence[tuple[bytes, int]]

@@ -24,7 +24,7 @@ _TEXT_INPUTS = {
     model_pb2.MODEL_KIND_EMBEDDING: "text",
 }
 
-# The walk is Python: it must not block the process.
+# The parser is Python: it must not block the process.
 MAX_INPUTS = 512
 _MAX_FIELDS_OF_INPUT = 64
 
