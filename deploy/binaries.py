@@ -1,7 +1,7 @@
 """The third-party programs that a mesh runs: which ones they are, by digest.
 
-They come from packages that others than their makers put together. `binaries.json` has the digest
-of each file as it was reviewed; nothing else is started.
+They come from third-party packages. `binaries.json` has the digest of each file as it
+was reviewed; nothing else is started.
 """
 
 from __future__ import annotations

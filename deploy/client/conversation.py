@@ -26,7 +26,7 @@ class Conversation:
     """Keeps the messages of a conversation. A question that fails is not kept.
 
     Attributes:
-        model: who answers the next question.
+        model: the one that answers the next question.
     """
 
     def __init__(

@@ -237,7 +237,7 @@ def _open_inference_routes(limits: Limits) -> Iterator[dict[str, Any]]:
 def _open_routes(limits: Limits) -> Iterator[dict[str, Any]]:
     """Yields the routes of calls without a token: they have no identity, and limits of their own.
 
-    They use connections of their own, so that any number of them leaves room for calls with a
+    They use separate connections, so that any number of them leaves room for calls with a
     token. Only `GET /healthz` takes the route of chat completions: it shows if these are served.
     """
     for path in (_CHECK, *OPEN_INFERENCE_HEALTH):

@@ -28,9 +28,9 @@ class EdgeSettings:
 
     Attributes:
         address: the IP address that it listens on.
-        certificate_file: the chain of its certificate, PEM; None: callers speak without TLS.
+        certificate_file: the chain of its certificate, PEM; None: callers connect without TLS.
         key_file: the private key, PEM; None without a certificate.
-        plaintext_accepted: whether callers on a network may go without TLS.
+        plaintext_accepted: whether callers on a network may connect without TLS.
         hsts_seconds: for how long browsers must refuse to call without TLS.
         trusted_proxies: how many proxies before the edge name the caller's address.
         cors: the web pages that may call.

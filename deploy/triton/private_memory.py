@@ -2,7 +2,8 @@
 
 Prompts and answers are in it. Its Python backend creates regions in `/dev/shm` and then makes them
 readable for all accounts, whatever the umask. This runs in the process that becomes Triton: the
-umask applies, and the system call that would change a mode does nothing, in Triton and in its models.
+umask applies, and the system call that would change a mode does nothing, in Triton and in its
+models.
 """
 
 from __future__ import annotations
