@@ -1,7 +1,7 @@
 """API keys of providers: one file for each in `HEADRACE_HOME/secrets`, which `inference` reads.
 
 A file has the key and the prefix of the URLs that it may be sent to. A version's artifact names the
-file, so without the prefix whoever deploys could have the key sent to a server of their own.
+file, so without the prefix a deployer could have the key sent to a server of their own.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ class PullWorker(Generic[M]):
         assert self._on_exhausted is not None  # noqa: S101  # the constructor saw to it
         try:
             await self._on_exhausted(delivery)
-        except Exception as error:  # noqa: BLE001  # it stays on the queue until somebody takes it
+        except Exception as error:  # noqa: BLE001  # it stays on the queue until a worker takes it
             return await self._retry(delivery, error)
         _log.error("message given up", subject=delivery.subject, error=delivery.error)
         raw = delivery._raw  # noqa: SLF001  # the two are one

@@ -30,7 +30,7 @@ class HttpCall:
     Attributes:
         parameter: the decoded last part of the path, where the route has one; else empty.
         deadline_seconds: when the response must be complete, on the clock's monotonic time.
-        start_deadline_seconds: when it must have started: the client gives up then.
+        start_deadline_seconds: when it must have started: the client's timeout.
     """
 
     __slots__ = (

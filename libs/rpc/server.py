@@ -69,7 +69,7 @@ class RpcServer:
                 # without a token. Only the first algorithm, identity, is left.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 # What a handler does not read is not received: else the window of each stream grows
-                # until a message of 60 MiB that nobody reads is in memory.
+                # until an unread message of 60 MiB is in memory.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(reuse_port)),
                 ("grpc.keepalive_permit_without_calls", 1),

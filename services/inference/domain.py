@@ -20,7 +20,7 @@ class ChatCall:
     Attributes:
         request_id: the one of the request, or a generated one.
         streamed: False: the caller receives the answer as a whole, so backends need not stream it.
-        deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        deadline_seconds: the caller's deadline, on the clock's monotonic time; None: none.
         cache_salt: of the tenant; engines share prompts only between calls with the same one.
     """
 

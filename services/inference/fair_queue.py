@@ -30,7 +30,7 @@ class Waiter:
     """A request that waits.
 
     Attributes:
-        deadline_seconds: when its caller gives up, on the clock's monotonic time.
+        deadline_seconds: its caller's deadline, on the clock's monotonic time.
         number: its place in the order of arrival.
         work: an estimate, in the unit of all other requests in the queue.
         admitted: done when it may run.

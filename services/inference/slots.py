@@ -45,7 +45,7 @@ class Demand(NamedTuple):
         work: an estimate: tokens, or for other tensors about as many units for as many bytes.
         size_bytes: memory of its input; None: it is counted already, see `api.arrivals`.
         priority: orders the requests of one tenant; the highest is first.
-        deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        deadline_seconds: the caller's deadline, on the clock's monotonic time; None: none.
         is_part: it is a part of a request that was admitted as a whole: it counts neither as a
             waiting request nor as memory.
     """

@@ -79,7 +79,7 @@ async def heartbeat(beat: Callable[[], Awaitable[object]]) -> AsyncIterator[list
 async def in_parallel(
     requests: Iterator[T], send: Callable[[T], Awaitable[object]], *, width: int
 ) -> None:
-    """Sends requests, so many at once; raises what the first that failed raised."""
+    """Sends requests, so many concurrently; raises the error of the first that failed."""
 
     async def sending() -> None:
         for request in requests:

@@ -82,7 +82,7 @@ class Embedder:
             model: a model reference.
             texts: 1 to `MAX_TEXTS`.
             identity: for whom; pays where it does not wait for the answer.
-            deadline_seconds: when the caller gives up, on the clock's monotonic time.
+            deadline_seconds: the caller's deadline, on the clock's monotonic time.
 
         Raises:
             HeadraceError: see `InferenceService.Embed`.

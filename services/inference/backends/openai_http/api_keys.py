@@ -1,6 +1,6 @@
 """API keys of providers: files that only their owner can read.
 
-A file has the key and the prefix of the URLs that it may be sent to, as JSON: otherwise whoever
+A file has the key and the prefix of the URLs that it may be sent to, as JSON: otherwise anyone who
 deploys a version could send the key to a server of their own. `headrace provider key add` writes
 it.
 
