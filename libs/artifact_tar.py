@@ -118,6 +118,12 @@ def tar_files(tar: BinaryIO) -> Iterator[TarFile]:
         position += -(-size // _BLOCK) * _BLOCK
 
 
+def read_file(tar: BinaryIO, file: TarFile) -> bytes:
+    """Returns the bytes of a file; check its size first. Changes the tar's position."""
+    tar.seek(file.offset)
+    return tar.read(file.size_bytes)
+
+
 class _Header:
     """One block that describes what follows it."""
 
