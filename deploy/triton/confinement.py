@@ -46,7 +46,7 @@ _CAPABILITY_VERSION = 0x20080522
 # seccomp: numbers of x86-64
 _AUDIT_ARCH = 0xC000003E
 _X32 = 0x40000000
-_SOCKET, _CLONE, _CLONE3, _PRLIMIT = 41, 56, 435, 302
+_SOCKET, _SOCKETPAIR, _CLONE, _CLONE3, _PRLIMIT = 41, 53, 56, 435, 302
 _DENIED_CALLS = {
     "ptrace": 101,
     "mount": 165,
@@ -100,7 +100,7 @@ _CALLS_WITHOUT_EFFECT = {
     "utimensat": 280,
 }
 _CLONE_NEWUSER = 0x10000000
-_AF_INET, _AF_INET6, _SOCK_STREAM, _SOCK_TYPE_MASK = 2, 10, 1, 0xF
+_AF_INET, _AF_INET6, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 2, 10, 1, 5, 0xF
 # Not MPTCP and others: what they connect to is not checked by Landlock.
 _PROTOCOLS = (0, 6)  # the default, TCP
 # A call that sends and connects, which Landlock does not check.
@@ -209,7 +209,7 @@ def deny_sockets_and_calls() -> None:
 
     Also denies calls that reach into other processes or around the other restrictions, or change
     owners and attributes of files; those that change modes and times succeed and do nothing. Pairs
-    of sockets work. Call `drop_new_privileges` before.
+    of connected sockets work. Call `drop_new_privileges` before.
 
     Raises:
         ConfinementError: the kernel refuses.
@@ -299,6 +299,15 @@ def _filter() -> list[tuple[int, int, int, int]]:
         (_JUMP_EQUAL, 0, 4, _PRLIMIT),
         (_LOAD, 0, 0, _ARGUMENT_AT[0]),
         (_JUMP_EQUAL, 1, 0, 0),
+        deny,
+        allow,
+    ]
+    program += [  # pairs of datagram sockets can be connected to other Unix sockets
+        (_JUMP_EQUAL, 0, 6, _SOCKETPAIR),
+        (_LOAD, 0, 0, _ARGUMENT_AT[1]),
+        (_AND, 0, 0, _SOCK_TYPE_MASK),
+        (_JUMP_EQUAL, 2, 0, _SOCK_STREAM),
+        (_JUMP_EQUAL, 1, 0, _SOCK_SEQPACKET),
         deny,
         allow,
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,27 @@ one.sendmsg([b"hello"])
 print(other.recv(9).decode())
 """
     assert in_filter(code).split() == ["refused", "refused", "True", "hello"]
+
+
+def test_pairs_of_sockets_connect_to_nothing_else(tmp_path):
+    """One that sends datagrams could send them to any Unix socket."""
+    code = """
+for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
+    try:
+        one, other = socket.socketpair(socket.AF_UNIX, kind)
+        one.connect(sys.argv[1])
+        print("connected")
+    except PermissionError:
+        print("refused")
+for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    one.send(b"works")
+    print(other.recv(9).decode())
+"""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
+        listener.bind(str(tmp_path / "s"))
+        found = in_filter(code, str(tmp_path / "s"))
+    assert found.split() == ["refused", "refused", "works", "works"]
 
 
 def test_modes_and_times_of_files_stay(tmp_path):
