@@ -186,8 +186,4 @@ async def _read(context: Context) -> bytes | None:
 def _error_message(error: HeadraceError, request: bytes) -> bytes:
     """Returns an error as Headrace's models report theirs: the stream continues."""
     fields = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
-    try:
-        request_id = codec.read_request(request).request_id
-    except HeadraceError:
-        request_id = ""
-    return codec.streamed_error(json.dumps(fields), request_id)
+    return codec.streamed_error(json.dumps(fields), codec.request_id_of(request))
