@@ -16,7 +16,12 @@ from libs.errors import Internal
 from libs.rpc.identity import TENANT_KEY, USER_KEY
 from libs.shared_limit import SharedLimit
 from services.inference.api.arrivals import COPIES, Arrivals
-from services.inference.api.oip import MAX_REQUESTS_PER_STREAM, OpenInferenceServicer
+from services.inference.api.oip import (
+    MAX_REQUESTS_PER_STREAM,
+    OpenInferenceServicer,
+    stream_handlers,
+)
+from services.inference.backends.triton.client import SERVICE
 from services.inference.slots import REQUEST_OVERHEAD_BYTES
 
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # not in the stubs
@@ -58,6 +63,15 @@ def start(memory: SharedLimit, call: Any, stream: Any = never_answered) -> async
     return asyncio.create_task(made)
 
 
+async def reaches(memory: SharedLimit, size_bytes: int) -> bool:
+    """Waits until so much memory is used; False: it is not for seconds."""
+    for _ in range(300):
+        if memory.used == size_bytes:
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
 @pytest.mark.parametrize("steps", [*range(8), 500])
 async def test_a_client_that_leaves_holds_no_memory(steps):
     """At any step: while its requests start, and while one more than may run waits to be read."""
@@ -73,6 +87,28 @@ async def test_a_client_that_leaves_holds_no_memory(steps):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert memory.used == 0
+
+
+async def test_a_client_of_grpc_that_leaves_holds_no_memory(tmp_path):
+    """As above, with what gRPC does when a connection ends."""
+    memory = SharedLimit(2**30, alpha=1.0)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((stream_handlers(servicer(memory)),))
+    address = f"unix:{tmp_path}/s"
+    server.add_insecure_port(address)
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        open_stream: Any = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer", None, None)
+        call = open_stream(metadata=((TENANT_KEY, "acme"), (USER_KEY, "ann")))
+        for _ in range(MAX_REQUESTS_PER_STREAM + 1):
+            await call.write(b"request")
+        held = MAX_REQUESTS_PER_STREAM * (REQUEST_OVERHEAD_BYTES + COPIES * len(b"request"))
+        assert await reaches(memory, held)
+        await asyncio.sleep(0.05)
+        assert memory.used == held
+        call.cancel()
+        assert await reaches(memory, 0)
+    await server.stop(None)
 
 
 async def test_the_next_request_is_read_when_one_has_ended():
