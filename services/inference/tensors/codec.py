@@ -18,9 +18,9 @@ from headrace.common.v1 import model_pb2
 from libs.errors import InvalidArgument
 from services.inference.backends.triton.codec import CACHE_SALT, LENGTH, malformed
 
-# The walk is Python: a message of millions of empty fields must not block the process. Neither may
-# thousands of messages in it with thousands of fields each, so all walks over one message share a
-# budget. 2,048 texts as fields, which are walked twice, and 512 inputs and outputs are far below.
+# The parser is Python: a message of millions of empty fields must not block the process. Neither
+# may thousands of messages in it with thousands of fields each, so all walks over one message share
+# a budget. 2,048 texts as fields, which are walked twice, and 512 inputs and outputs need far less.
 MAX_FIELDS = 4096
 MAX_STEPS = 32_768
 MAX_OUTPUTS = 512
