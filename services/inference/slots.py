@@ -23,6 +23,9 @@ from services.inference.work_window import WorkWindow
 
 # The queue's limit: this many waiting requests per slot.
 MAX_WAITING_PER_SLOT = 24
+# The edge has 4,096 requests at a time for all; those that wait leave room for those that run, for
+# calls that are not read yet, and for other deployments.
+MAX_WAITING = 2048
 # A tenant alone gets four fifths of the slots, two thirds of the queue and half of the memory; of
 # up to four slots it gets all.
 SLOTS_ALPHA = 4.0
@@ -155,7 +158,7 @@ class SlotQueue:
     def resize(self, slots: int) -> None:
         """Sets the number of slots, at least 1; where there are more now, admits who waits."""
         self._slots.limit = slots
-        self._places.limit = MAX_WAITING_PER_SLOT * slots
+        self._places.limit = min(MAX_WAITING, MAX_WAITING_PER_SLOT * slots)
         if self._queue:
             self._admit()
 

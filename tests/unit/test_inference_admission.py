@@ -16,6 +16,7 @@ from libs.routes import EMPTY, RouteTable
 from libs.shared_limit import SharedLimit
 from services.inference.admission import Admission
 from services.inference.slots import (
+    MAX_WAITING,
     MAX_WAITING_PER_SLOT,
     MEMORY_ALPHA,
     REQUEST_OVERHEAD_BYTES,
@@ -346,3 +347,12 @@ async def test_a_queue_stays_while_its_deployment_has_a_route(clock):
     release.set()
     await asyncio.gather(*tasks)
     assert admission.queue(target(DEPLOYMENT)) is queue
+
+
+def test_few_enough_requests_wait_for_a_deployment_of_many_slots():
+    """All requests that wait or run are in the edge's number of requests, which others need."""
+    queue = SlotQueue("deployments/d", SystemClock())
+    queue.resize(10)
+    assert queue._places.limit == 10 * MAX_WAITING_PER_SLOT
+    queue.resize(1000)
+    assert queue._places.limit == MAX_WAITING

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from libs.clock import SystemClock
+from libs.errors import ResourceExhausted
 from libs.shared_limit import SharedLimit
-from services.inference.api.arrivals import CALLS_AT_ONCE, COPIES, Arrivals
+from services.inference.api.arrivals import (
+    CALLS_AT_ONCE,
+    COPIES,
+    MAX_CALLS,
+    MEMORY_WAIT_SECONDS,
+    Arrivals,
+)
 from services.inference.slots import REQUEST_OVERHEAD_BYTES
 
 
@@ -82,3 +91,59 @@ async def test_streams_that_are_silent_hold_nobody_back():
     for task in silent:
         task.cancel()
     await asyncio.wait(silent)
+
+
+async def test_calls_that_wait_to_be_read_are_limited():
+    """Beyond that they are refused at once: they would take the places of all at the edge."""
+    memory = SharedLimit(2**20, alpha=1.0)
+    memory.take("acme", 2**19)
+    arrivals = Arrivals(memory, SystemClock())
+    waiting = [receive(arrivals, Call()) for _ in range(MAX_CALLS // 2)]
+    await settle()
+    with pytest.raises(ResourceExhausted) as caught:
+        await asyncio.wait_for(receive(arrivals, Call()), 1)
+    assert caught.value.reason == "QUEUE_FULL"
+    assert caught.value.metadata == {"queue": "ModelInfer", "limit": str(MAX_CALLS // 2)}
+    other = Call()
+    other.sent.put_nowait(b"x")
+    assert await asyncio.wait_for(receive(arrivals, other, "other"), 1) == b"x"
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert arrivals._calls.used == 0
+
+
+class FastClock(SystemClock):
+    """Sleeps as long as it is asked to, without waiting."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic_seconds(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "waited_seconds"), [(60, MEMORY_WAIT_SECONDS), (2**20, 0.0)]
+)
+async def test_a_message_without_memory_is_refused(size_bytes, waited_seconds):
+    """After a while; at once if it can never fit. It was in memory, uncounted, for ever."""
+    memory = SharedLimit(2 * REQUEST_OVERHEAD_BYTES, alpha=2.0)
+    memory.take("acme", REQUEST_OVERHEAD_BYTES)
+    clock = FastClock()
+    arrivals = Arrivals(memory, clock)
+    call = Call()
+    call.sent.put_nowait(bytes(size_bytes))
+    with pytest.raises(ResourceExhausted) as caught:
+        await asyncio.wait_for(receive(arrivals, call), 5)
+    assert (caught.value.reason, caught.value.metadata["queue"]) == (
+        "QUEUE_FULL",
+        "inference.memory",
+    )
+    assert clock.seconds == pytest.approx(waited_seconds, abs=0.1)
+    assert memory.used == REQUEST_OVERHEAD_BYTES
+    assert arrivals._calls.used == 0

@@ -104,40 +104,70 @@ class OpenInferenceServicer:
         """Answers many requests concurrently; each answer has the id of its request."""
         caller = self._caller(context)
         with self._arrivals.stream(caller.identity.tenant):
-            await self._answer_stream(caller, context)
+            await _Stream(self._service, self._arrivals, caller, context).run()
 
-    async def _answer_stream(self, caller: Caller, context: Context) -> None:
-        tenant = caller.identity.tenant
-        slots = asyncio.Semaphore(MAX_REQUESTS_PER_STREAM)
-        writing = asyncio.Lock()
+    def _caller(self, context: Context) -> Caller:
+        return Caller(identity_of(context), deadline_seconds(context, self._clock))
 
-        async def deliver(message: bytes) -> None:
-            async with writing:  # gRPC accepts one message at a time
-                await context.write(message)
 
-        async def answer(request: bytes) -> None:
-            try:
-                await self._service.stream(request, caller, deliver)
-            except HeadraceError as error:
-                forget_frames(error)
-                await deliver(_error_message(error, request))
-            finally:
-                self._arrivals.release(tenant, request)
-                slots.release()
+class _Stream:
+    """Answers the requests of one stream."""
 
+    def __init__(
+        self, service: OpenInference, arrivals: Arrivals, caller: Caller, context: Context
+    ) -> None:
+        self._service = service
+        self._arrivals = arrivals
+        self._caller = caller
+        self._context = context
+        self._slots = asyncio.Semaphore(MAX_REQUESTS_PER_STREAM)
+        self._writing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Returns when the client has sent its last request and all are answered."""
         try:
             async with asyncio.TaskGroup() as group:
-                while (
-                    request := await self._arrivals.next(tenant, lambda: _read(context))
-                ) is not None:
-                    await slots.acquire()
-                    group.create_task(answer(request))
+                while (request := await self._receive()) is not None:
+                    self._start(group, request)
                     del request  # it may be large, and the next one may come much later
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # one error is enough for the caller
 
-    def _caller(self, context: Context) -> Caller:
-        return Caller(identity_of(context), deadline_seconds(context, self._clock))
+    async def _receive(self) -> bytes | None:
+        # The slot first: nothing may be awaited between the memory of a message being counted and
+        # the task that gives it back, as the client may leave at any time.
+        await self._slots.acquire()
+        tenant = self._caller.identity.tenant
+        return await self._arrivals.next(tenant, lambda: _read(self._context), refuse=self._refuse)
+
+    def _start(self, group: asyncio.TaskGroup, request: bytes) -> None:
+        answer = self._answer(request)
+        try:
+            task = group.create_task(answer)
+        except BaseException:  # another request has failed
+            answer.close()
+            self._end(request)
+            raise
+        # A task that is cancelled before its first step runs no `finally`.
+        task.add_done_callback(lambda _: self._end(request))
+
+    def _end(self, request: bytes) -> None:
+        self._arrivals.release(self._caller.identity.tenant, request)
+        self._slots.release()
+
+    async def _answer(self, request: bytes) -> None:
+        try:
+            await self._service.stream(request, self._caller, self._deliver)
+        except HeadraceError as error:
+            await self._refuse(error, request)
+
+    async def _refuse(self, error: HeadraceError, request: bytes) -> None:
+        forget_frames(error)
+        await self._deliver(_error_message(error, request))
+
+    async def _deliver(self, message: bytes) -> None:
+        async with self._writing:  # gRPC accepts one message at a time
+            await self._context.write(message)
 
 
 def handlers(servicer: OpenInferenceServicer) -> GenericHandler:
@@ -186,8 +216,4 @@ async def _read(context: Context) -> bytes | None:
 def _error_message(error: HeadraceError, request: bytes) -> bytes:
     """Returns an error as Headrace's models report theirs: the stream continues."""
     fields = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
-    try:
-        request_id = codec.read_request(request).request_id
-    except HeadraceError:
-        request_id = ""
-    return codec.streamed_error(json.dumps(fields), request_id)
+    return codec.streamed_error(json.dumps(fields), codec.request_id_of(request))

@@ -19,13 +19,16 @@ from libs.errors import InvalidArgument
 from services.inference.backends.triton.codec import CACHE_SALT, LENGTH, malformed
 
 # The parser is Python: a message of millions of empty fields must not block the process. Neither
-# may thousands of messages in it with thousands of fields each.
+# may thousands of messages in it with thousands of fields each, so all walks over one message share
+# a budget. 2,048 texts as fields, which are walked twice, and 512 inputs and outputs need far less.
 MAX_FIELDS = 4096
+MAX_STEPS = 32_768
 MAX_OUTPUTS = 512
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BYTES = 10
+_MAX_VARINT32_BYTES = 5  # of keys and sizes: protobuf refuses longer ones
 
 # ModelInferRequest
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _REQUESTED_OUTPUTS = 1, 2, 3, 4, 5, 6
@@ -55,6 +58,29 @@ USAGE_OUTPUTS = {
     model_pb2.MODEL_KIND_CHAT: ("token_ids", "final"),
     model_pb2.MODEL_KIND_EMBEDDING: ("token_count",),
 }
+
+
+class Budget:
+    """How many more fields and elements the walks over one message may visit.
+
+    Attributes:
+        steps: so many are left.
+    """
+
+    __slots__ = ("steps",)
+
+    def __init__(self, steps: int = MAX_STEPS) -> None:
+        self.steps = steps
+
+    def spend(self) -> None:
+        """Counts one.
+
+        Raises:
+            ValueError: none is left.
+        """
+        self.steps -= 1
+        if self.steps < 0:
+            raise ValueError(f"reading it takes more than {MAX_STEPS} fields and elements")
 
 
 class InferRequestHead(NamedTuple):
@@ -99,15 +125,20 @@ class StreamedResponse(NamedTuple):
     tokens: InferResponseTokens
 
 
-def read_request(message: bytes) -> InferRequestHead:
+def read_request(message: bytes, budget: Budget | None = None) -> InferRequestHead:
     """Reads a `ModelInferRequest`.
 
     The walk covers the whole message, so that appended bytes cannot become part of a field that is
     incomplete.
 
+    Args:
+        message: as it was received.
+        budget: of all walks over the message; None: a new one.
+
     Raises:
-        InvalidArgument: it is malformed.
+        InvalidArgument: it is malformed, or has too many fields.
     """
+    budget = budget or Budget()
     found = {_NAME: "", _VERSION: "", _ID: ""}
     outputs: list[str] = []
     altered: set[str] = set()
@@ -115,19 +146,20 @@ def read_request(message: bytes) -> InferRequestHead:
     suspects = 0
     tensors_at = len(message)
     try:
-        for number, start, end in fields(message, 0, len(message)):
+        for number, start, end in fields(message, 0, len(message), budget):
             if number in _TENSOR_PARAMETERS and message.find(_SHARED_MEMORY, start, end) >= 0:
                 suspects += 1
-                _check_parameters(message, start, end, _TENSOR_PARAMETERS[number], suspects)
+                _check_count_of_suspects(suspects)
+                _check_parameters(message, start, end, budget, number=_TENSOR_PARAMETERS[number])
             if number in found:
                 found[number] = message[start:end].decode()
             elif number == _INPUTS:
                 tensors_at = min(tensors_at, start)
             elif number == _PARAMETERS:
-                parameters.add(_parameter_name(message, start, end))
+                parameters.add(_parameter_name(message, start, end, budget))
             elif number == _REQUESTED_OUTPUTS:
                 _check_count(outputs)
-                name, has_parameters = _requested_output(message, start, end)
+                name, has_parameters = _requested_output(message, start, end, budget)
                 outputs.append(name)
                 altered.update([name] if has_parameters else [])
     except (ValueError, IndexError) as error:
@@ -144,6 +176,14 @@ def read_request(message: bytes) -> InferRequestHead:
         frozenset(altered),
         tensors_at,
     )
+
+
+def request_id_of(message: bytes) -> str:
+    """Returns the id of a `ModelInferRequest`, which may be malformed; empty: it has none."""
+    try:
+        return _last_string(message, 0, len(message), Budget(), number=_ID)
+    except (ValueError, IndexError):
+        return ""
 
 
 def renamed_request(
@@ -167,7 +207,7 @@ def read_response(message: bytes) -> InferResponseTokens:
         BackendFailedError: it is malformed.
     """
     try:
-        return _tokens(message, 0, len(message))
+        return _tokens(message, 0, len(message), Budget())
     except _MALFORMED as error:
         raise malformed(error) from error
 
@@ -184,12 +224,13 @@ def read_streamed(message: bytes) -> StreamedResponse:
         BackendFailedError: it is malformed.
     """
     error_message, tokens = "", InferResponseTokens()
+    budget = Budget()
     try:
-        for number, start, end in fields(message, 0, len(message)):
+        for number, start, end in fields(message, 0, len(message), budget):
             if number == _ERROR_MESSAGE:  # it may quote what the caller sent, in any bytes
                 error_message = message[start:end].decode(errors="replace")
             elif number == _INFER_RESPONSE:
-                tokens = _tokens(message, start, end)
+                tokens = _tokens(message, start, end, budget)
     except _MALFORMED as error:
         raise malformed(error) from error
     return StreamedResponse(error_message, tokens)
@@ -206,12 +247,12 @@ def streamed_error(error_message: str, request_id: str) -> bytes:
     return _field(_ERROR_MESSAGE, error_message.encode()) + answer
 
 
-def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
+def _tokens(message: bytes, start: int, end: int, budget: Budget) -> InferResponseTokens:
     names: list[str] = []
     raw: list[tuple[int, int]] = []
-    for number, first, last in fields(message, start, end):
+    for number, first, last in fields(message, start, end, budget):
         if number == _OUTPUTS:
-            names.append(_last_string(message, first, last, number=_OUTPUT_NAME))
+            names.append(_last_string(message, first, last, budget, number=_OUTPUT_NAME))
         elif number == _RAW_OUTPUTS:
             raw.append((first, last))
     if not names:
@@ -234,34 +275,37 @@ def _tokens(message: bytes, start: int, end: int) -> InferResponseTokens:
     )
 
 
-def _requested_output(message: bytes, start: int, end: int) -> tuple[str, bool]:
+def _requested_output(message: bytes, start: int, end: int, budget: Budget) -> tuple[str, bool]:
     name, has_parameters = "", False
-    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+    for number, first, last in fields(message, start, end, budget, limit=_MAX_FIELDS_OF_PART):
         if number == _REQUESTED_NAME:
             name = message[first:last].decode()
         has_parameters = has_parameters or number == _REQUESTED_PARAMETERS
     return name, has_parameters
 
 
-def _parameter_name(message: bytes, start: int, end: int) -> str:
+def _parameter_name(message: bytes, start: int, end: int, budget: Budget) -> str:
     name = ""
-    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_PART):
+    for number, first, last in fields(message, start, end, budget, limit=_MAX_FIELDS_OF_PART):
         if number == _PARAMETER_NAME:
             name = message[first:last].decode()
     return name
 
 
-def _check_parameters(message: bytes, start: int, end: int, parameters: int, suspects: int) -> None:
+def _check_count_of_suspects(suspects: int) -> None:
+    if suspects > _MAX_SUSPECTS:
+        raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
+
+
+def _check_parameters(message: bytes, start: int, end: int, budget: Budget, *, number: int) -> None:
     """Refuses parameters for shared memory.
 
     Raises:
         ValueError: a tensor has one.
     """
-    if suspects > _MAX_SUSPECTS:
-        raise ValueError(f"more than {_MAX_SUSPECTS} tensors mention shared memory")
-    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
-        if number == parameters:
-            name = _last_string(message, first, last, number=_PARAMETER_NAME)
+    for found, first, last in fields(message, start, end, budget, limit=_MAX_FIELDS_OF_INPUT):
+        if found == number:
+            name = _last_string(message, first, last, budget, number=_PARAMETER_NAME)
             if name.startswith(_SHARED_MEMORY.decode()):
                 raise ValueError(f"the parameter {name} is not allowed; send the tensor itself")
 
@@ -271,32 +315,33 @@ def _check_count(outputs: Collection[str]) -> None:
         raise ValueError(f"it requests more than {MAX_OUTPUTS} outputs")
 
 
-def _last_string(message: bytes, start: int, end: int, *, number: int) -> str:
+def _last_string(message: bytes, start: int, end: int, budget: Budget, *, number: int) -> str:
     value = ""
-    for found, first, last in fields(message, start, end):
+    for found, first, last in fields(message, start, end, budget):
         if found == number:
             value = message[first:last].decode()
     return value
 
 
 def fields(
-    message: bytes, start: int, end: int, *, limit: int = MAX_FIELDS
+    message: bytes, start: int, end: int, budget: Budget, *, limit: int = MAX_FIELDS
 ) -> Iterator[tuple[int, int, int]]:
     """Yields number, start and end of each length-delimited field; skips the others.
 
     Raises:
-        ValueError: the bytes are not a message, or it has too many fields.
+        ValueError: the bytes are not a message, it has too many fields, or the budget is spent.
         IndexError: they end early.
     """
     position, count = start, 0
     while position < end:
+        budget.spend()
         count += 1
         if count > limit:
             raise ValueError(f"it has more than {limit} fields")
-        key, position = _varint(message, position)
+        key, position = _varint(message, position, most=_MAX_VARINT32_BYTES)
         number, wire_type = key >> 3, key & 7
         if wire_type == _BYTES:
-            size, position = _varint(message, position)
+            size, position = _varint(message, position, most=_MAX_VARINT32_BYTES)
             if position + size > end:
                 raise ValueError("a field is longer than the message")
             yield number, position, position + size
@@ -311,9 +356,9 @@ def fields(
         raise ValueError("the last field is incomplete")
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def _varint(message: bytes, position: int, *, most: int = _MAX_VARINT_BYTES) -> tuple[int, int]:
     value = 0
-    for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
+    for shift in range(0, 7 * most, 7):
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift

@@ -15,7 +15,7 @@ from headrace.common.v1 import model_pb2
 from libs.embedding_texts import MAX_TEXTS
 from libs.errors import InvalidArgument
 from services.inference.backends.triton.codec import LENGTH
-from services.inference.tensors.codec import fields
+from services.inference.tensors.codec import Budget, fields
 
 # The inputs of Headrace's models that hold texts; see deploy/triton/README.md. Other inputs may
 # hold any bytes.
@@ -42,21 +42,28 @@ class _Input(NamedTuple):
     contents: tuple[tuple[int, int], ...]  # starts and ends; protobuf merges several
 
 
-def check_encoding(message: bytes, kind: model_pb2.ModelKind.ValueType) -> None:
+def check_encoding(
+    message: bytes, kind: model_pb2.ModelKind.ValueType, budget: Budget | None = None
+) -> None:
     """Checks that the texts of a `ModelInferRequest` are UTF-8, and at most `MAX_TEXTS`.
+
+    Args:
+        message: a message that `read_request` has read.
+        kind: of the model.
+        budget: of all walks over the message; None: a new one.
 
     Raises:
         InvalidArgument: they are not, or the message is malformed. The text has no contents.
     """
     try:
-        _check_input(message, _TEXT_INPUTS.get(kind, ""))
+        _check_input(message, _TEXT_INPUTS.get(kind, ""), budget or Budget())
     except (ValueError, IndexError) as error:
         raise InvalidArgument(
             f"the message is not a valid ModelInferRequest: {error}", reason="INVALID_FIELD"
         ) from error
 
 
-def _check_input(message: bytes, name: str) -> None:
+def _check_input(message: bytes, name: str, budget: Budget) -> None:
     """Checks the texts of one input.
 
     Raises:
@@ -64,9 +71,9 @@ def _check_input(message: bytes, name: str) -> None:
         ValueError, IndexError: the message is malformed.
     """
     inputs, raw = [], []
-    for number, start, end in fields(message, 0, len(message)):
+    for number, start, end in fields(message, 0, len(message), budget):
         if number == _INPUTS:
-            inputs.append(_input(message, start, end))
+            inputs.append(_input(message, start, end, budget))
         elif number == _RAW_INPUTS:
             raw.append((start, end))
         if len(inputs) > MAX_INPUTS:
@@ -80,15 +87,15 @@ def _check_input(message: bytes, name: str) -> None:
             elements = (
                 _raw_elements(message, *raw[index], name=name)
                 if is_raw
-                else _elements(message, inputs[index].contents)
+                else _elements(message, inputs[index].contents, budget)
             )
             _check(message, elements, name=name)
 
 
-def _input(message: bytes, start: int, end: int) -> _Input:
+def _input(message: bytes, start: int, end: int, budget: Budget) -> _Input:
     name = datatype = ""
     contents: list[tuple[int, int]] = []
-    for number, first, last in fields(message, start, end, limit=_MAX_FIELDS_OF_INPUT):
+    for number, first, last in fields(message, start, end, budget, limit=_MAX_FIELDS_OF_INPUT):
         if number == _NAME:
             name = message[first:last].decode()
         elif number == _DATATYPE:
@@ -126,8 +133,10 @@ def _raw_elements(message: bytes, start: int, end: int, *, name: str) -> Iterato
         yield first, position
 
 
-def _elements(message: bytes, contents: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _elements(
+    message: bytes, contents: Sequence[tuple[int, int]], budget: Budget
+) -> Iterator[tuple[int, int]]:
     for start, end in contents:
-        for number, first, last in fields(message, start, end):
+        for number, first, last in fields(message, start, end, budget):
             if number == _BYTES_CONTENTS:
                 yield first, last

@@ -243,13 +243,14 @@ class OpenInference:
         if len(message) > MAX_TENSOR_REQUEST_BYTES:
             text = f"the message has {len(message)} bytes, more than {MAX_TENSOR_REQUEST_BYTES}"
             raise InvalidArgument.too_large("", text, limit_bytes=MAX_TENSOR_REQUEST_BYTES)
-        head = codec.read_request(message)
+        budget = codec.Budget()
+        head = codec.read_request(message, budget)
         if PRIORITY in head.parameters:
             # It is Triton's own, where 1 is the highest: only those who may have any may set it.
             caller.identity.allow_priority(MAX_PRIORITY)
         choice = self.choose(head.model_name, head.model_version)
-        check_text_sizes(message, max_text_bytes(choice.target.schema))
-        check_encoding(message, choice.target.schema.kind)
+        check_text_sizes(message, max_text_bytes(choice.target.schema), budget)
+        check_encoding(message, choice.target.schema.kind, budget)
         is_chat = choice.target.schema.kind == model_pb2.MODEL_KIND_CHAT
         usage_outputs = codec.USAGE_OUTPUTS.get(choice.target.schema.kind, ())
         if altered := sorted(head.altered_outputs):

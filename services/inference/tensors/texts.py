@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from libs.chat.request import GenerationRequest, Message
 from libs.errors import InvalidArgument
 from services.inference.backends.triton.codec import LENGTH
-from services.inference.tensors.codec import MAX_FIELDS, fields
+from services.inference.tensors.codec import MAX_FIELDS, Budget, fields
 
 # ModelInferRequest
 _INPUTS, _RAW_INPUTS = 5, 7
@@ -16,15 +16,20 @@ _INPUTS, _RAW_INPUTS = 5, 7
 _CONTENTS, _BYTES_CONTENTS = 5, 8
 
 
-def check_text_sizes(message: bytes, limit_bytes: int) -> None:
+def check_text_sizes(message: bytes, limit_bytes: int, budget: Budget | None = None) -> None:
     """Checks that no text is so long that it cannot fit, before it is tokenized.
 
+    Args:
+        message: a message that `read_request` has read.
+        limit_bytes: of a text; 0: there is none.
+        budget: of all walks over the message; None: a new one.
+
     Raises:
-        InvalidArgument: one is (`MESSAGE_TOO_LARGE`).
+        InvalidArgument: one is (`MESSAGE_TOO_LARGE`), or see `longest_element_bytes`.
     """
     if not limit_bytes:
         return
-    longest = longest_element_bytes(message, enough=limit_bytes)
+    longest = longest_element_bytes(message, enough=limit_bytes, budget=budget)
     if longest > limit_bytes:
         text = f"a text has {longest} bytes, more than this model can take: {limit_bytes}"
         raise InvalidArgument.too_large("inputs", text, limit_bytes=limit_bytes)
@@ -40,7 +45,7 @@ def conversation_of(message: bytes, *, model: str) -> GenerationRequest | None:
     return GenerationRequest(model=model, messages=read)
 
 
-def longest_element_bytes(message: bytes, *, enough: int) -> int:
+def longest_element_bytes(message: bytes, *, enough: int, budget: Budget | None = None) -> int:
     """Returns the size of the longest element of all tensors of bytes in a `ModelInferRequest`.
 
     Tensors of other types are read as if they were of bytes.
@@ -48,6 +53,7 @@ def longest_element_bytes(message: bytes, *, enough: int) -> int:
     Args:
         message: a message that `read_request` has read.
         enough: an element that is longer ends the search.
+        budget: of all walks over the message; None: a new one.
 
     Raises:
         InvalidArgument: a tensor is malformed, or has more elements than a model takes.
@@ -56,7 +62,7 @@ def longest_element_bytes(message: bytes, *, enough: int) -> int:
         return 0
     try:
         longest = 0
-        for start, end in _elements(message, enough):
+        for start, end in _elements(message, enough, budget or Budget()):
             longest = max(longest, end - start)
             if longest > enough:
                 break
@@ -73,16 +79,17 @@ def _first_element(message: bytes) -> bytes:
     Raises:
         ValueError, IndexError: a tensor is malformed.
     """
-    first = next(_elements(message, 0), None)
+    first = next(_elements(message, 0, Budget()), None)
     return message[first[0] : first[1]] if first is not None else b""
 
 
-def _elements(message: bytes, shortest_input: int) -> Iterator[tuple[int, int]]:
+def _elements(message: bytes, shortest_input: int, budget: Budget) -> Iterator[tuple[int, int]]:
     """Yields start and end of elements; inputs that are not longer are skipped."""
-    for number, start, end in fields(message, 0, len(message)):
+    for number, start, end in fields(message, 0, len(message), budget):
         if number == _RAW_INPUTS:
             position, count = start, 0
             while position + LENGTH.size <= end:
+                budget.spend()
                 count += 1
                 if count > MAX_FIELDS:
                     raise ValueError(f"a tensor has more than {MAX_FIELDS} texts")
@@ -90,7 +97,7 @@ def _elements(message: bytes, shortest_input: int) -> Iterator[tuple[int, int]]:
                 position += LENGTH.size + size
                 yield position - size, position
         elif number == _INPUTS and end - start > shortest_input:
-            for inner, first, last in fields(message, start, end):
+            for inner, first, last in fields(message, start, end, budget):
                 if inner == _CONTENTS:
-                    texts = fields(message, first, last)
+                    texts = fields(message, first, last, budget)
                     yield from ((at, to) for kind, at, to in texts if kind == _BYTES_CONTENTS)
