@@ -30,3 +30,8 @@ class Settings(ProviderSettings):
     upload_idle_seconds: float = Field(
         default=_UPLOADS.idle_seconds, description="The longest pause in an upload."
     )
+    upload_bytes_per_second: int = Field(
+        default=_UPLOADS.bytes_per_second,
+        gt=0,
+        description="The least that an upload must bring in a second, but for one longest pause.",
+    )
