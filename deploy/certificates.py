@@ -88,12 +88,13 @@ def ensure_certificates(home: Path, *, clock: Clock | None = None) -> None:
 def _authority(folder: Path, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     certificate_file, key_file = folder / "ca.pem", folder / "ca.key"
     if certificate_file.exists() and key_file.exists():
-        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         key = _load_key(key_file)
-        # A crash between the two writes leaves files that do not belong together.
-        is_pair = certificate.public_key() == key.public_key()
-        if is_pair and certificate.not_valid_after_utc - now > RENEW_BEFORE:
-            return certificate, key
+        # While authorities are exchanged there are two. None has the key after a crash between the
+        # two writes below.
+        for certificate in x509.load_pem_x509_certificates(certificate_file.read_bytes()):
+            is_pair = certificate.public_key() == key.public_key()
+            if is_pair and certificate.not_valid_after_utc - now > RENEW_BEFORE:
+                return certificate, key
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _subject("mesh authority")
     certificate = (

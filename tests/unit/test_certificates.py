@@ -137,6 +137,18 @@ def test_an_authority_whose_files_do_not_belong_together_is_made_again(
     assert contents(tmp_path / "mesh") == before
 
 
+def test_a_second_authority_in_the_file_stays(tmp_path: Path):
+    """Both are trusted while one replaces the other."""
+    for name in ("mesh", "old"):
+        ensure_certificates(tmp_path / name)
+    file = tls_folder(tmp_path / "mesh") / "ca.pem"
+    both = (tls_folder(tmp_path / "old") / "ca.pem").read_bytes() + file.read_bytes()
+    file.write_bytes(both)
+    before = contents(tmp_path / "mesh")
+    ensure_certificates(tmp_path / "mesh")
+    assert contents(tmp_path / "mesh") == before
+
+
 def test_a_file_that_is_no_certificate_is_named(tmp_path: Path):
     """The message says what to do."""
     ensure_certificates(tmp_path)
