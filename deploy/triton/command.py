@@ -20,7 +20,7 @@ from libs.tls import TlsFiles
 # How long Triton waits for running requests when it stops; it needs one or two seconds more.
 EXIT_TIMEOUT_SECONDS = 2
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the Python backend creates its regions there
-# Loading a model runs its code; the others tell what callers do, or reach into their memory. A call
+# Loading a model runs its code; the others reveal what callers do, or access their memory. A call
 # needs this header with the mesh's control key.
 CONTROL_PROTOCOLS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
 CONTROL_HEADER = "triton-grpc-protocol-headrace-control-key"

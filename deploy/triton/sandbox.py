@@ -113,7 +113,7 @@ class Sandbox:
         """Removes the folders that this user's Tritons have made since those known were there."""
         user_id = os.geteuid() if self.user_id is None else self.user_id
         for folder in self.leftovers() - set(known):
-            with suppress(OSError):  # somebody else was faster, or it is not empty
+            with suppress(OSError):  # another process was faster, or it is not empty
                 if folder.stat().st_uid == user_id:
                     folder.rmdir()
 
@@ -181,7 +181,7 @@ def sandbox_of(
     for each in sockets:
         if folder.is_relative_to(each):
             raise SandboxError(
-                f"{each} has more than the sockets of {folder.name}; use another one"
+                f"{each} contains more than the sockets of {folder.name}; use another folder"
             )
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Sandbox(

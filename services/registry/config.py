@@ -33,5 +33,5 @@ class Settings(ProviderSettings):
     upload_bytes_per_second: int = Field(
         default=_UPLOADS.bytes_per_second,
         gt=0,
-        description="The least that an upload must bring in a second, but for one longest pause.",
+        description="The minimum average rate of an upload, apart from one longest pause.",
     )

@@ -30,9 +30,9 @@ class UploadLimits:
     Attributes:
         size_bytes: of one artifact.
         idle_seconds: between two messages of one upload.
-        concurrent: how many uploads may run, of all callers together; one tenant has half of them.
-        bytes_per_second: the least that an upload must bring; pauses of `idle_seconds` in all are
-            made up for by what comes after them.
+        concurrent: how many uploads may run, of all callers together; one tenant at most half of them.
+        bytes_per_second: the minimum average rate of an upload. Waiting for the caller uses up a
+            budget of `idle_seconds`; each received byte restores 1 / `bytes_per_second` of it.
     """
 
     size_bytes: int = 8 * 1024**3
