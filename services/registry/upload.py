@@ -30,7 +30,7 @@ class UploadLimits:
     Attributes:
         size_bytes: of one artifact.
         idle_seconds: between two messages of one upload.
-        concurrent: how many uploads may run, of all callers together; one tenant at most half of them.
+        concurrent: how many uploads may run, of all callers together; a tenant has at most half.
         bytes_per_second: the minimum average rate of an upload. Waiting for the caller uses up a
             budget of `idle_seconds`; each received byte restores 1 / `bytes_per_second` of it.
     """
