@@ -130,6 +130,7 @@ def test_an_authority_whose_files_do_not_belong_together_is_made_again(
         ensure_certificates(tmp_path / name)
     new = (tls_folder(tmp_path / "other") / replaced).read_bytes()
     (tls_folder(tmp_path / "mesh") / replaced).write_bytes(new)
+    (tls_folder(tmp_path / "mesh") / "router.pem").unlink()  # which the authority signs next
     ensure_certificates(tmp_path / "mesh")
     handshake(tls_files(tmp_path / "mesh", "registry"), tls_files(tmp_path / "mesh", "router"))
     before = contents(tmp_path / "mesh")
