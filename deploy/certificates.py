@@ -88,9 +88,13 @@ def ensure_certificates(home: Path, *, clock: Clock | None = None) -> None:
 def _authority(folder: Path, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     certificate_file, key_file = folder / "ca.pem", folder / "ca.key"
     if certificate_file.exists() and key_file.exists():
-        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-        if certificate.not_valid_after_utc - now > RENEW_BEFORE:
-            return certificate, _load_key(key_file)
+        key = _load_key(key_file)
+        # While authorities are exchanged there are two. None has the key after a crash between the
+        # two writes below.
+        for certificate in x509.load_pem_x509_certificates(certificate_file.read_bytes()):
+            is_pair = certificate.public_key() == key.public_key()
+            if is_pair and certificate.not_valid_after_utc - now > RENEW_BEFORE:
+                return certificate, key
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _subject("mesh authority")
     certificate = (
@@ -208,9 +212,16 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replaces a file atomically; only its owner can read it."""
+    """Replaces a file atomically and durably; only its owner can read it."""
     draft = path.with_name(f".{path.name}.draft")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -20,8 +20,11 @@ _PRIVATE: Sequence[Network] = [
     ipaddress.ip_network(text)
     for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 ]
-# The metadata service of a cloud, in the range of private addresses.
-_METADATA: Sequence[Network] = [ipaddress.ip_network("fd00:ec2::/32")]
+# What a cloud offers its machines, credentials among it, at addresses that count as public or
+# private: Azure's agent, the metadata of AWS and of Google.
+_PLATFORMS: Sequence[Network] = [
+    ipaddress.ip_network(text) for text in ("168.63.129.16/32", "fd00:ec2::/32", "fd20:ce::/32")
+]
 # Other IPv6 addresses are for special uses, also those that `is_global` does not know.
 _UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -78,8 +81,10 @@ class AddressPolicy:
     def _allows(self, address: Address) -> bool:
         if any(address in network for network in self.networks):
             return True
+        if any(address in network for network in _PLATFORMS):
+            return False
         if self.private and any(address in network for network in _PRIVATE):
-            return not any(address in network for network in _METADATA)
+            return True
         if isinstance(address, ipaddress.IPv6Address) and _embedded(address):
             return True  # the addresses in it decide
         if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:

@@ -17,6 +17,7 @@ class InputHasher:
     def __init__(self, key: bytes) -> None:
         if len(key) < MIN_KEY_BYTES:
             raise ValueError(f"the key has {len(key)} bytes, fewer than {MIN_KEY_BYTES}")
+        self._key = key
         self._keyed = hmac.new(key, digestmod=hashlib.sha256)
 
     @classmethod
@@ -28,6 +29,19 @@ class InputHasher:
             ValueError: the key is too short.
         """
         return cls(path.read_bytes())
+
+    def derived(self, label: str) -> Self:
+        """Returns a hasher for another use, whose hashes tell nothing of this one's.
+
+        Its key is a hash of all 32 bytes, of which `hash` returns the first half only: no input of
+        this hasher shows it.
+
+        Args:
+            label: the use.
+        """
+        return type(self)(
+            hmac.digest(self._key, f"headrace derived key: {label}".encode(), "sha256")
+        )
 
     def hash(self, *parts: str | bytes) -> str:
         """Returns 32 hexadecimal digits; ("ab", "c") and ("a", "bc") have different hashes."""

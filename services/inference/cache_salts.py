@@ -17,10 +17,9 @@ class CacheSalts:
     """Salts of tenants: the same in every process with the same key, and not to be guessed."""
 
     def __init__(self, hasher: InputHasher) -> None:
-        # The log has hashes with the same key, of two parts or pairs of parts: none has three.
-        self._salt = lru_cache(MAX_KNOWN_TENANTS)(
-            lambda tenant: hasher.hash("prefix cache", "tenant", tenant)
-        )
+        # The log has hashes of whatever callers send: a key of its own keeps the salts out of it.
+        salts = hasher.derived("prefix cache salts")
+        self._salt = lru_cache(MAX_KNOWN_TENANTS)(salts.hash)
 
     def of(self, tenant: str) -> str:
         """Returns the salt of a tenant, 32 hexadecimal digits."""

@@ -38,6 +38,7 @@ async def main() -> None:
                 size_bytes=settings.artifact_limit_bytes,
                 idle_seconds=settings.upload_idle_seconds,
                 concurrent=settings.upload_limit,
+                bytes_per_second=settings.upload_bytes_per_second,
             ),
             provider_hosts=ProviderHosts(
                 AddressPolicy.parse(

@@ -30,3 +30,8 @@ class Settings(ProviderSettings):
     upload_idle_seconds: float = Field(
         default=_UPLOADS.idle_seconds, description="The longest pause in an upload."
     )
+    upload_bytes_per_second: int = Field(
+        default=_UPLOADS.bytes_per_second,
+        gt=0,
+        description="The minimum average rate of an upload, apart from one longest pause.",
+    )

@@ -9,7 +9,8 @@ UPLOADS_RUNNING = Gauge(
     "Uploads that are running; at most HEADRACE_UPLOAD_LIMIT.",
 )
 UPLOADS_REFUSED = Counter(
-    "headrace_registry_uploads_refused", "Uploads that were refused because too many were running."
+    "headrace_registry_uploads_refused",
+    "Uploads that were refused because too many were running, of all tenants or of one.",
 )
 ARTIFACT_BYTES = Counter(
     "headrace_registry_artifact_received_bytes", "Bytes of artifacts that were received and stored."

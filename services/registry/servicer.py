@@ -101,7 +101,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadArtifactRequest], context: Context
     ) -> pb.UploadArtifactResponse:
         caller = identity_of(context)
-        with self._slots.slot():
+        with self._slots.slot(caller.tenant):
             upload = Upload(aiter(request_iterator), limits=self._limits)
             metadata = await upload.metadata()
             await self._artifacts.put(

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.integration
 
 MIB = 1024 * 1024
 CONTENT = bytes(range(256)) * 12_000  # 2.9 MiB: three chunks
-LIMITS = UploadLimits(size_bytes=4 * MIB, idle_seconds=0.5, concurrent=2)
+LIMITS = UploadLimits(size_bytes=4 * MIB, idle_seconds=0.5, concurrent=4)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ async def test_an_upload_that_stalls_is_ended(registry, stored):
 
 
 async def test_only_so_many_uploads_run_at_once(registry, stored):
-    """One more is refused with a delay for its retry, and accepted once a slot is free."""
+    """One more than a tenant may have is refused with a delay for its retry, then accepted."""
     stalled = [
         asyncio.ensure_future(
             registry.stub.UploadArtifact(announce_and_stall(), metadata=REGISTRAR).code()

@@ -57,6 +57,10 @@ class TensorServer:
         await self.gate.wait()
         return _answer(request, embedding=bytes(8), token_count=struct.pack("<2i", 3, 4))
 
+    async def config(self, request: Any, _context: Any) -> Any:
+        self.requests.append(request)
+        return service_pb2.ModelConfigResponse(config={"name": request.name, "max_batch_size": 8})
+
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         try:
             async for request in requests:
@@ -88,6 +92,11 @@ async def serving(triton: TensorServer) -> AsyncIterator[None]:
             triton.infer,
             request_deserializer=request_type.FromString,
             response_serializer=service_pb2.ModelInferResponse.SerializeToString,
+        ),
+        "ModelConfig": grpc.unary_unary_rpc_method_handler(
+            triton.config,
+            request_deserializer=service_pb2.ModelConfigRequest.FromString,
+            response_serializer=service_pb2.ModelConfigResponse.SerializeToString,
         ),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
             triton.stream,

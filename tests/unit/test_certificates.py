@@ -121,6 +121,35 @@ def test_a_new_authority_signs_all_again(tmp_path: Path):
     assert renewed.not_valid_after_utc > end
 
 
+@pytest.mark.parametrize("replaced", ["ca.key", "ca.pem"])
+def test_an_authority_whose_files_do_not_belong_together_is_made_again(
+    tmp_path: Path, replaced: str
+):
+    """A crash between the two writes leaves one of them new."""
+    for name in ("mesh", "other"):
+        ensure_certificates(tmp_path / name)
+    new = (tls_folder(tmp_path / "other") / replaced).read_bytes()
+    (tls_folder(tmp_path / "mesh") / replaced).write_bytes(new)
+    (tls_folder(tmp_path / "mesh") / "router.pem").unlink()  # which the authority signs next
+    ensure_certificates(tmp_path / "mesh")
+    handshake(tls_files(tmp_path / "mesh", "registry"), tls_files(tmp_path / "mesh", "router"))
+    before = contents(tmp_path / "mesh")
+    ensure_certificates(tmp_path / "mesh")
+    assert contents(tmp_path / "mesh") == before
+
+
+def test_a_second_authority_in_the_file_stays(tmp_path: Path):
+    """Both are trusted while one replaces the other."""
+    for name in ("mesh", "old"):
+        ensure_certificates(tmp_path / name)
+    file = tls_folder(tmp_path / "mesh") / "ca.pem"
+    both = (tls_folder(tmp_path / "old") / "ca.pem").read_bytes() + file.read_bytes()
+    file.write_bytes(both)
+    before = contents(tmp_path / "mesh")
+    ensure_certificates(tmp_path / "mesh")
+    assert contents(tmp_path / "mesh") == before
+
+
 def test_a_file_that_is_no_certificate_is_named(tmp_path: Path):
     """The message says what to do."""
     ensure_certificates(tmp_path)

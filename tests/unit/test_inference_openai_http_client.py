@@ -29,6 +29,8 @@ from services.inference.backends.openai_http.client import MAX_CONNECTIONS, Prov
 from services.inference.backends.openai_http.errors import (
     MAX_ATTEMPTS,
     MAX_RETRY_AFTER_SECONDS,
+    MAX_TEXT_LENGTH,
+    read_error,
     retry_after_seconds,
 )
 from services.inference.backends.stall import StallLimits
@@ -287,6 +289,25 @@ async def test_the_key_is_hidden_even_if_the_provider_quotes_it(tmp_path, capfd)
     assert "Bearer" not in caught.value.message  # which edges write to traces
     output = capfd.readouterr()
     assert KEY not in output.out + output.err
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [r"sk-se\u0063ret\/1", r"\u0073k-secret/1", "sk-secret/1"],
+)
+def test_the_key_is_hidden_in_every_spelling_of_json(quoted: str):
+    """In each field that the caller sees, also where it would be cut in its middle."""
+    filler = "x" * (MAX_TEXT_LENGTH - 4)
+    body = (
+        f'{{"error": {{"message": "{filler}{quoted}", "code": "{quoted}", "param": "{quoted}"}}}}'
+    )
+    error = read_error(body.encode(), key="sk-secret/1")
+    assert error.message == f"{filler}[API"
+    assert (error.code, error.param) == ("[API key]", "[API key]")
+    flat = read_error(f'{{"error": "{quoted}"}}'.encode(), key="sk-secret/1")
+    assert flat.message == "[API key]"
+    listed = read_error(f'{{"message": ["{quoted}"]}}'.encode(), key="sk-secret/1")
+    assert listed.message == ""
 
 
 async def test_connections_are_reused(tmp_path):

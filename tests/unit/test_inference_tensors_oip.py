@@ -71,6 +71,24 @@ async def test_tokens_are_billed_whichever_outputs_are_requested(tmp_path):
             await mesh.infer(request("embedder", outputs=[{"name": "embedding"}, altered]))
 
 
+async def test_a_backend_describes_a_version_once(tmp_path):
+    """It never changes, and a description waits for no slot: repeated calls cost Triton nothing."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        for model in ("embedder", "chatter"):
+            for _ in range(50):
+                answer = await mesh.service.describe(
+                    mesh.service.choose(model, ""),
+                    "ModelConfig",
+                    lambda name: service_pb2.ModelConfigRequest(name=name),
+                    service_pb2.ModelConfigResponse,
+                    deadline_seconds=None,
+                )
+                assert (answer.config.name, answer.config.max_batch_size) == (BACKEND_MODEL, 8)
+                answer.config.name = "changed by the caller"
+    assert len(server.requests) == 2
+
+
 async def test_the_priority_of_triton_needs_the_highest_one_of_a_token(tmp_path):
     """In it 1 is the highest, so that it cannot be compared with the token's."""
     server = TensorServer()

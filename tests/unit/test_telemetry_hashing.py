@@ -45,6 +45,16 @@ def test_the_key_is_all_of_the_file(tmp_path: Path) -> None:
     assert InputHasher.from_file(path).hash("a") == InputHasher(KEY + b"\n").hash("a")
 
 
+def test_uses_are_kept_apart() -> None:
+    """What one use hashes, no other use can produce; each is the same in every process."""
+    hasher = InputHasher(KEY)
+    salts = hasher.derived("salts")
+    assert salts.hash("a") == InputHasher(KEY).derived("salts").hash("a")
+    assert len({each.hash("a") for each in (hasher, salts, hasher.derived("others"))}) == 3
+    texts = ["salts", "tenant", "a"]
+    assert salts.hash("a") not in {hasher.hash(*texts[start:]) for start in range(3)}
+
+
 def test_a_short_key_is_refused(tmp_path: Path) -> None:
     """An empty key file must not turn the hash into one that anybody can compute."""
     path = tmp_path / "input-hash.key"

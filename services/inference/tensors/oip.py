@@ -31,6 +31,7 @@ from services.inference.deadlines import deadline_exceeded, seconds_left
 from services.inference.domain import BackendFailedError, TokenUsage
 from services.inference.slots import Demand
 from services.inference.tensors import calls, codec
+from services.inference.tensors.descriptions import Descriptions, Key
 from services.inference.tensors.inputs import check_encoding
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
 from services.inference.tensors.texts import check_text_sizes, conversation_of
@@ -129,6 +130,7 @@ class OpenInference:
         self._admission = admission
         self._count_prompt = count_prompt
         self._cache_salts = cache_salts
+        self._descriptions = Descriptions(clock)
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._clock = clock
 
@@ -215,7 +217,7 @@ class OpenInference:
         *,
         deadline_seconds: float | None,
     ) -> Any:
-        """Returns a backend's description of a model.
+        """Returns a backend's description of a model, or what a backend said of it before.
 
         Args:
             choice: the model.
@@ -228,16 +230,23 @@ class OpenInference:
             HeadraceError: no backend answers.
         """
 
-        async def attempt(lease: Lease) -> Any:
-            return await calls.describe(
+        async def attempt(lease: Lease) -> bytes:
+            answer = await calls.describe(
                 lease.triton,
                 method,
                 request(lease.target.model),
                 response_type,
                 deadline_seconds=deadline_seconds,
             )
+            found: bytes = answer.SerializeToString()
+            return found
 
-        return await self._retrier.run(choice, attempt)
+        target = choice.target
+        key = Key(target.deployment, target.model_version, target.artifact_digest, method)
+        description = await self._descriptions.get(
+            key, lambda: self._retrier.run(choice, attempt), deadline_seconds=deadline_seconds
+        )
+        return response_type.FromString(description)
 
     def _run_of(self, message: bytes, caller: Caller) -> _Run:
         if len(message) > MAX_TENSOR_REQUEST_BYTES:

@@ -185,9 +185,8 @@ class Provider:
         if response.status == HTTPStatus.OK:
             return
         body = await _error_body(response)
-        if key:  # a provider may quote it; the caller must not see it
-            body = body.replace(key.encode(), b"[API key]")
-        raise refusal(response.status, response.headers, body, self._clock)
+        # A provider may quote the key; the caller must not see it.
+        raise refusal(response.status, response.headers, body, self._clock, key=key)
 
 
 def _parsed(base_url: str) -> Url | None:

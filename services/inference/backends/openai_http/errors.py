@@ -45,17 +45,29 @@ class ProviderError(NamedTuple):
     param: str = ""
 
 
-def read_error(body: bytes) -> ProviderError:
-    """Reads an error body: OpenAI's shape, or the flatter ones of other providers."""
+def read_error(body: bytes, *, key: str = "") -> ProviderError:
+    """Reads an error body: OpenAI's shape, or the flatter ones of other providers.
+
+    Args:
+        body: JSON, or anything.
+        key: the API key that the provider was called with. It is hidden in the decoded texts: JSON
+            has many spellings of each character.
+    """
     try:
         fields = json.loads(body)
         error = fields.get("error", fields)
         if isinstance(error, str):
-            return ProviderError(error[:MAX_TEXT_LENGTH])
-        values = (error.get(field) for field in ProviderError._fields)
-        return ProviderError(*(str(value or "")[:MAX_TEXT_LENGTH] for value in values))
+            return ProviderError(_text(error, key))
+        return ProviderError(*(_text(error.get(field), key) for field in ProviderError._fields))
     except (ValueError, RecursionError, AttributeError):
         return ProviderError()
+
+
+def _text(value: object, key: str) -> str:
+    # Values of other types are not shown: Python's text of them would have the key in other words.
+    text = str(value) if isinstance(value, str | int | float) and value else ""
+    # First hidden, then cut: the cut could leave most of it.
+    return (text.replace(key, "[API key]") if key else text)[:MAX_TEXT_LENGTH]
 
 
 def failed(message: str) -> BackendFailedError:
@@ -64,15 +76,15 @@ def failed(message: str) -> BackendFailedError:
 
 
 def refusal(
-    status: int, headers: Mapping[str, str], body: bytes, clock: Clock
+    status: int, headers: Mapping[str, str], body: bytes, clock: Clock, *, key: str = ""
 ) -> HeadraceError | BackendFailedError:
     """Returns the error of a response whose status is not 200.
 
     Only errors that the caller can fix are passed on in the provider's words: those about a wrong
-    key may quote it.
+    key may quote it. `key` is hidden in those, too.
     """
     if status in _CALLERS_FAULT:
-        return _callers_fault(read_error(body), status)
+        return _callers_fault(read_error(body, key=key), status)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return _rate_limited(retry_after_seconds(headers, clock))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TEMPORARY:
