@@ -29,18 +29,22 @@ class SharedLimit:
     def has_room(self, party: str, amount: int = 1) -> bool:
         """Returns whether `take` would succeed."""
         free = self.limit - self.used
-        return amount <= free and self._held.get(party, 0) < self._alpha * free
+        if amount > free:
+            return False
+        if held := self._held.get(party, 0):
+            # As if it took one after the other: the threshold holds for the last one, too.
+            return held + amount - 1 < self._alpha * (free - amount + 1)
+        return not self.used or amount - 1 < self._alpha * (self.limit - amount + 1)
 
     def take(self, party: str, amount: int = 1) -> bool:
-        """Gives a party more; returns False, and changes nothing, where its threshold is reached.
+        """Gives a party more; returns False, and changes nothing, where that is beyond its share.
 
-        A party that holds nothing gets any amount that is free.
+        A party that holds nothing gets any amount that is free, up to the share of a party alone;
+        a larger one only while nobody holds anything.
         """
-        held = self._held.get(party, 0)
-        free = self.limit - self.used
-        if amount > free or held >= self._alpha * free:
+        if not self.has_room(party, amount):
             return False
-        self._held[party] = held + amount
+        self._held[party] = self._held.get(party, 0) + amount
         self.used += amount
         return True
 

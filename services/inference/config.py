@@ -109,7 +109,8 @@ class Settings(ProviderSettings):
         default=DEFAULT_MEMORY_LIMIT_BYTES,
         ge=192 * 1024 * 1024,
         description="Most memory for the inputs of all requests that wait or run. A tenant alone "
-        "gets half of it. The largest tensor request needs 192 MiB, three times its size.",
+        "gets half of it. A tensor request needs three times its size, 192 MiB at most; one "
+        "that needs more than half of the limit waits until no other request holds anything.",
     )
     backend_target_seconds: float = Field(
         default=DEFAULT_TARGET_SECONDS,
