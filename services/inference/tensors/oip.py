@@ -282,8 +282,8 @@ class OpenInference:
         deadline passes, it is left to end, with its slot, and billed: else work would be free for
         those who always leave in time.
         """
-        work: asyncio.Task[Any] = asyncio.create_task(self._attempts(run, attempt))
         left = seconds_left(run.caller.deadline_seconds, self._clock, waiting_for="backend")
+        work: asyncio.Task[Any] = asyncio.create_task(self._attempts(run, attempt))
         try:
             done, _ = await asyncio.wait({work}, timeout=left)
             if not done and not run.is_running:  # its wait for a slot ends at the same time
