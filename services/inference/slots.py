@@ -258,6 +258,8 @@ class SlotQueue:
         self._slots.release(tenant)
         if self._window is not None:
             self._window.ended(work)
+        if not self._slots.used and not self._queue:
+            self._queue.restart()
 
     def _show(self) -> None:
         if self._gauge is not None:

@@ -197,6 +197,26 @@ async def test_the_memory_of_waiting_and_running_requests_is_limited(clock):
     assert memory.used == 0
 
 
+async def test_large_work_before_a_pause_does_not_count_after_it(queue):
+    """The pause is when nothing runs or waits."""
+    log: list[str] = []
+
+    async def wave(*requests: tuple[str, int]) -> None:
+        first = asyncio.Event()
+        tasks = [asyncio.create_task(hold(queue, "first", release=first))]
+        await settle()
+        for tenant, work in requests:
+            tasks.append(asyncio.create_task(hold(queue, tenant, log=log, name=tenant, work=work)))
+        await settle()
+        first.set()
+        await asyncio.gather(*tasks)
+
+    await wave(("a", 10_000))
+    log.clear()
+    await wave(*[("b", 1)] * 10, ("a", 1))
+    assert log.index("a") <= 1
+
+
 async def test_parts_of_an_admitted_request_are_not_refused(queue):
     """A large request is refused as a whole or not at all."""
     release = asyncio.Event()
