@@ -78,7 +78,7 @@ class SlotQueue:
         weight_of: Callable[[str], float] = lambda _: 1.0,
         gauge: Gauge | None = None,
     ) -> None:
-        """Makes a queue without requests.
+        """Makes a queue without requests, with one slot.
 
         Args:
             deployment: its name, for errors and the metric.
@@ -99,28 +99,25 @@ class SlotQueue:
         self._gauge = gauge
         self._on_idle: Callable[[], None] | None = None
 
-    def slot(self, demand: Demand, *, slots: int) -> Slot:
+    def slot(self, demand: Demand) -> Slot:
         """Returns a context manager that holds a slot; entering it waits until one is free.
 
         Args:
             demand: what the request asks for.
-            slots: how many slots the deployment has now.
 
         Raises:
             ResourceExhausted: on entry: the tenant, or all of them, wait for or hold too much
                 (`QUEUE_FULL`), or the wait would be longer than the deadline allows.
             DeadlineExceeded: on entry: the wait was longer than estimated.
         """
-        return Slot(self, demand, slots)
+        return Slot(self, demand)
 
-    async def acquire(self, demand: Demand, slots: int) -> float:
+    async def acquire(self, demand: Demand) -> float:
         """Waits for a slot and returns the time at which it was acquired, for `release`.
 
         Raises:
             ResourceExhausted, DeadlineExceeded: see `slot`.
         """
-        if slots != self._slots.limit:
-            self.resize(slots)
         size_bytes = demand.held_bytes
         if size_bytes:
             take_memory(self._memory, demand.tenant, size_bytes)
@@ -282,16 +279,15 @@ class SlotQueue:
 class Slot:
     """Holds a slot while its block runs. A class, not a generator: every request enters one."""
 
-    __slots__ = ("_acquired_seconds", "_demand", "_queue", "_slots")
+    __slots__ = ("_acquired_seconds", "_demand", "_queue")
 
-    def __init__(self, queue: SlotQueue, demand: Demand, slots: int) -> None:
+    def __init__(self, queue: SlotQueue, demand: Demand) -> None:
         self._queue = queue
         self._demand = demand
-        self._slots = slots
         self._acquired_seconds = 0.0
 
     async def __aenter__(self) -> None:
-        self._acquired_seconds = await self._queue.acquire(self._demand, self._slots)
+        self._acquired_seconds = await self._queue.acquire(self._demand)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         self._queue.release(self._demand, self._acquired_seconds, succeeded=kind is None)

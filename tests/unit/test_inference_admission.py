@@ -52,7 +52,8 @@ def demand(tenant="acme", *, deadline=None, priority=0, **fields):
 
 
 async def hold(queue, tenant="acme", *, slots=1, log=None, name="", release=None, **fields):
-    async with queue.slot(demand(tenant, **fields), slots=slots):
+    queue.resize(slots)
+    async with queue.slot(demand(tenant, **fields)):
         if log is not None:
             log.append(name)
         if release is not None:
@@ -67,8 +68,9 @@ async def settle():
 async def test_free_slots_are_acquired_at_once(queue):
     """Two slots, two requests, no wait."""
     async with AsyncExitStack() as stack:
+        queue.resize(2)
         for _ in range(2):
-            await stack.enter_async_context(queue.slot(demand(), slots=2))
+            await stack.enter_async_context(queue.slot(demand()))
 
 
 async def test_requests_are_ordered_by_deadline_then_by_priority(queue):
@@ -93,7 +95,7 @@ async def test_requests_are_ordered_by_deadline_then_by_priority(queue):
 
 async def test_a_wait_that_exceeds_the_deadline_is_refused_at_once(queue, clock):
     """The estimate comes from how long slots were held; the refusal says when to retry."""
-    async with queue.slot(demand(), slots=1):
+    async with queue.slot(demand()):
         clock.seconds += 10
     release = asyncio.Event()
     running = asyncio.create_task(hold(queue, release=release))
@@ -155,7 +157,7 @@ async def test_a_tenant_alone_leaves_slots_for_the_next(queue):
 
 async def test_the_wait_of_a_tenant_is_that_of_its_own_place(queue, clock):
     """A deadline that is long enough for its own requests is accepted, whoever floods."""
-    async with queue.slot(demand(), slots=1):
+    async with queue.slot(demand()):
         clock.seconds += 10
     release = asyncio.Event()
     tasks = [
@@ -279,7 +281,7 @@ async def test_a_cancelled_request_holds_no_slot(queue):
 @pytest.mark.parametrize("cancel_first", [False, True])
 async def test_a_cancellation_in_the_turn_in_which_a_slot_becomes_free(queue, cancel_first):
     """In either order the request ends as cancelled, and the slot is free for the next one."""
-    running = queue.slot(demand(), slots=1)
+    running = queue.slot(demand())
     await running.__aenter__()
     waits, next_one = (asyncio.create_task(hold(queue)) for _ in range(2))
     await settle()
@@ -366,3 +368,16 @@ async def test_a_queue_stays_while_its_deployment_has_a_route(clock):
     release.set()
     await asyncio.gather(*tasks)
     assert admission.queue(target(DEPLOYMENT)) is queue
+
+
+async def test_an_older_route_of_a_caller_does_not_change_the_slots(clock):
+    """A caller that fell back to it may have waited for long; only new routes do."""
+    admission = Admission(clock)
+    admission.update(routes_to(DEPLOYMENT, backends=2))
+    older, newer = (next(iter(routes_to(DEPLOYMENT, backends=count).targets())) for count in (1, 2))
+    async with admission.slot(newer, demand()):
+        before = admission.queue(newer)._slots.limit
+        async with admission.slot(older, demand()):
+            assert admission.queue(newer)._slots.limit == before
+    admission.update(routes_to(DEPLOYMENT, backends=1))
+    assert admission.queue(newer)._slots.limit == before // 2
