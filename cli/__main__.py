@@ -11,7 +11,7 @@ import typer
 from cli import chat, cost, demo, jobs, keys, mesh, models, providers, registry, tokens, tools
 from deploy.errors import CliError
 
-# Errors of the system that the user can fix, and that name a file. Others are faults of Headrace.
+# Errors of the system that the user can fix, and that name a file. Others are bugs of Headrace.
 _FIXABLE = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # `headrace token` must not import them
 MODEL = "smollm2"
 HISTORY_LINES = 500
 HELP = """\
-/model NAME   go on with another model; /model alone lists those that can chat
+/model NAME   continue with another model; /model alone lists those that can chat
 /reset        forget the conversation
 /help         print this
 /exit         end, like Ctrl-D
@@ -128,10 +128,10 @@ class _Session:
         if model:
             check_chat_model(self._edge, model)
             self._conversation.model = model
-            self._note(f"{model} answers from now on")
+            self._note(f"the model is now {model}")
         else:
             self._note(
-                f"{self._conversation.model} answers; there are: "
+                f"the model is {self._conversation.model}; available: "
                 f"{', '.join(chat_models(self._edge))}"
             )
 

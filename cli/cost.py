@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # `headrace token` must not import them
 _KINDS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
 _PER_MILLION = "US dollars per million"
 
-prices = typer.Typer(help="Shows and sets prices of models.", no_args_is_help=True)
-costs = typer.Typer(help="Shows what the requests of all tenants cost.", no_args_is_help=True)
+prices = typer.Typer(help="Show and set prices of models.", no_args_is_help=True)
+costs = typer.Typer(help="Show what the requests of all tenants cost.", no_args_is_help=True)
 
 
 @prices.command("ls")

@@ -25,7 +25,7 @@ MODEL = "smollm2"
 
 Job = Annotated[str, typer.Argument(help="The id of the job, or jobs/ID.")]
 
-app = typer.Typer(help="Runs requests in the background.", no_args_is_help=True)
+app = typer.Typer(help="Run requests in the background.", no_args_is_help=True)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from cli.options import Json, console, started_layout
 if TYPE_CHECKING:  # `headrace token` must not import them
     from deploy.keys import SigningKey
 
-app = typer.Typer(help="Shows and replaces the keys of a mesh.", no_args_is_help=True)
+app = typer.Typer(help="Show and replace the keys of a mesh.", no_args_is_help=True)
 
 
 @app.command("ls")
@@ -31,7 +31,7 @@ def rotate_key(
         bool,
         typer.Option(
             "--now",
-            help="End all tokens of earlier keys at once, since a key may have been stolen.",
+            help="End all tokens of earlier keys immediately: a key may have been stolen.",
         ),
     ] = False,
     as_json: Json = False,

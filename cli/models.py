@@ -27,7 +27,7 @@ Vary = Annotated[
     ),
 ]
 
-app = typer.Typer(help="Works on models.", no_args_is_help=True)
+app = typer.Typer(help="Manage models.", no_args_is_help=True)
 
 
 @app.command()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # `headrace token` must not import them
 
 Name = Annotated[str, typer.Argument(help="The `api_key_name` of manifests.")]
 
-app = typer.Typer(help="Works on external providers of models.", no_args_is_help=True)
-keys = typer.Typer(help="Works on the API keys of providers.", no_args_is_help=True)
+app = typer.Typer(help="Manage external providers of models.", no_args_is_help=True)
+keys = typer.Typer(help="Manage the API keys of providers.", no_args_is_help=True)
 app.add_typer(keys, name="key")
 
 

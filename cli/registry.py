@@ -23,7 +23,7 @@ Filter = Annotated[
 ]
 Etag = Annotated[str, typer.Option(help="Fail unless the deployment has this etag.")]
 
-app = typer.Typer(help="Works on the deployments of a mesh.", no_args_is_help=True)
+app = typer.Typer(help="Manage the deployments of a mesh.", no_args_is_help=True)
 
 
 @app.command("ls")

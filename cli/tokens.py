@@ -14,7 +14,7 @@ from deploy.errors import CliError
 def token(  # noqa: PLR0917  # typer makes options of them
     tenant: Tenant = DEFAULT_TENANT,
     user: User = DEFAULT_USER,
-    # The words of `keys.SCOPES`, which would take too long to import for every other command.
+    # The names of `keys.SCOPES`, which would take too long to import for every other command.
     scopes: Annotated[
         str | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""`headrace tools`: the programs that a mesh runs and did not build."""
+"""`headrace tools`: the third-party programs that a mesh runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # `headrace token` must not import them
 
     from deploy.binaries import Verified
 
-app = typer.Typer(help="Show and verify the programs that a mesh runs and did not build.")
+app = typer.Typer(help="Show and verify the third-party programs that a mesh runs.")
 _SHOWN_DIGITS = 16
 
 Reread = Annotated[

@@ -1,7 +1,7 @@
-"""The programs that a mesh runs and did not build: which ones they are, by digest.
+"""The third-party programs that a mesh runs: which ones they are, by digest.
 
-They come from packages that others than their makers put together. `binaries.json` has the digest
-of each file as it was reviewed; nothing else is started.
+They come from third-party packages. `binaries.json` has the digest of each file as it
+was reviewed; nothing else is started.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deploy.errors import CliError
 from deploy.host import REPOSITORY
 
 LIST_FILE = Path(__file__).with_name("binaries.json")
-# Beside the programs: who can change it can change them as well.
+# Next to the programs: an account that can change it can change them as well.
 CACHE_FILE = REPOSITORY / ".venv" / ".verified-binaries.json"
 OK, OWN, ABSENT, CHANGED, MISSING = "ok", "own", "absent", "changed", "missing"
 WRONG = (CHANGED, MISSING)

@@ -1,7 +1,7 @@
 """API keys of providers: one file for each in `HEADRACE_HOME/secrets`, which `inference` reads.
 
 A file has the key and the prefix of the URLs that it may be sent to. A version's artifact names the
-file, so without the prefix whoever deploys could have the key sent to a server of their own.
+file, so without the prefix a deployer could have the key sent to a server of their own.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _read(path: Path) -> ProviderKey:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ProviderKey(name=path.name, url_prefix="", problem="cannot be read; add it again")
     if not prefix:
-        problem = "bound to no URL; add it again with --url-prefix"
+        problem = "has no URL prefix; add it again with --url-prefix"
         return ProviderKey(name=path.name, url_prefix="", problem=problem)
-    problem = "other users can read it; chmod 600 it" if mode & 0o077 else ""
+    problem = "other users can read it; run chmod 600 on it" if mode & 0o077 else ""
     return ProviderKey(name=path.name, url_prefix=prefix, problem=problem)

@@ -1,6 +1,6 @@
 """Reads the headers of an artifact: an uncompressed tar of regular files.
 
-Nobody knows who packed it, so that this reader is strict and small, where general ones are neither:
+Its origin is not trusted, so this reader is strict and small, where general ones are neither:
 they read names and extended headers of any size into memory, follow chains of those recursively,
 and extract sparse files and links. Files of equal names, or of names that differ in case only, are
 refused: which of them counts would depend on who reads them.
@@ -116,6 +116,12 @@ def tar_files(tar: BinaryIO) -> Iterator[TarFile]:
             if path is not None:
                 yield TarFile(path, position, size)
         position += -(-size // _BLOCK) * _BLOCK
+
+
+def read_file(tar: BinaryIO, file: TarFile) -> bytes:
+    """Returns the bytes of a file; check its size first. Changes the tar's position."""
+    tar.seek(file.offset)
+    return tar.read(file.size_bytes)
 
 
 class _Header:
@@ -254,7 +260,7 @@ def _pax_path(content: bytes, *, is_global: bool) -> str:
 
 def _check_padding(tar: BinaryIO, position: int, end: int) -> None:
     if end - position > MAX_PADDING_BYTES or any(_read(tar, position, end - position)):
-        raise TarRefusedError("goes on behind its end")
+        raise TarRefusedError("has data after its end")
 
 
 def _read(tar: BinaryIO, position: int, size: int) -> bytes:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def start_task(work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-    """Starts a task; an error that ends it is logged and counted at once.
+    """Starts a task; an error that ends it is logged and counted immediately.
 
     The caller keeps a reference to the task, else asyncio may collect it before it ends.
 

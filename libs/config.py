@@ -41,8 +41,8 @@ class ServiceSettings(BaseSettings):
     )
     plaintext: bool = Field(
         default=False,
-        description="Allows TCP without TLS inside the mesh. Whoever reaches the ports is trusted "
-        "with any identity.",
+        description="Allows TCP without TLS inside the mesh. Any program that reaches the ports "
+        "is trusted with any identity.",
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     drain_seconds: float = Field(default=5.0, description="Time for running calls after SIGTERM.")
@@ -66,7 +66,7 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _callers_are_known(self) -> Self:
-        """Refuses addresses at which anybody could call, or be called in the mesh's place."""
+        """Refuses addresses at which any program could call, or be called in the mesh's place."""
         if self.tls is not None or self.plaintext:
             return self
         given = (self.tls_ca_file, self.tls_certificate_file, self.tls_key_file)
@@ -84,9 +84,9 @@ class ServiceSettings(BaseSettings):
         ]
         if exposed:
             raise ValueError(
-                f"{', '.join(exposed)}: without TLS, anybody who reaches a TCP port could act as "
-                "any caller. Use unix:/path; or set HEADRACE_TLS_CA_FILE, "
-                "HEADRACE_TLS_CERTIFICATE_FILE and HEADRACE_TLS_KEY_FILE; or, where nobody else "
+                f"{', '.join(exposed)}: without TLS, any program that reaches a TCP port could act "
+                "as any caller. Use unix:/path; or set HEADRACE_TLS_CA_FILE, "
+                "HEADRACE_TLS_CERTIFICATE_FILE and HEADRACE_TLS_KEY_FILE; or, where no one else "
                 "can reach the ports, HEADRACE_PLAINTEXT=true"
             )
         return self
@@ -97,7 +97,7 @@ class ProviderSettings(ServiceSettings):
 
     provider_allowed_networks: str = Field(
         default="",
-        description="Networks that providers may be in beside the public internet, such as "
+        description="Networks that providers may be in besides the public internet, such as "
         "127.0.0.0/8, separated by commas.",
     )
     provider_private_networks: bool = Field(

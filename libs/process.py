@@ -90,14 +90,14 @@ class Process:
         """Registers a function that is called when shutdown starts, to end watches and the like."""
         self._on_drain.append(call)
 
-    async def serve(self, *, ready: bool = True, beside: HttpServer | None = None) -> None:
+    async def serve(self, *, ready: bool = True, http: HttpServer | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then drains; also with an HTTP server, if given."""
         self._serving = True
         for server in self._servers:
             await server.start(ready=ready)
             self.spawn(server.ended())
-        if beside is not None:
-            await beside.start()
+        if http is not None:
+            await http.start()
         gc.collect()
         gc.freeze()  # objects that exist now are permanent, so the garbage collector can skip them
         _log.info("serving", address=self.server.address)
@@ -106,8 +106,8 @@ class Process:
         for call in self._on_drain:
             call()
         ends = [server.stop(self._drain_seconds) for server in self._servers]
-        if beside is not None:
-            ends.append(beside.stop())
+        if http is not None:
+            ends.append(http.stop())
         await asyncio.gather(*ends)
 
     def stop(self) -> None:

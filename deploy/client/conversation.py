@@ -26,7 +26,7 @@ class Conversation:
     """Keeps the messages of a conversation. A question that fails is not kept.
 
     Attributes:
-        model: who answers the next question.
+        model: the one that answers the next question.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Conversation:
 
 
 def check_chat_model(edge: EdgeClient, model: str) -> None:
-    """Returns if calls of this model make sense. The token needs the scope `read`.
+    """Checks that this model exists and can chat. The token needs the scope `read`.
 
     Raises:
         CliError: no chat model of this name is deployed, or the mesh cannot be reached.

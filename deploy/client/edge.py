@@ -98,7 +98,7 @@ def describe(error: grpc.RpcError) -> str:
     text = _with_violations(error)
     if not any(detail.Unpack(info) for detail in _details(error)):
         return f"{error.code().name}: {text}"
-    known = f"; there are: {models}" if (models := info.metadata.get("models")) else ""
+    known = f"; available: {models}" if (models := info.metadata.get("models")) else ""
     return f"{error.code().name}: {text}{known} ({info.reason})"
 
 

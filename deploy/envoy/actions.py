@@ -14,7 +14,7 @@ from typing import Any
 
 from deploy.envoy.limits import Limits
 
-# The name of the routes of incomplete requests, by which their timeouts are told from others.
+# The name of the routes of incomplete requests, which distinguishes their timeouts from others.
 INCOMPLETE = "incomplete"
 _COMPLETE_KEY = "headrace.request"
 _COMPLETE = "complete"
@@ -46,14 +46,14 @@ def forwarded(
         cluster: where the call goes.
         limits: the limits of the edge.
         max_seconds: the longest that a call may run, whatever its deadline is.
-        streams_requests: whether the caller goes on sending while the call runs.
+        streams_requests: whether the caller sends more messages while the call runs.
     """
     limit = f"{max_seconds}s"
     return {
         "cluster": cluster,
         "timeout": "0s",  # streams are long; the next line limits them
         "max_stream_duration": {"max_stream_duration": limit, "grpc_timeout_header_max": limit},
-        # A caller that only waits may wait without a sign of life until `max_seconds` are over.
+        # A caller that only waits may send nothing until `max_seconds` are over.
         "idle_timeout": f"{limits.stream_idle_seconds}s" if streams_requests else "0s",
     }
 

@@ -69,9 +69,9 @@ class Cors:
                 )
         for name in self.headers:
             if not _HEADER.fullmatch(name):
-                raise ValueError(f"invalid name of a header, {name!r}; use a-z, 0-9 and hyphens")
+                raise ValueError(f"invalid header name {name!r}; use a-z, 0-9 and hyphens")
         if self.max_age_seconds < 0:
-            raise ValueError("the age of CORS answers must not be negative")
+            raise ValueError("the maximum age of CORS answers must not be negative")
 
     def policy(self) -> dict[str, Any]:
         """Returns Envoy's policy."""

@@ -27,8 +27,8 @@ class Limits:
         body_idle_seconds: how long nothing of a body may arrive.
         stream_idle_seconds: how long nothing may pass in either direction of a call that streams
             its requests: an upload, or a stream of tensors.
-        tenant_requests_per_second: the requests of one tenant, on average; twice as many may come
-            at once.
+        tenant_requests_per_second: the requests of one tenant, on average; a burst may have twice
+            as many.
         open_requests_per_second: the calls without a token from one address, likewise.
         max_requests: the requests that run in all replicas of a service, of all callers.
         max_connections: the connections of all callers.

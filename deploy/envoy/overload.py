@@ -9,7 +9,7 @@ from libs.rpc.identity import TENANT_KEY
 
 # The tenants, and the addresses, whose rates are known; the one not seen for longest is forgotten.
 MAX_KNOWN = 10_000
-# How many times the requests of a second may come at once.
+# The largest burst, as a multiple of the requests of a second.
 BURST = 2
 # Memory of one stream from which on it is among those that are ended for it: 64 KiB.
 _TRACKED_POWER_OF_TWO = 16
@@ -88,7 +88,7 @@ def overload_manager(limits: Limits) -> dict[str, Any]:
 
 
 def _returned_memory(limits: Limits) -> dict[str, Any]:
-    """Gives memory back that streams have freed; else it would count as used."""
+    """Returns memory that streams have freed to the system; else it would count as used."""
     return {
         **_action("shrink_heap", {"threshold": {"value": 0.60}}),
         "typed_config": {

@@ -50,8 +50,8 @@ class Edge:
     Attributes:
         folder: the absolute folder that Envoy reads the rendered files from.
         listen_address: the `host:port` for callers; an IPv6 address has brackets.
-        admin_address: where Envoy's admin interface listens: `unix:/path`. Whoever reaches it can
-            stop the edge and make it log tokens, so a `host:port` is for tests only.
+        admin_address: where Envoy's admin interface listens: `unix:/path`. Any program that
+            reaches it can stop the edge and make it log tokens, so a `host:port` is for tests only.
         metrics_address: the `host:port` at which `GET /stats/prometheus` of the admin interface,
             and nothing else of it, can be read.
         services: the address of each replica, by cluster (see `CLUSTERS`): `host:port`, or
@@ -64,7 +64,7 @@ class Edge:
         otlp_endpoint: where traces are sent, such as `http://127.0.0.1:4317`; None: nowhere.
         trace_sample_percent: share of the traces started by the edge that is exported.
         cors: the web pages that may call.
-        listener_tls: the certificate that callers see; None: they speak without TLS.
+        listener_tls: the certificate that callers see; None: they connect without TLS.
         trusted_proxies: how many proxies before the edge add the address of the caller to
             `x-forwarded-for`. 0: the caller is who connects.
         worker_threads: the number of Envoy's worker threads.
@@ -131,7 +131,7 @@ def write(edge: Edge) -> Path:
 def write_tokens(edge: Edge) -> None:
     """Lets an edge that runs verify tokens with the public keys that its file holds now.
 
-    It goes on with its calls and its connections, and uses the keys within milliseconds.
+    It keeps its calls and its connections, and uses the keys within milliseconds.
 
     Raises:
         OSError: the keys cannot be read.

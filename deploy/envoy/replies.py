@@ -149,7 +149,7 @@ def _replies() -> Iterator[_Reply]:
     yield _Reply(
         _statuses(429, 429),
         ResourceExhausted(
-            "too many requests in a short time",
+            "too many requests in a short time; retry later",
             reason="RATE_LIMITED",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         ),
@@ -187,7 +187,7 @@ def _replies() -> Iterator[_Reply]:
         _statuses(500, 500), Internal("the edge failed", reason="INTERNAL"), http_status=500
     )
     for condition, cause, message in (
-        (_FULL, "overflow", "the service takes no more requests now"),
+        (_FULL, "overflow", "the service is at its limit of requests; retry later"),
         (_code_details(" == 'overload'"), "overload", "the edge is overloaded"),
     ):
         yield _Reply(

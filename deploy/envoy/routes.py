@@ -49,8 +49,8 @@ HTTP_CLUSTERS: Mapping[str, str] = MappingProxyType(
 )
 # `ModelStreamInfer`: a server of its own, which receives smaller messages.
 STREAM_CLUSTERS: Mapping[str, str] = MappingProxyType({"inference_streams": "inference"})
-# The clusters with limits of their own for some calls, and whose processes they are: who opens many
-# of these takes the places of nobody else.
+# The clusters with limits of their own for some calls, and whose processes they are: a caller who
+# opens many of these uses no capacity of other calls.
 LIMITED_CLUSTERS: Mapping[str, str] = MappingProxyType(
     {
         "jobs_watch": "jobs",
@@ -237,8 +237,8 @@ def _open_inference_routes(limits: Limits) -> Iterator[dict[str, Any]]:
 def _open_routes(limits: Limits) -> Iterator[dict[str, Any]]:
     """Yields the routes of calls without a token: they have no identity, and limits of their own.
 
-    They use connections of their own, so that however many there are, calls with a token find a
-    place. Only `GET /healthz` goes the way of chat completions: it tells whether these find one.
+    They use separate connections, so that any number of them leaves room for calls with a
+    token. Only `GET /healthz` takes the route of chat completions: it shows if these are served.
     """
     for path in (_CHECK, *OPEN_INFERENCE_HEALTH):
         yield from _open_call(path, "health", MAX_CHECK_SECONDS, limits)
@@ -263,8 +263,8 @@ def _open_route(path: str, action: Mapping[str, Any], limits: Limits) -> dict[st
     return {
         "match": {"path": path},
         "route": dict(action),
-        # Answers of these are short. Without the last header nobody compresses them.
-        # A token that nobody has checked is not for services.
+        # Answers of these are short. Without the last header they are not compressed.
+        # Services must not receive a token that was not verified.
         "request_headers_to_remove": [
             TENANT_KEY,
             USER_KEY,

@@ -19,7 +19,7 @@ class Tls:
     Attributes:
         certificate_file: the absolute path of the chain, PEM, the edge's own certificate first.
         key_file: the absolute path of its private key, PEM.
-        hsts_seconds: for how long browsers shall refuse to call without TLS; 0: they are not told.
+        hsts_seconds: for how long browsers must refuse to call without TLS; 0: no header.
     """
 
     certificate_file: Path

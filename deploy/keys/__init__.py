@@ -8,7 +8,7 @@
 * `last-expiry`: when the last token of `edge.pem` expires, at the latest;
 * `jwks.json`: the public halves that the edge verifies tokens with, made of the files above;
 * `input-hash.key`: the key of the hashes that replace inputs in logs; it is never replaced;
-* `triton-control.key`: without it, nobody changes what Triton serves;
+* `triton-control.key`: required to change what Triton serves;
 * `nats-USER.credentials`: the passwords of the services on the bus.
 
 Others use what is named here; the modules are internal.

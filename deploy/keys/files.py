@@ -1,7 +1,7 @@
 """The folder of the keys: its files, and how they are written.
 
-Every file appears complete or not at all, and is on disk before its writer goes on: a machine that
-fails at any moment leaves the old file or the new one.
+Every file appears complete or not at all, and is on disk before its writer continues: a machine
+that fails at any moment leaves the old file or the new one.
 """
 
 from __future__ import annotations

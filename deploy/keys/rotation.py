@@ -1,9 +1,9 @@
 """Replacing the key that signs tokens.
 
 Three steps, each complete on disk before the next one, so that a rotation that is interrupted
-anywhere leaves keys that work, and the next one goes on from there:
+anywhere leaves keys that work, and the next one continues from there:
 
-1. The new key is written beside the old one, and its public half is published.
+1. The new key is written next to the old one, and its public half is published.
 2. The edge reads it, without a restart.
 3. The new key takes the place of the old one, whose public half stays published until its last
    token has expired. The old private key is gone.
@@ -51,7 +51,7 @@ class SigningKey:
     Attributes:
         id: its `kid`, the thumbprint of its public half.
         state: `signs`; `retired`: it verifies tokens until they expire; `next`: a rotation was
-            interrupted, and the next one goes on with it.
+            interrupted, and the next one continues with it.
         expires: when a retired key verifies nothing any more; None for the others.
     """
 
@@ -96,9 +96,9 @@ def rotate(
         home: the mesh's `HEADRACE_HOME`.
         introduce: called with a token that the new key signed, when its public half is in the file
             that the edge verifies with; returns when the edge has read that and accepts the token.
-            If it raises, the old key goes on signing.
-        revoke: whether the tokens of all earlier keys end at once: a key may have been stolen. The
-            new key then signs before the edge has read it.
+            If it raises, the old key remains the one that signs.
+        revoke: whether the tokens of all earlier keys end immediately: a key may have been stolen.
+            The new key then signs before the edge has read it.
         clock: gives the current time.
 
     Raises:

@@ -50,7 +50,7 @@ class Retired(NamedTuple):
 
 
 def ensure_keys(home: Path, *, clock: Clock | None = None) -> None:
-    """Creates the keys that do not exist yet. Safe to call from several processes at once.
+    """Creates the keys that do not exist yet. Safe to call from several processes concurrently.
 
     Raises:
         KeyFileError: a file cannot be written, has no valid key, or is readable by other users.

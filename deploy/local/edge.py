@@ -45,7 +45,7 @@ def connect(layout: Layout, *, tenant: str, user: str, scopes: str) -> EdgeClien
 def introduce(layout: Layout, token: str) -> None:
     """Lets the edge read its keys again, and returns when it accepts a token of a new one.
 
-    Returns at once where no edge runs.
+    Returns immediately where no edge runs.
 
     Args:
         layout: the mesh.

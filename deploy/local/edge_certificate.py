@@ -2,7 +2,7 @@
 
 Envoy notices files that are renamed, but not files that are written in place, nor links that are
 replaced, as certbot does. This also checks that certificate and key belong together, and gives
-Envoy both at once. Runs as a process of its own beside an edge with TLS.
+Envoy both in one step. Runs as a separate process next to an edge with TLS.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ class EdgeSettings:
 
     Attributes:
         address: the IP address that it listens on.
-        certificate_file: the chain of its certificate, PEM; None: callers speak without TLS.
+        certificate_file: the chain of its certificate, PEM; None: callers connect without TLS.
         key_file: the private key, PEM; None without a certificate.
-        plaintext_accepted: whether callers on a network may go without TLS.
-        hsts_seconds: for how long browsers shall refuse to call without TLS.
+        plaintext_accepted: whether callers on a network may connect without TLS.
+        hsts_seconds: for how long browsers must refuse to call without TLS.
         trusted_proxies: how many proxies before the edge name the caller's address.
         cors: the web pages that may call.
         limits: what callers may use.
@@ -86,7 +86,7 @@ class EdgeSettings:
             raise CliError(
                 f"{ADDRESS} is {self.address}, so that callers' tokens would cross the network "
                 f"unencrypted. Set {CERTIFICATE} and {KEY} to the files of a certificate, or, "
-                f"where another program ends TLS before the edge, "
+                f"where another program terminates TLS in front of the edge, "
                 f"{PLAINTEXT}={PLAINTEXT_ACCEPTED}"
             )
 

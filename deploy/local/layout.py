@@ -21,7 +21,7 @@ _LONGEST_SOCKET = "embedding_cache.grpc"
 # Other characters have a meaning in gRPC's addresses.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@ -]+")
 _SHORT_FOLDERS = Path("/tmp")  # noqa: S108 - `private_folder` checks what is in it
-# What is in a mesh's folder; nobody else may enter these.
+# Folders in a mesh's folder; no other account may enter them.
 _PRIVATE = ("run", "logs", "data", "nats", "keys", "secrets", "artifacts", "triton", "cache")
 REPLICA_LIMIT = 64
 TRANSPORTS = ("unix", "tls")

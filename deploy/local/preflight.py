@@ -145,7 +145,7 @@ def edge_port_problems(home: Path) -> list:
     except OSError as error:
         if _mesh_is_running(home):
             return []
-        reason = error.strerror or error  # the text of an error that is no error of the system
+        reason = error.strerror or error  # `error` where it is not an error of the system
         action = "set HEADRACE_EDGE_PORT or HEADRACE_EDGE_ADDRESS"
         return [f"port {text} of {address} cannot be used ({reason}); {action}."]
     return []

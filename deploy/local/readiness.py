@@ -122,8 +122,8 @@ def wait_until_ready(
 class StartFailures:
     """Counts how often processes ended while they were waited for.
 
-    None ends because another one is not ready yet, so one that ends again has a fault that waiting
-    does not mend: a wrong setting, a broken file.
+    None ends because another one is not ready yet, so one that ends again has a problem that
+    waiting does not solve: a wrong setting, an invalid file.
     """
 
     def __init__(self) -> None:

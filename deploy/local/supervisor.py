@@ -20,7 +20,7 @@ from deploy.local.layout import Layout
 from deploy.local.processes import DRAIN_SECONDS, ProcessSpec, system_environment
 from deploy.local.session import record_session
 
-# A process that runs this long counts as started, and is restarted at once when it ends.
+# A process that runs this long counts as started, and is restarted immediately when it ends.
 START_SECONDS = 1
 # One that ends earlier is restarted after 1, 2, 3, ... seconds: half an hour with 60 retries.
 START_RETRIES = 60
@@ -28,7 +28,7 @@ STOP_WAIT_SECONDS = DRAIN_SECONDS + 5
 LOG_BYTES = 10 * 1024 * 1024
 LOG_BACKUPS = 2
 OPEN_FILES = 16_384
-# Files of the mesh are for its user only, also where somebody opens the folder for others.
+# Files of the mesh are for its user only, also if the folder's permissions allow others.
 PRIVATE_UMASK = 0o077
 # A core dump would have prompts, keys and tokens. The shell sets the limit, not a function between
 # fork and exec: with one, Python really forks, which fails while other threads use gRPC.

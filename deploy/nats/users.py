@@ -97,8 +97,8 @@ USERS: Mapping[str, Access] = MappingProxyType(
 def permissions(user: str) -> dict[str, list[str]]:
     """Returns the subjects that a user may publish and subscribe, as NATS's configuration has them.
 
-    All others are refused. Each user has its own inboxes: whoever could subscribe those of others
-    would receive the messages that are delivered to them.
+    All others are refused. Each user has its own inboxes: a user that could subscribe to those of
+    others would receive the messages that are delivered to them.
     """
     access = USERS[user]
     publish = list(access.publishes)

@@ -17,7 +17,7 @@ from deploy.errors import CliError
 from deploy.host import REPOSITORY
 
 # The version of each bundled model, and before it those that it replaces. A version never changes:
-# whoever changes a file of a model appends a version here.
+# a change of a model's file needs a new version here.
 _VERSIONS: Mapping[str, Sequence[str]] = {
     "smollm2": ("1.0.0", "1.1.0"),
     "minilm": ("1.0.0",),

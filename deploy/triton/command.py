@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shlex
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from libs.tls import TlsFiles
 # How long Triton waits for running requests when it stops; it needs one or two seconds more.
 EXIT_TIMEOUT_SECONDS = 2
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the Python backend creates its regions there
-# Loading a model runs its code; the others tell what callers do, or reach into their memory. A call
+# Loading a model runs its code; the others reveal what callers do, or access their memory. A call
 # needs this header with the mesh's control key.
 CONTROL_PROTOCOLS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
 CONTROL_HEADER = "triton-grpc-protocol-headrace-control-key"
@@ -166,8 +168,12 @@ def command(
 def remove_shared_memory(*, home: Path, backend_id: str) -> None:
     """Removes the shared memory that a killed Triton of this folder left behind."""
     prefix = region_prefix(home.absolute() / "triton" / backend_id)
+    user_id = os.geteuid()
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)
+        with suppress(OSError):  # any account may make files and folders of this name
+            found = region.lstat()
+            if stat.S_ISREG(found.st_mode) and user_id in (0, found.st_uid):
+                region.unlink()
 
 
 def region_prefix(folder: Path) -> str:

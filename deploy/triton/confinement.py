@@ -46,7 +46,7 @@ _CAPABILITY_VERSION = 0x20080522
 # seccomp: numbers of x86-64
 _AUDIT_ARCH = 0xC000003E
 _X32 = 0x40000000
-_SOCKET, _CLONE, _CLONE3 = 41, 56, 435
+_SOCKET, _SOCKETPAIR, _CLONE, _CLONE3, _PRLIMIT = 41, 53, 56, 435, 302
 _DENIED_CALLS = {
     "ptrace": 101,
     "mount": 165,
@@ -73,13 +73,43 @@ _DENIED_CALLS = {
     "fsopen": 430,
     "fsmount": 432,
     "pidfd_getfd": 438,
+    # Landlock has no right for these; of a mesh that is not root's, all files are the model's.
+    "chown": 92,
+    "fchown": 93,
+    "lchown": 94,
+    "fchownat": 260,
+    "setxattr": 188,
+    "lsetxattr": 189,
+    "fsetxattr": 190,
+    "removexattr": 197,
+    "lremovexattr": 198,
+    "fremovexattr": 199,
+    "setxattrat": 463,
+    "removexattrat": 466,
+    "file_setattr": 469,
+}
+# As above, but libraries that copy files or make folders call them: they succeed and do nothing.
+_CALLS_WITHOUT_EFFECT = {
+    "chmod": 90,
+    "fchmod": 91,
+    "fchmodat": 268,
+    "fchmodat2": 452,
+    "utime": 132,
+    "utimes": 235,
+    "futimesat": 261,
+    "utimensat": 280,
 }
 _CLONE_NEWUSER = 0x10000000
-_AF_INET, _AF_INET6, _SOCK_STREAM, _SOCK_TYPE_MASK = 2, 10, 1, 0xF
+_AF_INET, _AF_INET6, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 2, 10, 1, 5, 0xF
+# Not MPTCP and others: what they connect to is not checked by Landlock.
+_PROTOCOLS = (0, 6)  # the default, TCP
+# A call that sends and connects, which Landlock does not check.
+_MSG_FASTOPEN = 0x20000000
+_FLAGS_OF_SENDING = ((44, 3), (46, 2), (307, 3))  # sendto, sendmsg, sendmmsg; which argument
 
 _LOAD, _JUMP_EQUAL, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, (16, 24)
+_NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, (16, 24, 32, 40)
 _DENIED, _ALLOWED = (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
 # Other architectures have other numbers. Afterwards the number of the call is loaded.
 _ONLY_X86_64 = (
@@ -177,8 +207,9 @@ def restrict_files(
 def deny_sockets_and_calls() -> None:
     """Allows sockets of TCP only: no Unix sockets, UDP, or anything else that leaves the process.
 
-    Also denies calls that reach into other processes or around the other restrictions. Pairs of
-    sockets work. Call `drop_new_privileges` before.
+    Also denies calls that reach into other processes or around the other restrictions, or change
+    owners and attributes of files; those that change modes and times succeed and do nothing. Pairs
+    of connected sockets work. Call `drop_new_privileges` before.
 
     Raises:
         ConfinementError: the kernel refuses.
@@ -249,12 +280,34 @@ def _filter() -> list[tuple[int, int, int, int]]:
     program = [*_ONLY_X86_64]
     for number in _DENIED_CALLS.values():
         program += [(_JUMP_EQUAL, 0, 1, number), deny]
+    for number in _CALLS_WITHOUT_EFFECT.values():
+        program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO)]
     # Its flags are in memory, which a filter cannot read: libraries use clone instead.
     program += [(_JUMP_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    program += [
-        (_JUMP_EQUAL, 0, 4, _CLONE),
+    for number, argument, flag in (
+        (_CLONE, 0, _CLONE_NEWUSER),
+        *((number, argument, _MSG_FASTOPEN) for number, argument in _FLAGS_OF_SENDING),
+    ):
+        program += [
+            (_JUMP_EQUAL, 0, 4, number),
+            (_LOAD, 0, 0, _ARGUMENT_AT[argument]),
+            (_JUMP_SET, 0, 1, flag),
+            deny,
+            allow,
+        ]
+    program += [  # only its own limits
+        (_JUMP_EQUAL, 0, 4, _PRLIMIT),
         (_LOAD, 0, 0, _ARGUMENT_AT[0]),
-        (_JUMP_SET, 0, 1, _CLONE_NEWUSER),
+        (_JUMP_EQUAL, 1, 0, 0),
+        deny,
+        allow,
+    ]
+    program += [  # pairs of datagram sockets can be connected to other Unix sockets
+        (_JUMP_EQUAL, 0, 6, _SOCKETPAIR),
+        (_LOAD, 0, 0, _ARGUMENT_AT[1]),
+        (_AND, 0, 0, _SOCK_TYPE_MASK),
+        (_JUMP_EQUAL, 2, 0, _SOCK_STREAM),
+        (_JUMP_EQUAL, 1, 0, _SOCK_SEQPACKET),
         deny,
         allow,
     ]
@@ -267,9 +320,13 @@ def _filter() -> list[tuple[int, int, int, int]]:
         (_RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT),
         (_LOAD, 0, 0, _ARGUMENT_AT[1]),
         (_AND, 0, 0, _SOCK_TYPE_MASK),
-        (_JUMP_EQUAL, 0, 1, _SOCK_STREAM),
-        allow,
+        (_JUMP_EQUAL, 1, 0, _SOCK_STREAM),
         deny,
+        (_LOAD, 0, 0, _ARGUMENT_AT[2]),
+        (_JUMP_EQUAL, 2, 0, _PROTOCOLS[0]),
+        (_JUMP_EQUAL, 1, 0, _PROTOCOLS[1]),
+        (_RETURN, 0, 0, _ERRNO | errno.EPROTONOSUPPORT),
+        allow,
     ]
     return program
 

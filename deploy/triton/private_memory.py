@@ -1,8 +1,9 @@
 """Keeps other accounts of the machine out of the shared memory in which Triton passes tensors.
 
 Prompts and answers are in it. Its Python backend creates regions in `/dev/shm` and then makes them
-readable for everybody, whatever the umask. This runs in the process that becomes Triton: the umask
-applies, and the system call that would change a mode does nothing, in Triton and in its models.
+readable for all accounts, whatever the umask. This runs in the process that becomes Triton: the
+umask applies, and the system call that would change a mode does nothing, in Triton and in its
+models.
 """
 
 from __future__ import annotations

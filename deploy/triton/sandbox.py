@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
+import secrets
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +27,7 @@ from pathlib import Path
 from deploy.errors import CliError
 from deploy.host import LOOPBACK
 from deploy.triton import confinement
+from deploy.triton.removal import remove_folder
 
 MODE_VARIABLE = "HEADRACE_TRITON_SANDBOX"
 USER_VARIABLE = "HEADRACE_TRITON_USER"
@@ -103,8 +104,13 @@ class Sandbox:
 
         Called by its parent, before each start.
         """
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        # What a model left may not be removable: it must not stop this start.
+        old = f"{self.scratch.name}.old-"
+        with suppress(FileNotFoundError):
+            self.scratch.rename(self.scratch.with_name(f"{old}{secrets.token_hex(8)}"))
         self.scratch.mkdir(mode=0o700)
+        for path in self.folder.glob(f"{old}*"):
+            remove_folder(path)
         if self.user_id is not None:
             for path in (self.scratch, *self.sockets):
                 os.chown(path, self.user_id, self.user_id)
@@ -113,7 +119,7 @@ class Sandbox:
         """Removes the folders that this user's Tritons have made since those known were there."""
         user_id = os.geteuid() if self.user_id is None else self.user_id
         for folder in self.leftovers() - set(known):
-            with suppress(OSError):  # somebody else was faster, or it is not empty
+            with suppress(OSError):  # another process was faster, or it is not empty
                 if folder.stat().st_uid == user_id:
                     folder.rmdir()
 
@@ -168,20 +174,17 @@ def sandbox_of(
         raise SandboxError(f"{MODE_VARIABLE} must be on, required or off, and not {mode!r}")
     if mode == "off":
         return None
+    if mode == "required":
+        _require_layers()
     has_landlock = confinement.landlock_version() > 0
     if not has_landlock:
-        if mode == "required":
-            raise SandboxError(
-                f"{MODE_VARIABLE} is required, but this kernel has no Landlock (Linux 5.13 with "
-                "landlock in the boot parameter lsm=)"
-            )
         return None
     scratch = folder / "tmp"
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     for each in sockets:
         if folder.is_relative_to(each):
             raise SandboxError(
-                f"{each} has more than the sockets of {folder.name}; use another one"
+                f"{each} contains more than the sockets of {folder.name}; use another folder"
             )
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Sandbox(
@@ -199,8 +202,28 @@ def sandbox_of(
 
 def layers() -> Mapping[str, bool]:
     """Returns the parts of the sandbox, and whether this machine and the settings have them."""
+    found = _layers_of_kernel()
     is_on = os.environ.get(MODE_VARIABLE, "on") != "off"
-    version = confinement.landlock_version() if is_on else 0
+    return {name: is_on and has for name, has in found.items()}
+
+
+def _require_layers() -> None:
+    found = _layers_of_kernel()
+    missing = _missing(found)
+    if not found["files"]:
+        raise SandboxError(
+            f"{MODE_VARIABLE} is required, but this kernel has no Landlock (Linux 5.13 with "
+            "landlock in the boot parameter lsm=)"
+        )
+    if missing:
+        raise SandboxError(
+            f"{MODE_VARIABLE} is required, but this machine lacks a part of it: "
+            f"{', '.join(missing)} (Linux 6.12 on x86-64 has all)"
+        )
+
+
+def _layers_of_kernel() -> Mapping[str, bool]:
+    version = confinement.landlock_version()
     return {
         "files": version > 0,
         "tcp": version >= confinement.TCP_VERSION,
@@ -218,12 +241,17 @@ def warning() -> str:
             "models run without a sandbox: they can read this user's files, also the mesh's keys "
             "(Landlock is off or not in this kernel); deploy only models that you trust"
         )
-    missing = [name for name in ("tcp", "signals", "unix_sockets") if not found[name]]
+    missing = _missing(found)
     if missing:
         return (
             f"the sandbox of models is not complete on this kernel, without: {', '.join(missing)}"
         )
     return ""
+
+
+def _missing(found: Mapping[str, bool]) -> list[str]:
+    """Returns the layers that a kernel lacks; the user is a matter of who starts the mesh."""
+    return [name for name, has in found.items() if not has and name != "user"]
 
 
 def _user_id(backend_id: str, environment: Mapping[str, str]) -> int:

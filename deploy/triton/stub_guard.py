@@ -1,9 +1,9 @@
 """Ends a model's process (a stub of Triton's Python backend) when its server ends.
 
-A stub whose server was killed would wait for it for ever and keep its model in memory. Every stub
-imports `triton_python_backend_utils`; `command` adds a line to that module that calls this one, so
-that models need no code for it. The kernel's parent death signal cannot be used: it is sent when
-the *thread* that started the stub ends, not its process.
+A stub whose server was killed would wait for it indefinitely and keep its model in memory. Every
+stub imports `triton_python_backend_utils`; `command` adds a line to that module that calls this
+one, so that models need no code for it. The kernel's parent death signal cannot be used: it is sent
+when the *thread* that started the stub ends, not its process.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ import confinement
 
 _POLICY = "HEADRACE_STUB_POLICY"
 _PORT = "HEADRACE_ENGINE_PORT"
+# All models of this Triton may write to the folder: a link must not be followed, a pipe not waited
+# for.
+_LOCK_FLAGS = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def main() -> None:
@@ -48,7 +51,10 @@ def _reserve_port(ports: list[int], scratch: Path) -> int:
         SystemExit: there is none: more models are loaded than there are ports.
     """
     for port in ports:
-        lock = os.open(scratch / f"engine-{port}.lock", os.O_CREAT | os.O_WRONLY, 0o600)
+        try:
+            lock = os.open(scratch / f"engine-{port}.lock", _LOCK_FLAGS, 0o600)
+        except OSError:
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""Streams an answer, goes on after a break, and reads why a call failed.
+"""Streams an answer, continues it after an interruption, and reads why a call failed.
 
     export TOKEN=$(.venv/bin/headrace token)
     .venv/bin/python examples/python/stream.py "Name three rivers."

@@ -27,11 +27,11 @@ _log = structlog.get_logger()
 
 _CONNECTED = Gauge("headrace_bus_connected", "1 while NATS is connected, else 0.")
 
-# Buffer for messages while the server is down; when it is full, publishing fails at once.
+# Buffer for messages while the server is down; when it is full, publishing fails immediately.
 PENDING_LIMIT_BYTES = 8 * 1024 * 1024
 RECONNECT_PAUSE_SECONDS = 0.2
 CONNECT_TIMEOUT_SECONDS = 2
-# A frozen server is detected after two intervals, a closed connection at once.
+# A frozen server is detected after two intervals, a closed connection immediately.
 PING_INTERVAL_SECONDS = 10
 DRAIN_TIMEOUT_SECONDS = 5
 
@@ -45,9 +45,9 @@ T = TypeVar("T")
 class _TlsTransport(TcpTransport):
     """Connects with TLS from the first byte.
 
-    nats-py connects first and then changes to TLS: if that fails, it waits for ever for the end of
-    the connection. It also goes on without TLS where the server, or a program in its place, does
-    not ask for it.
+    nats-py connects first and then changes to TLS: if that fails, it waits indefinitely for the
+    end of the connection. It also continues without TLS where the server, or a program in its
+    place, does not ask for it.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:

@@ -36,7 +36,7 @@ _PENDING_HEADER = "Nats-Pending-Messages"
 
 
 class Pull:
-    """Pulls messages of one consumer and passes each to `take` at once.
+    """Pulls messages of one consumer and passes each to `take` immediately.
 
     Args:
         js: JetStream.

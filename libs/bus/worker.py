@@ -67,8 +67,8 @@ class PullWorker(Generic[M]):
     A message is acknowledged when its handler returns. If the handler raises, the message is
     delivered again after the consumer's delay (or the error's `retry_after_seconds`, if longer).
     After `max_attempts`, also if its workers died, the message is passed to `on_exhausted` and
-    removed when that returns. `PoisonMessage` removes it at once. What is removed is overwritten on
-    the disk if it has contents (`Stream.content_subjects`).
+    removed when that returns. `PoisonMessage` removes it immediately. What is removed is
+    overwritten on the disk if it has contents (`Stream.content_subjects`).
 
     A handler may get a message again that it has already handled, and must detect that.
     """
@@ -273,7 +273,7 @@ class PullWorker(Generic[M]):
         assert self._on_exhausted is not None  # noqa: S101  # the constructor saw to it
         try:
             await self._on_exhausted(delivery)
-        except Exception as error:  # noqa: BLE001  # it stays on the queue until somebody takes it
+        except Exception as error:  # noqa: BLE001  # it stays on the queue until a worker takes it
             return await self._retry(delivery, error)
         _log.error("message given up", subject=delivery.subject, error=delivery.error)
         raw = delivery._raw  # noqa: SLF001  # the two are one
@@ -314,7 +314,7 @@ class PullWorker(Generic[M]):
         try:
             await message.nak()
         except nats.errors.Error as error:
-            _log.debug("message not given back", error=error)
+            _log.debug("message not returned to the queue", error=error)
 
 
 def _mark_failed(error: Exception) -> None:

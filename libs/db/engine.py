@@ -56,7 +56,7 @@ def create_engine(url: str) -> AsyncEngine:
 
 
 def _pool_settings(url: URL) -> dict[str, Any]:
-    # hide_parameters: the values of rows are no part of errors.
+    # hide_parameters: errors do not contain the values of rows.
     shared = {
         "max_overflow": 0,
         "pool_timeout": CONNECTION_WAIT_SECONDS,

@@ -12,7 +12,7 @@ from libs.grpc_stream.connection import Connection, Headers, Receiver, Stream
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.framing import PREFIX, framed
 
-# A reader may take 0.1 ms for each, in which nobody else runs.
+# A reader may take 0.1 ms for each, during which no other task runs.
 MAX_MESSAGES_AT_ONCE = 256
 
 _CODES = {str(code.value[0]).encode(): code for code in grpc.StatusCode}

@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from libs.grpc_stream.protocol import MAX_HEADER_LIST_BYTES, ClientProtocol
 
-# All streams together may receive this much ahead of the reader. The connection makes room for more
-# at once: a single stream is held back by its own window.
+# All streams together may receive this much ahead of the reader. The connection's window is renewed
+# immediately: a single stream is limited by its own window.
 CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
 # Of requests, at most so much is copied before it is written: however large the peer's windows are,
 # what the kernel does not take stays in the requests.

@@ -1,6 +1,6 @@
 """How slowly a request may arrive.
 
-Without a limit, a client that sends a body byte by byte holds a connection and memory for ever.
+Without a limit, a client that sends a body byte by byte holds a connection and memory indefinitely.
 """
 
 from __future__ import annotations

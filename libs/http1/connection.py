@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def _note_progress(self) -> None:
-        """Notes that a part of a request arrived, and sees to it that the rest does."""
+        """Notes that a part of a request arrived, and starts the timer for the rest."""
         size = self._reader.received_bytes
         if size != self._progress_bytes:
             self._progress_bytes = size

@@ -33,7 +33,7 @@ class ResponseWriter(Protocol):
 
 
 class Exchange:
-    """A request and its response, which is sent at once (`respond`) or in parts (`send_chunk`).
+    """A request and its response, which is sent as a whole (`respond`) or in parts (`send_chunk`).
 
     Attributes:
         request: what the client sent.
@@ -104,7 +104,7 @@ class Exchange:
         await self._connection.drain()
 
     def abort(self) -> None:
-        """Closes the connection at once, so that the response does not look complete."""
+        """Closes the connection immediately, so that the response does not look complete."""
         self._connection.transport.abort()
 
     def _start(self, status: int, content_type: str, headers: Mapping[str, str] | None) -> str:

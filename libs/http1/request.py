@@ -134,7 +134,7 @@ class RequestReader:
         self._body: bytes | bytearray = b""
         self._body_bytes = self._body_limit = 0
         self.in_head = False
-        self._ignoring = False  # what follows is no request
+        self._ignoring = False  # what follows is not a request
         # The framing header of a body that the parser stopped at, because of an `Upgrade`.
         self._skipped_framing = b""
         self._resuming = False
@@ -299,7 +299,7 @@ class RequestReader:
             self._violation = "the header host is missing"
 
     def _note_upgrade(self) -> None:
-        """Remembers how to go on: the parser takes what follows the head for another protocol."""
+        """Records how to continue: the parser takes what follows the head for another protocol."""
         if self._method == "CONNECT":
             self._ignoring = True  # no more requests follow
             self._keep_alive = False
@@ -309,7 +309,7 @@ class RequestReader:
                 self._skipped_framing = f"{name}: {self._headers[name]}".encode("latin-1")
 
     def _ignore_upgrade(self) -> None:
-        """Goes on with HTTP/1.1 behind the head of a request that asked for another protocol.
+        """Continues with HTTP/1.1 after the head of a request that asked for another protocol.
 
         A server may ignore `Upgrade`. The parser cannot: it has to be started again where the body
         starts, behind a head that says how long it is.

@@ -44,7 +44,7 @@ class HttpServer:
             application: answers the requests.
             drain_seconds: how long running requests may take when the server stops.
             clock: the time, for the `Date` header.
-            tls: on TCP, clients must have a certificate of the mesh; None: anybody may call.
+            tls: on TCP, clients must have a certificate of the mesh; None: any client may call.
             arrival_limits: how slowly a request may arrive; None: the defaults.
         """
         self.address = address

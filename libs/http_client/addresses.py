@@ -34,7 +34,7 @@ class AddressRefusedError(HttpError):
 
 @dataclass(frozen=True)
 class AddressPolicy:
-    """What is allowed beside public addresses.
+    """What is allowed besides public addresses.
 
     Attributes:
         networks: these networks, whatever is in them.

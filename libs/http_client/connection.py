@@ -66,7 +66,7 @@ class ClientConnection(asyncio.Protocol):
             raise
 
     def abort(self) -> None:
-        """Closes the connection at once; data on its way is lost."""
+        """Closes the connection immediately; data on its way is lost."""
         self._transport.abort()
 
     @override

@@ -19,9 +19,9 @@ from libs.http_client.addresses import AddressPolicy, AddressRefusedError
 from libs.http_client.proxies import Proxies, Proxy
 from libs.http_client.response import HttpError
 
-# Another of a host's addresses is tried beside the first after so long (RFC 8305).
+# Another of a host's addresses is tried in parallel to the first after so long (RFC 8305).
 NEXT_ADDRESS_SECONDS = 0.25
-# Many connections at once look their host up once.
+# Connections that are opened at the same time look their host up once.
 ADDRESSES_SECONDS = 10.0
 MAX_PROXY_HEAD_BYTES = 16 * 1024
 
@@ -35,7 +35,7 @@ class Network:
     """How servers are reached.
 
     Attributes:
-        ca_file: a file of PEM certificates whose authorities are trusted beside those of this
+        ca_file: a file of PEM certificates whose authorities are trusted besides those of this
             machine (or of `SSL_CERT_FILE`).
         proxies: the proxies in between.
         policy: which addresses may be connected to; None: all.

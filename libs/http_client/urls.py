@@ -1,7 +1,7 @@
 """URLs of servers outside the mesh, in the one spelling that can be compared.
 
-Parsers differ about odd URLs: what one of them reads as a path is a host to another. Such a URL is
-refused, so that all who read it agree on where it leads.
+Parsers differ about unusual URLs: what one of them reads as a path is a host to another. Such a URL
+is refused, so that all who read it agree on where it leads.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class _Waiting:
 
 
 class UsageBatches:
-    """Publishes records by group commit: one that comes alone is published at once, as itself.
+    """Publishes records by group commit: one that comes alone is published immediately, as itself.
 
     A record is published even when its caller is cancelled. After a failure a record may be stored
     twice, in two messages; the ledger books it once.
@@ -108,7 +108,7 @@ class UsageBatches:
                     await asyncio.sleep(GATHER_SECONDS)
         finally:
             self._publishing = None
-            if self._waiting:  # this task failed or was cancelled: no caller may wait for ever
+            if self._waiting:  # this task failed or was cancelled: no caller may wait indefinitely
                 error = Internal("usage was not recorded", reason="INTERNAL")
                 _settle(self._waiting, error)
                 self._waiting.clear()
@@ -136,7 +136,7 @@ class UsageBatches:
             return [each for each in batch if each.deadline_seconds > late]
         except HeadraceError as error:
             _settle(batch, error)
-        except Exception as error:  # noqa: BLE001  # no caller may wait for ever
+        except Exception as error:  # noqa: BLE001  # no caller may wait indefinitely
             _settle(batch, Internal(f"usage was not recorded: {error!r}", reason="INTERNAL"))
         else:
             _settle(batch, None)

@@ -144,7 +144,7 @@ def _part(part: Fields) -> str:
 def _max_tokens(fields: Fields) -> int | None:
     older, newer = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
     if older is not None and newer is not None:
-        fields.refuse("max_tokens", "must not be set beside max_completion_tokens")
+        fields.refuse("max_tokens", "must not be set together with max_completion_tokens")
     return older if newer is None else newer
 
 

@@ -19,7 +19,7 @@ INT64_MAX = 2**63 - 1
 # A body of 4 MiB can have 1.4 million values. To parse and to free those takes half a second in
 # which no other request runs, so that they are counted before.
 MAX_VALUES = 32_768
-# A body without values beside strings has at most as many in this much.
+# A body without values other than strings has at most as many in this much.
 _COUNTED_FROM_BYTES = 2 * MAX_VALUES
 MAX_LIST_LENGTH = 4096
 _MAX_UNKNOWN_IN_MESSAGE = 8

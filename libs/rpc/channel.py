@@ -91,7 +91,7 @@ def open_channel(
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.enable_retries", int(retries)),
-        # A restarted service is found at once, not after the two minutes of gRPC.
+        # A restarted service is found immediately, not after the two minutes of gRPC.
         ("grpc.initial_reconnect_backoff_ms", 100),
         # In spite of its name this is the timeout of one connection attempt: a busy peer may
         # answer late.

@@ -13,7 +13,7 @@ from functools import cache
 from google.protobuf.descriptor import Descriptor
 
 _VARINT, _BYTES = 0, 2
-# Of the other wire types: 8 and 4 bytes, and the ends of groups, whose fields stand between them.
+# Of the other wire types: 8 and 4 bytes, and the ends of groups, which enclose their fields.
 _SIZES = {1: 8, 5: 4, 3: 0, 4: 0}
 _MORE = 0x80
 _MAX_VARINT_BYTES = 10

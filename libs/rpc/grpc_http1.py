@@ -99,7 +99,7 @@ class GrpcCall:
         return tuple(self._exchange.request.headers.items())
 
     def time_remaining(self) -> float | None:
-        """Returns the seconds until the caller gives up; None: it never does."""
+        """Returns the seconds until the caller's deadline; None: it has none."""
         if self._deadline_seconds is None:
             return None
         return max(0.0, self._deadline_seconds - self._handler.clock.monotonic_seconds())

@@ -139,7 +139,7 @@ class HttpApi:
             exchange.respond(b"", content_type="text/plain")
             return
         error = Unavailable(
-            "the service is not ready: it starts, stops, or has no routes yet",
+            "the service is not ready: it is starting or stopping, or has no routes yet",
             reason="DEPENDENCY_UNAVAILABLE",
             metadata={"dependency": "routes"},
             retry_after_seconds=NOT_READY_RETRY_SECONDS,

@@ -30,7 +30,7 @@ class HttpCall:
     Attributes:
         parameter: the decoded last part of the path, where the route has one; else empty.
         deadline_seconds: when the response must be complete, on the clock's monotonic time.
-        start_deadline_seconds: when it must have started: the client gives up then.
+        start_deadline_seconds: when it must have started: the client's timeout.
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class HttpCall:
         return self._exchange.send_chunk(data, content_type=content_type)
 
     def abort(self) -> None:
-        """Closes the connection at once, so that the response does not look complete."""
+        """Closes the connection immediately, so that the response does not look complete."""
         self._exchange.abort()
 
     def _allow_the_rest(self) -> None:

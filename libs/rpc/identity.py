@@ -45,7 +45,7 @@ class Identity:
     usage_id: str = ""
 
     def require(self, scope: str) -> None:
-        """Returns if the caller has the scope.
+        """Checks that the caller has the scope.
 
         Raises:
             PermissionDenied: it does not have it.
@@ -56,7 +56,7 @@ class Identity:
             )
 
     def allow_priority(self, priority: int) -> None:
-        """Returns if the caller may ask for a priority.
+        """Checks that the caller may ask for a priority.
 
         Raises:
             PermissionDenied: its token allows lower ones only.
@@ -121,7 +121,7 @@ def identity_in(headers: Mapping[str, Any]) -> Identity:
     tenant, user = headers.get(TENANT_KEY), headers.get(USER_KEY)
     scopes, max_priority = headers.get(SCOPES_KEY, ""), headers.get(MAX_PRIORITY_KEY, "0")
     if not tenant or not user:
-        raise Unauthenticated("the call names no tenant and user", reason="TOKEN_INVALID")
+        raise Unauthenticated("the call has no tenant and user", reason="TOKEN_INVALID")
     if not (is_name(tenant) and is_name(user) and are_scopes(scopes) and is_priority(max_priority)):
         raise Unauthenticated("a claim of the token is not valid", reason="TOKEN_INVALID")
     return Identity(

@@ -235,7 +235,7 @@ async def _read_out(requests: AsyncIterator[bytes], remaining_seconds: float | N
 async def _abort(context: Any, error: HeadraceError) -> NoReturn:
     status = to_status(error)
     details = status.SerializeToString()
-    # Waits behind what the client has not read yet, but not for ever.
+    # Waits behind what the client has not read yet, up to a limit.
     with suppress(TimeoutError):
         async with asyncio.timeout(ABORT_SECONDS):
             await context.abort(grpc_code(error), status.message, ((DETAILS_KEY, details),))
@@ -249,6 +249,6 @@ def _writing(generator: Callable[[Any, Any], AsyncIterator[Any]]) -> Behavior:
             async for message in messages:
                 await context.write(message)
         finally:
-            await messages.aclose()  # type: ignore[attr-defined]  # frees what it holds at once
+            await messages.aclose()  # type: ignore[attr-defined]  # frees what it holds immediately
 
     return write_all

@@ -38,7 +38,7 @@ class Latest(Generic[T]):
         self._wake()
 
     async def follow(self) -> AsyncIterator[T]:
-        """Yields the newest value at once, if there is one, and again whenever it is replaced."""
+        """Yields the newest value, if there is one, immediately, and each later one."""
         seen = 0
         while not self._closed:
             changed = self._changed

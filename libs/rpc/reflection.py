@@ -48,7 +48,7 @@ def public_pool() -> descriptor_pool.DescriptorPool:
 
 
 class _Servicer(ReflectionServicer):  # type: ignore[misc]  # grpc_reflection has no types
-    """Writes each file once: nobody needs a token to ask, and to write one takes 0.5 ms."""
+    """Writes each file once: callers need no token, and writing one takes 0.5 ms."""
 
     def __init__(self, names: list[str], *, pool: descriptor_pool.DescriptorPool) -> None:
         super().__init__(names, pool=pool)

@@ -154,7 +154,7 @@ def read_message(
 
 
 def check_arrived(request: Request) -> None:
-    """Returns if a request over HTTP/1.1 kept the rules of HTTP and arrived in time.
+    """Checks that a request over HTTP/1.1 is valid HTTP and arrived in time.
 
     Raises:
         InvalidArgument: it breaks a rule.
@@ -164,7 +164,7 @@ def check_arrived(request: Request) -> None:
         raise InvalidArgument(request.violation, reason="INVALID_FIELD")
     if request.timed_out:
         raise DeadlineExceeded(
-            "the body arrived too slowly, and only a part of it",
+            "the body was still incomplete after the time limit; send it faster",
             reason="DEADLINE_EXCEEDED",
             metadata={"waiting_for": "the body"},
         )

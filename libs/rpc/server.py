@@ -22,7 +22,7 @@ from libs.tls import TlsFiles
 
 # More than a request may have, so that the error of one that is too long can carry `ErrorInfo`.
 MAX_RECEIVED_BYTES = 2 * MAX_REQUEST_BYTES
-# How soon it is noticed that gRPC itself has ended the server: it tells only when a wait times out.
+# How often to check whether gRPC itself has ended the server: only a wait that times out shows it.
 _WAIT_SECONDS = 1.0
 
 
@@ -65,11 +65,11 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                # gRPC decompresses before anybody sees the call: 64 KiB become 64 MiB, also
+                # gRPC decompresses before any handler sees the call: 64 KiB become 64 MiB, also
                 # without a token. Only the first algorithm, identity, is left.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
                 # What a handler does not read is not received: else the window of each stream grows
-                # until a message of 60 MiB that nobody reads is in memory.
+                # until an unread message of 60 MiB is in memory.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(reuse_port)),
                 ("grpc.keepalive_permit_without_calls", 1),

@@ -61,7 +61,7 @@ def grpc_code(error: HeadraceError) -> grpc.StatusCode:
 def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
     """Returns the error that the callee raised.
 
-    One without our details comes from gRPC itself or from a foreign service: its text, which may
+    One without our details comes from gRPC itself or from another server: its text, which may
     contain addresses, is logged and not passed on.
     """
     code = error.code().name
@@ -71,12 +71,12 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadraceError:
             found = from_details(BY_CODE.get(code, Internal), error.details() or code, value)
             if found is not None:
                 return found
-    # gRPC's own words on connections; those of a foreign service may quote the request.
+    # gRPC's own text about connections; that of another server may quote the request.
     cause = error.details() if code == "UNAVAILABLE" else None
     _log.warning("call failed without details", code=code, cause=cause)
     if code not in _WITHOUT_DETAILS:
         return Internal(
-            "a callee failed without details; the log has its own words", reason="INTERNAL"
+            "a called service failed without details; see this service's log", reason="INTERNAL"
         )
     reason, message = _WITHOUT_DETAILS[code]
     retry = UNREACHABLE_RETRY_SECONDS if code == "UNAVAILABLE" else None
@@ -91,7 +91,7 @@ def as_headrace_error(raised: Exception) -> HeadraceError:
         return from_rpc_error(raised)
     _log.error("unexpected error", exc_info=raised)
     return Internal(
-        "internal error; the log has the rest under this trace id",
+        "internal error; the log has the details under this trace id",
         reason="INTERNAL",
         metadata={"trace_id": current_trace_id()},
     )

@@ -1,8 +1,8 @@
 """What logs and traces say of an error: its kind and where it was raised, never what was processed.
 
 The message of an exception may quote what it was raised for: `invalid literal for int(): '…'`, a
-validation error with its input, an SQL error with the values of the row, a model's own words. So
-messages are left out, except of errors whose words are known to be the mesh's own.
+validation error with its input, an SQL error with the values of the row, the text of a model. So
+messages are left out, except of errors whose text is known to be the mesh's own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_CHAINED_ERRORS: Final = 8
 def describe(error: BaseException) -> str:
     """Returns the kind of an error, with its message where that cannot quote a request.
 
-    A class of errors whose messages are its raisers' own words says so with the class attribute
+    A class of errors whose messages never quote data has the class attribute
     `has_plain_message = True`.
     """
     name = type(error).__name__

@@ -35,7 +35,7 @@ class RawFile(Protocol):
 
 
 class LineWriter:
-    """A logger for structlog that writes lines; outside an event loop it writes each at once.
+    """A logger for structlog that writes lines; outside an event loop it writes each immediately.
 
     Under load many requests end in the same iteration, and each write wakes the log's reader. A
     killed process loses the lines of its current iteration.

@@ -73,7 +73,7 @@ class Price:
         return replace(other, create_time=self.create_time) == self
 
     def check(self) -> None:
-        """Returns if the price may be created.
+        """Checks that the price may be created.
 
         Raises:
             InvalidArgument: with every field that is wrong.
@@ -120,7 +120,7 @@ class Usage:
     event_time: datetime
 
     def check(self) -> None:
-        """Returns if the usage can be booked.
+        """Checks that the usage can be booked.
 
         Raises:
             InvalidUsageError: an id or the tenant is missing, or a number is impossible.

@@ -53,8 +53,8 @@ class _Waiting:
 class Ledger:
     """Books usage events by group commit.
 
-    An event that comes alone is booked at once; those that come soon after a transaction started
-    share the next one. The consumer's `max_in_flight` limits the length of the queue.
+    An event that comes alone is booked immediately; those that come soon after a transaction
+    started share the next one. The consumer's `max_in_flight` limits the length of the queue.
     """
 
     def __init__(self, store: CostStore, price_book: PriceBook, clock: Clock) -> None:

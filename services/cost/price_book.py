@@ -16,7 +16,8 @@ from services.cost.store import CostStore
 _log = structlog.get_logger()
 
 _READ_FAILURES = Counter(
-    "headrace_cost_price_book_failures", "Reads of the price book that failed, outages aside."
+    "headrace_cost_price_book_failures",
+    "Reads of the price book that failed, other than because of an outage.",
 )
 
 
@@ -65,7 +66,7 @@ class PriceBook:
                 _log.exception("cannot read the price book")
 
     async def watch(self) -> AsyncIterator[list[Price]]:
-        """Yields the prices that apply now or later: at once, and after each change."""
+        """Yields the prices that apply now or later: immediately, and after each change."""
         async for by_name in self._latest.follow():
             yield current_and_later(by_name.values(), self._clock.now())
 

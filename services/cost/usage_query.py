@@ -49,7 +49,7 @@ class UsageQuery:
     bucket: TimeBucket | None = None
 
     def check(self) -> None:
-        """Returns if the range of time has a length.
+        """Checks that the range of time is not empty.
 
         Raises:
             InvalidArgument: it ends before it starts.

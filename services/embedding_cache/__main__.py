@@ -96,7 +96,7 @@ async def main() -> None:
             ),
         )
 
-        await running.serve(ready=False, beside=http)
+        await running.serve(ready=False, http=http)
         await embedder.drain()
         await bus.drain()
 

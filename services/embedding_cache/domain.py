@@ -77,7 +77,7 @@ def text_keys(artifact_digest: str, owner: str, texts: Sequence[str]) -> list[by
 
     Args:
         artifact_digest: `sha256:` and 64 hex digits.
-        owner: whose vectors they are. Nobody can make the key of another owner's vector.
+        owner: whose vectors they are. No owner can make the key of another's vector.
         texts: what the vectors are of.
     """
     artifact = bytes.fromhex(artifact_digest.removeprefix("sha256:"))

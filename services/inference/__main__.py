@@ -149,7 +149,7 @@ async def main() -> None:
         streams.add_generic_rpc_handlers((stream_handlers(tensor_servicer),))
         openai = OpenAIHandlers(generator=generator, routes=routes, clock=clock)
 
-        await running.serve(ready=False, beside=_http_server(settings, running, servicer, openai))
+        await running.serve(ready=False, http=_http_server(settings, running, servicer, openai))
         await embedder.drain()
         await tensors.drain()
         await recorder.drain()

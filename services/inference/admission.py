@@ -1,8 +1,8 @@
 """Admission control: the queues of all deployments, and the memory that their requests share.
 
-Nobody can take everything: a tenant alone gets most of the slots, of the places in the queue and of
-the memory for requests, but never all of them (`SharedLimit`), so that the next tenant starts at
-once. Backends other than those of chat models receive only as much work as keeps them busy
+No tenant can take everything: a tenant alone gets most of the slots, of the places in the queue and
+of the memory for requests, but never all of them (`SharedLimit`), so that the next tenant starts
+immediately. Backends other than those of chat models receive only as much work as keeps them busy
 (`WorkWindow`).
 """
 
@@ -158,6 +158,6 @@ class Admission:
 
 
 def slots_of(target: RouteTarget) -> int:
-    """Returns how many requests the backends of a deployment process at once."""
+    """Returns how many requests the backends of a deployment process concurrently."""
     per_backend = target.schema.max_concurrent_requests or DEFAULT_CONCURRENT_REQUESTS
     return per_backend * len(target.backends)

@@ -1,7 +1,7 @@
 """Salts that keep the prefix caches of tenants apart in the engines.
 
 An engine shares what it has read of a prompt only between requests with the same salt. Else the
-time to the first token, and `cached_tokens`, would tell a tenant what others have asked.
+time to the first token, and `cached_tokens`, would reveal to a tenant what others have asked.
 """
 
 from __future__ import annotations

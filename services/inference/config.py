@@ -86,7 +86,7 @@ class Settings(ProviderSettings):
     provider_ca_file: Path | None = Field(
         default=None,
         description="Certificates (PEM) of private authorities that providers' certificates may "
-        "have, beside those of the machine.",
+        "have, besides those of the machine.",
     )
     provider_https_proxy: str = Field(
         default="",

@@ -15,7 +15,7 @@ def seconds_left(deadline_seconds: float | None, clock: Clock, *, waiting_for: s
     """Returns how long a part of the request may take; None: no deadline.
 
     Args:
-        deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        deadline_seconds: the caller's deadline, on the clock's monotonic time; None: none.
         clock: the clock.
         waiting_for: what the error names, such as `backend`.
 

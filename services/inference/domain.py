@@ -19,8 +19,8 @@ class ChatCall:
 
     Attributes:
         request_id: the one of the request, or a generated one.
-        streamed: False: the caller receives the answer at once, so backends need not stream it.
-        deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        streamed: False: the caller receives the answer as a whole, so backends need not stream it.
+        deadline_seconds: the caller's deadline, on the clock's monotonic time; None: none.
         cache_salt: of the tenant; engines share prompts only between calls with the same one.
     """
 
@@ -31,7 +31,7 @@ class ChatCall:
     cache_salt: str = ""
 
     def check(self) -> None:
-        """Returns if every field of the request is valid.
+        """Checks that every field of the request is valid.
 
         Raises:
             InvalidArgument: names every field that is not.
@@ -55,7 +55,8 @@ class ChatCall:
             )
         if self.request.resumed_tokens > wanted:
             raise InvalidArgument.of_field(
-                "resume_from", f"is behind the longest answer of this request: {wanted} tokens"
+                "resume_from",
+                f"is after the end of the longest answer of this request: {wanted} tokens",
             )
         return wanted
 
@@ -108,7 +109,7 @@ QUEUES_FULL = ClientError(
 )
 # Nothing of the model's own text: it may have paths, or quote other requests.
 MODEL_FAILED = ClientError(
-    Internal, "the model failed on this request; the mesh's log says where", "MODEL_FAILED"
+    Internal, "the model failed on this request; see the mesh's log", "MODEL_FAILED"
 )
 
 # A request that makes the model fail goes to so many backends at most.

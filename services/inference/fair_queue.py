@@ -1,13 +1,13 @@
 """Requests that wait, in an order that is fair to their tenants: start-time fair queueing.
 
 Goyal, Vin and Cheng, "Start-time Fair Queueing: A Scheduling Algorithm for Integrated Services
-Packet Switching Networks", SIGCOMM 1996; for servers that process several requests at once SFQ(D),
-Jin, Chase and Kaur, "Interposed Proportional Sharing for a Storage Service Utility", SIGMETRICS
-2004. Each tenant has a tag, which grows by the work of each of its requests divided by its weight;
-the tenant with the lowest tag is next. A tenant that did not wait for a while starts at the tag of
-the request that was admitted last: it neither saves up turns nor has to catch up. When nothing
-waits or runs any more, all tenants start again from the highest tag. Between two tenants that wait
-all the time, the work that was admitted differs by at most one request each.
+Packet Switching Networks", SIGCOMM 1996; for servers that process several requests concurrently
+SFQ(D), Jin, Chase and Kaur, "Interposed Proportional Sharing for a Storage Service Utility",
+SIGMETRICS 2004. Each tenant has a tag, which grows by the work of each of its requests divided by
+its weight; the tenant with the lowest tag is next. A tenant that did not wait for a while starts
+at the tag of the request that was admitted last: it neither saves up turns nor has to catch up.
+When nothing waits or runs any more, all tenants start again from the highest tag. Between two
+tenants that wait all the time, the work that was admitted differs by at most one request each.
 
 A tenant's own requests are ordered by deadline, then by priority, then by arrival.
 """
@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# Tags of tenants that do not wait now; of more than so many the lowest are forgotten.
+# Tags of tenants that do not wait now; of more than so many the lowest are removed.
 MAX_REMEMBERED_TENANTS = 1024
 
 
@@ -30,7 +30,7 @@ class Waiter:
     """A request that waits.
 
     Attributes:
-        deadline_seconds: when its caller gives up, on the clock's monotonic time.
+        deadline_seconds: its caller's deadline, on the clock's monotonic time.
         number: its place in the order of arrival.
         work: an estimate, in the unit of all other requests in the queue.
         admitted: done when it may run.
@@ -55,7 +55,7 @@ class _Flow:
 
 
 class FairQueue:
-    """The waiting requests of one deployment. Finding the next one takes a look at each tenant."""
+    """The waiting requests of one deployment. Finding the next one takes a step for each tenant."""
 
     def __init__(self, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:
         """Makes an empty queue; `weight_of` returns the share of a tenant relative to others."""

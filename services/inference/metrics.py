@@ -13,8 +13,8 @@ BACKEND_FAILURES = Counter(
 )
 MODEL_FAILURES = Counter(
     "headrace_inference_model_failures",
-    "Requests on which the model failed, by an exception in its code, say. They are also among the "
-    "backend failures, and open no breaker unless another backend answers.",
+    "Requests on which the model failed, such as by an exception in its code. They are also among "
+    "the backend failures, and open no breaker unless another backend answers.",
     ["model", "backend"],
 )
 RESUMED_STREAMS = Counter(

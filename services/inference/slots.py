@@ -1,9 +1,9 @@
 """The slots of one deployment, and the bounded queue of requests that wait for them.
 
 A request holds a slot while its backends work. Where none is free, it waits in a `FairQueue`. A
-request whose estimated wait exceeds its deadline is refused at once instead of timing out later.
-The estimate is the average time that requests hold a slot (exponentially weighted), times the
-requests ahead, divided by the number of requests that run.
+request whose estimated wait exceeds its deadline is refused immediately instead of timing out
+later. The estimate is the average time that requests hold a slot (exponentially weighted), times
+the requests ahead, divided by the number of requests that run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Demand(NamedTuple):
         work: an estimate: tokens, or for other tensors about as many units for as many bytes.
         size_bytes: memory of its input; None: it is counted already, see `api.arrivals`.
         priority: orders the requests of one tenant; the highest is first.
-        deadline_seconds: when the caller gives up, on the clock's monotonic time; None: never.
+        deadline_seconds: the caller's deadline, on the clock's monotonic time; None: none.
         is_part: it is a part of a request that was admitted as a whole: it counts neither as a
             waiting request nor as memory.
     """
@@ -157,12 +157,12 @@ class SlotQueue:
             self._admit()
 
     def retire(self, on_idle: Callable[[], None]) -> None:
-        """Calls `on_idle` as soon as no request runs or waits: at once, or after the last one."""
+        """Calls `on_idle` as soon as no request runs or waits: now, or after the last one."""
         self._on_idle = on_idle
         self._check_idle()
 
     def keep(self) -> None:
-        """Revokes `retire`."""
+        """Cancels `retire`."""
         self._on_idle = None
 
     def wait_seconds(self, ahead: int) -> float:
@@ -171,7 +171,7 @@ class SlotQueue:
 
     @property
     def part_work(self) -> int:
-        """How much work a part of a large request should have, so that others get in between."""
+        """How much work a part of a large request should have, so that others run in between."""
         return 1 if self._window is None else max(1, int(self._window.limit) // PARTS_IN_FLIGHT)
 
     async def _wait(self, demand: Demand) -> None:
@@ -204,7 +204,7 @@ class SlotQueue:
                 self._places.release(demand.tenant)
 
     def _starts_at_once(self, waiter: Waiter) -> bool:
-        """Starts a request if a slot is free that nobody who waits may have."""
+        """Starts a request if a slot is free that no waiting request may have."""
         if self._queue.next(self._slots.has_room) is not None:
             return False
         if not self._has_work_left(waiter.work) or not self._slots.take(waiter.tenant):
@@ -213,7 +213,7 @@ class SlotQueue:
         return True
 
     def _check_wait(self, waiter: Waiter, *, counted: bool) -> None:
-        """Refuses a request that would wait in vain, or where too many wait."""
+        """Refuses a request whose wait would exceed its deadline, or where too many wait."""
         wait = self.wait_seconds(self._queue.ahead_of(waiter))
         if counted and not self._places.has_room(waiter.tenant):
             share = self._places.share_of(waiter.tenant)
@@ -237,7 +237,7 @@ class SlotQueue:
                 self._queue.discard(waiter)
                 continue
             if not self._has_work_left(waiter.work):
-                break  # others must not overtake it for ever
+                break  # others must not overtake it indefinitely
             self._queue.admit(waiter)
             self._slots.take(waiter.tenant)
             self._start(waiter.work)

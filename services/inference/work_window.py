@@ -1,6 +1,6 @@
-"""How much work the backends of a deployment are given at once.
+"""How much work the backends of a deployment get at a time.
 
-What a backend has received waits there in the order of arrival: nobody can get in between. So it
+What a backend has received waits there in the order of arrival, which is not fair. So it
 receives only as much as it needs to be busy, and the rest waits in the fair queue. How much that is
 depends on the model and the machine; it is measured, as congestion control by delay does (Brakmo
 and Peterson, "TCP Vegas", IEEE JSAC 13(8), 1995): while requests wait, the window grows as long as

@@ -100,7 +100,7 @@ def advance(job: Job, outcome: Outcome, *, now: datetime, retention: timedelta) 
     """Returns the job after an outcome, or None if the outcome changes nothing.
 
     Outcomes may arrive late, twice and in any order: a job that has ended does not change, and of
-    two attempts the later one counts. An outcome of an earlier job with the same id is none of it.
+    two attempts the later one counts. An outcome of an earlier job with the same id does not count.
     """
     if job.state.terminal or outcome.job_create_time not in {None, job.create_time}:
         return None

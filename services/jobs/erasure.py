@@ -46,7 +46,7 @@ class Erasure:
         await self.finish()
 
     async def finish(self) -> None:
-        """Does what an earlier call could not do."""
+        """Retries what an earlier call could not do."""
         if not self._log_has_more:
             return
         try:

@@ -1,4 +1,4 @@
-"""Publishes jobs from the outbox: at once, and again until the bus has them."""
+"""Publishes jobs from the outbox: immediately, and again until the bus has them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.jobs.wire import message_id_of, submitted_event
 _log = structlog.get_logger()
 
 _PUBLISHED = Counter("headrace_jobs_outbox_published", "Messages that the bus acknowledged.")
-_UNSENT = Gauge("headrace_jobs_outbox_unsent", "Jobs found to publish at the last look.")
+_UNSENT = Gauge("headrace_jobs_outbox_unsent", "Jobs to publish at the last check.")
 _FAILURES = Counter(
     "headrace_jobs_outbox_failures", "Jobs that an unexpected error kept from being published."
 )
@@ -58,7 +58,7 @@ class OutboxPublisher:
         self._work = asyncio.Event()
 
     def wake(self) -> None:
-        """Looks at the outbox at once."""
+        """Looks at the outbox immediately."""
         self._work.set()
 
     async def run(self) -> None:
@@ -126,7 +126,7 @@ class OutboxPublisher:
             return await self._publisher.publish(JOB_SUBMITTED, event, message_id=message_id)
         except DecodeError as error:
             _FAILURES.inc()
-            _log.error("job has a broken payload", job_id=item.job_id, error=error)
+            _log.error("job has an invalid payload", job_id=item.job_id, error=error)
             broken = Internal("the stored payload cannot be read", reason="INTERNAL")
             await self._records.give_up(item.job_id, broken)
         except InvalidArgument as error:  # larger than the bus accepts: it never will

@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 _ENDED = Counter("headrace_jobs_ended", "Jobs that ended, by state.", ["state"])
 _IGNORED = Counter(
-    "headrace_jobs_outcomes_ignored", "Outcomes that changed nothing: late or twice."
+    "headrace_jobs_outcomes_ignored", "Outcomes that changed nothing: late or duplicate."
 )
 _DURATION = Histogram(
     "headrace_jobs_duration_seconds",

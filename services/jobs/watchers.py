@@ -29,8 +29,8 @@ _Changes = asyncio.Queue[Job | None]
 class JobWatchers:
     """Passes changes on to watchers.
 
-    Changes that this process makes arrive at once. For those that another replica makes, the record
-    is read again every `poll_seconds`.
+    Changes that this process makes arrive immediately. For those that another replica makes, the
+    record is read again every `poll_seconds`.
     """
 
     def __init__(self, *, limit: int, poll_seconds: float) -> None:

@@ -1,17 +1,19 @@
 """Unpacks artifacts.
 
 The registry does not know who packed them, so they are not trusted: `libs.artifact_tar` says what
-they may have.
+they may have, and `libs.model_config` what their configuration may say.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from libs.artifact_tar import TarFile, TarRefusedError, tar_files
+from libs.artifact_tar import TarFile, TarRefusedError, read_file, tar_files
+from libs.model_config import CONFIG_NAME, ModelConfigRefusedError, check_file, read_config
 
 # In the folder of a version, the agent's own record of its files.
 RECORD_NAME = ".headrace.json"
@@ -40,6 +42,21 @@ def unpack(artifact: Path, folder: Path, *, limit_bytes: int) -> Mapping[str, st
     return digests
 
 
+def is_safe(folder: Path, names: Iterable[str]) -> bool:
+    """Returns whether Triton may load an unpacked version, by the rules of today.
+
+    An agent of an earlier release, whose rules allowed more, may have unpacked it.
+    """
+    config = folder / CONFIG_NAME
+    try:
+        for name in names:
+            check_file(PurePosixPath(name))
+        read_config(config.stat().st_size, config.read_bytes)
+    except ModelConfigRefusedError:
+        return False
+    return True
+
+
 def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a file, as hex digits."""
     with path.open("rb") as stream:
@@ -54,14 +71,17 @@ def _checked_files(tar: BinaryIO, *, limit_bytes: int) -> list[TarFile]:
             size_bytes += file.size_bytes
             if size_bytes > limit_bytes:
                 raise ArtifactRefused(f"has more than {limit_bytes} bytes in its files")
+            check_file(file.path)
+            if str(file.path) == CONFIG_NAME:
+                read_config(file.size_bytes, partial(read_file, tar, file))
             files.append(file)
-    except TarRefusedError as error:
+    except (TarRefusedError, ModelConfigRefusedError) as error:
         raise ArtifactRefused(str(error)) from error
     names = {str(file.path).casefold() for file in files}
     if RECORD_NAME in names:
         raise ArtifactRefused(f"has {RECORD_NAME}, a name that the pool agent uses")
-    if "config.pbtxt" not in (str(file.path) for file in files):
-        raise ArtifactRefused("has no config.pbtxt at its top")
+    if CONFIG_NAME not in (str(file.path) for file in files):
+        raise ArtifactRefused(f"has no {CONFIG_NAME} at its top")
     return files
 
 

@@ -19,7 +19,7 @@ OpenDownload = Callable[[str], AsyncIterable[DownloadArtifactResponse]]
 
 
 class Downloads:
-    """Fetches a limited number of artifacts at once."""
+    """Fetches a limited number of artifacts concurrently."""
 
     def __init__(
         self, open_stream: OpenDownload, *, limit_bytes: int, concurrency: int = 2

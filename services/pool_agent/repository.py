@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.pool_agent.archive import RECORD_NAME, file_digest, unpack
+from services.pool_agent.archive import RECORD_NAME, file_digest, is_safe, unpack
 from services.pool_agent.domain import Wanted
 
 _INCOMING = ".incoming"
@@ -53,7 +53,7 @@ class ModelRepository:
             artifact.unlink(missing_ok=True)
 
     def has(self, wanted: Wanted) -> bool:
-        """Returns whether the folder of a version has the files that were verified."""
+        """Returns whether the folder of a version has the files that were verified, all allowed."""
         folder = self._folder / wanted.backend_model
         record = _read_record(folder / RECORD_NAME)
         if record.get("artifact_digest") != wanted.artifact_digest:
@@ -62,7 +62,9 @@ class ModelRepository:
         if not isinstance(files, dict):
             return False
         try:
-            return all(file_digest(folder / name) == digest for name, digest in files.items())
+            return is_safe(folder, files) and all(
+                file_digest(folder / name) == digest for name, digest in files.items()
+            )
         except OSError:
             return False
 

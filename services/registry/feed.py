@@ -58,7 +58,7 @@ class DeploymentFeed:
                 self._latest.publish(newest)
 
     async def watch(self, pool: str) -> AsyncIterator[WatchDeploymentsResponse]:
-        """Yields the deployments of a pool at once, and again when one of them has changed.
+        """Yields the deployments of a pool immediately, and again when one of them has changed.
 
         The first snapshot is read now, so that a caller sees its own changes in it; while the
         database is unavailable, it is the last one that was read.

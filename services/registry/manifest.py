@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
-from libs.artifact_tar import TarRefusedError, tar_files
+from libs.artifact_tar import TarRefusedError, read_file, tar_files
 from libs.errors import FailedPrecondition, InvalidArgument
 from libs.http_client import Url
+from libs.model_config import CONFIG_NAME, ModelConfigRefusedError, check_file, read_config
 from services.registry.artifacts import ArtifactStore
 from services.registry.domain import Kind, Manifest, ProviderTarget, Schema
 
@@ -48,7 +50,8 @@ def manifest_of_artifact(artifacts: ArtifactStore, digest: str) -> Manifest:
 def read_manifest(artifact: BinaryIO) -> Manifest:
     """Reads the manifest of an artifact: an uncompressed tar, in a seekable file.
 
-    All of the tar is checked, so that what no agent would unpack is refused here.
+    All of the tar and the model's `config.pbtxt` are checked, so that what no agent would unpack is
+    refused here. Whether it has a configuration is for the agent to check: providers need none.
 
     Raises:
         InvalidArgument: it is not such a tar, has something that it must not have, or has no valid
@@ -57,12 +60,14 @@ def read_manifest(artifact: BinaryIO) -> Manifest:
     manifest = None
     try:
         for file in tar_files(artifact):
+            check_file(file.path)
+            if str(file.path) == CONFIG_NAME:
+                read_config(file.size_bytes, partial(read_file, artifact, file))
             if str(file.path) == MANIFEST_NAME:
                 if file.size_bytes > MAX_MANIFEST_BYTES:
                     raise _refused(f"{MANIFEST_NAME} has more than {MAX_MANIFEST_BYTES} bytes")
-                artifact.seek(file.offset)
-                manifest = artifact.read(file.size_bytes)
-    except TarRefusedError as error:
+                manifest = read_file(artifact, file)
+    except (TarRefusedError, ModelConfigRefusedError) as error:
         raise _refused(str(error)) from error
     if manifest is None:
         raise _refused(f"has no {MANIFEST_NAME}")

@@ -1,7 +1,7 @@
 """Refuses deployments of versions whose provider is at an address that is not allowed.
 
-`inference` makes the check that counts, on the address that it connects to. This one tells who
-deploys at once.
+`inference` makes the check that counts, on the address that it connects to. This one
+reports the error when the version is deployed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ProviderHosts:
         self._policy = policy
 
     async def check(self, version: ModelVersion) -> None:
-        """Returns if a version may be deployed.
+        """Checks that a version may be deployed.
 
         A name that this machine cannot look up passes: a proxy may know it.
 
@@ -39,7 +39,7 @@ class ProviderHosts:
         addresses = await _addresses(host)
         if addresses and not any(self._policy.allows(address) for address in addresses):
             raise _refused(
-                f"{host} has no address that providers may have: allow its network with "
+                f"{host} has no address that is allowed for providers: allow its network with "
                 "HEADRACE_PROVIDER_ALLOWED_NETWORKS",
                 host=host,
             )

@@ -210,7 +210,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         change = spec_change_from_proto(wanted.spec, request.update_mask.paths)
         if change.version is not None:
             version = await self._store.find_version(*change.version)
-            if version is not None:  # else the update says so, after its other checks
+            if version is not None:  # else the update reports it after its other checks
                 await self._provider_hosts.check(version)
         deployment, changed = await self._store.update_deployment(
             parse_name(wanted.name, "deployments", field="deployment.name"),

@@ -60,7 +60,7 @@ class RouteSnapshots:
         TARGETS.labels("not_ready").set(_count(routes, ready=False))
 
     def follow(self) -> AsyncIterator[WatchRoutesResponse]:
-        """Yields the newest snapshot at once, if there is one, and each newer one."""
+        """Yields the newest snapshot immediately, if there is one, and each newer one."""
         return self._latest.follow()
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ async def main() -> None:
         running.spawn(prices.run())
         running.spawn(worker.run(runner.handle))
         await running.serve()
-        # What does not end in time goes back to the bus at once, for another worker.
+        # What does not end in time goes back to the bus immediately, for another worker.
         await worker.drain(settings.drain_seconds)
         await bus.drain()
 

@@ -30,7 +30,7 @@ def identity_of_job(job: events_pb2.JobSubmitted) -> Identity:
 
 
 def create_time_of(job: events_pb2.JobSubmitted) -> Timestamp | None:
-    """Returns when a job was accepted; earlier versions did not say it.
+    """Returns when a job was accepted; earlier versions did not record it.
 
     Clients choose the ids of jobs, and may choose one again when its job is deleted.
     """

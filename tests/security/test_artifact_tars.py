@@ -20,7 +20,7 @@ from services.pool_agent.archive import ArtifactRefused, unpack
 from services.registry.manifest import read_manifest
 
 MANIFEST = json.dumps({"kind": "embedding", "dimensions": 4, "max_input_tokens": 8}).encode()
-GOOD = {"config.pbtxt": b"config", "headrace.json": MANIFEST, "1/model.py": b"code"}
+GOOD = {"config.pbtxt": b'backend: "python"', "headrace.json": MANIFEST, "1/model.py": b"code"}
 LIMIT_BYTES = 100_000
 GIB = 1024**3
 

@@ -156,7 +156,7 @@ async def test_a_key_of_another_provider_is_not_sent(tmp_path: Path, prefix: str
     async with mock_provider() as mock:
         port = mock.base_url.split(":")[2].split("/")[0]
         write_key(tmp_path, "key", KEY, url_prefix=prefix.format(port=port))
-        with pytest.raises(BackendFailedError, match="is bound to other URLs") as caught:
+        with pytest.raises(BackendFailedError, match="URL prefix that does not match") as caught:
             await _answer(mock.base_url, tmp_path, key_name="key")
     assert mock.requests == []
     assert KEY not in f"{caught.value} {caught.value.client_error}"

@@ -27,7 +27,7 @@ OTHER_USER = 65533
 
 # Answers each request, a list of Python expressions in JSON, with their values or errors.
 PROBE = """
-import ctypes, glob, json, mmap, os, signal, socket, subprocess, threading
+import ctypes, glob, json, mmap, os, resource, shutil, signal, socket, subprocess, threading
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -52,6 +52,17 @@ def listen(port):
         opened.bind(("127.0.0.1", port))
         opened.listen()
         return "listening"
+
+def connect_mptcp(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as opened:
+        opened.settimeout(2)
+        opened.connect(("127.0.0.1", port))
+        return "connected"
+
+def connect_fast(port):
+    with socket.socket() as opened:
+        opened.settimeout(2)
+        return opened.sendto(b"x", 0x20000000, ("127.0.0.1", port))
 
 def system(command):
     return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout or "nothing"
@@ -203,6 +214,18 @@ def test_a_model_writes_nothing_outside_of_its_folder(mesh):
     ]
 
 
+def test_a_model_changes_no_modes_owners_and_times(mesh):
+    """Of a mesh that is not root's, all files of the account are its own."""
+    paths = [mesh.home / SECRETS[0], mesh.home / "keys", mesh.home]
+    before = [(path.stat().st_mode, path.stat().st_mtime_ns) for path in paths]
+    for path in map(str, paths):
+        mesh.ask(f"os.chmod({path!r}, 0o777)", f"os.utime({path!r}, (1, 1))")
+        expressions = [f"os.chown({path!r}, os.getuid(), os.getgid())"]
+        expressions += [f"os.setxattr({path!r}, 'user.a', b'b')"]
+        assert [worked for worked, _ in mesh.ask(*expressions)] == [False, False]
+    assert [(path.stat().st_mode, path.stat().st_mtime_ns) for path in paths] == before
+
+
 def test_a_model_reaches_no_service(mesh):
     """By no socket: the mesh's own would take it for a service."""
     own = str(mesh.home / "socket" / "grpc:1")
@@ -211,6 +234,8 @@ def test_a_model_reaches_no_service(mesh):
         f"connect('127.0.0.1', {mesh.port})",
         f"connect({own!r})",
         f"connect('127.0.0.1', {mesh.triton.metrics_port})",
+        f"connect_mptcp({mesh.port})",
+        f"connect_fast({mesh.port})",
         "connect('1.1.1.1', 53)",
         "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
         "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
@@ -235,6 +260,8 @@ def test_a_model_touches_no_other_process(mesh):
         "1 / (ctypes.CDLL(None).syscall(425, 8, 0) + 1)",
         "os.setuid(0) if os.getuid() else 1 / 0",
         "os.chroot('/proc')",
+        f"resource.prlimit({os.getpid()}, resource.RLIMIT_NOFILE)",
+        f"resource.prlimit({triton}, resource.RLIMIT_NOFILE)",
     ]
     found = mesh.ask(*expressions)
     assert [each for each, (worked, _) in zip(expressions, found, strict=True) if worked] == []
@@ -268,6 +295,7 @@ def test_threads_processes_and_pairs_of_sockets_work(mesh):
         "threading.Thread(target=int).start()",
         "system(['echo', 'hello'])",
         "len(socket.socketpair())",
+        "shutil.copy2('/proc/version', os.environ['TMPDIR'])",
         "bool(os.sched_getaffinity(0)) and bool(read('/proc/cpuinfo'))",
         "listen(int(os.environ['HEADRACE_ENGINE_PORT']))",
     ]

@@ -89,7 +89,7 @@ async def test_many_long_texts_do_not_stop_those_of_others(mesh: RunningMesh) ->
             await embed(mesh, channel)
 
         await p99(victim, count=10, seconds=5)
-        quiet = await p99(victim, count=100, seconds=8)
+        quiet = await p99(victim, count=60, seconds=5)
         token = mesh.token(tenant=ATTACKER)
         async with attacking("many_texts", address=mesh.address, token=token) as ends:
             attacked = await p99(victim, count=100, seconds=20)
@@ -130,10 +130,10 @@ async def test_large_tensors_do_not_fill_the_memory(mesh: RunningMesh, attack: s
             await embed(mesh, channel)
             most = max(most, inference.memory_info().rss)
 
-        quiet = await p99(victim, count=100, seconds=8)
+        quiet = await p99(victim, count=60, seconds=5)
         token = mesh.token(tenant=ATTACKER)
         async with attacking(attack, address=mesh.address, token=token) as ends:
-            attacked = await p99(victim, count=300, seconds=20)
+            attacked = await p99(victim, count=150, seconds=10)
     grown = (most - before) // MEBIBYTE
     print(ends, f"{grown} MiB more")
     assert attacked <= max(RATIO * quiet, TENSOR_FLOOR_SECONDS)

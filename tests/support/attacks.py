@@ -117,7 +117,7 @@ class Attacker:
             self.ends["OK"] += 1
 
     async def repeat(self, attack: Callable[[], Awaitable[None]]) -> None:
-        """Repeats an attack for ever."""
+        """Repeats an attack until it is cancelled."""
         while True:
             try:
                 await attack()

@@ -1,4 +1,4 @@
-"""The bus with the configuration of a mesh, its clients, and one that tries what it must not."""
+"""The bus with the configuration of a mesh, its clients, and one that tries what is not allowed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def tls_of(home: Path) -> dict[str, Any]:
 
 
 class Recorder:
-    """A raw client that may ask for anything; knows what the server refused."""
+    """A raw client that can send any command; records what the server refused."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []

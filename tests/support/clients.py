@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.triton.artifact import bundled_version
+from libs.model_reference import version_name
 from tests.support.mesh import RunningMesh
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +91,9 @@ class ClientBuild:
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)
         assert len(seen["deltas"]) > _RESUMED_AFTER
-        assert seen["started"]["model_version"] == "models/smollm2/versions/1.0.0"
+        assert seen["started"]["model_version"] == version_name(
+            "smollm2", bundled_version("smollm2")
+        )
         assert seen["started"]["request_id"]
         assert seen["started"]["request_id"] == seen["final"]["request_id"]
         assert seen["final"]["completion_tokens"] == 12

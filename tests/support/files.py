@@ -1,4 +1,4 @@
-"""Looks for words in files, as somebody would who can read them."""
+"""Searches files for words, as an account that can read them would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests that send thousands of odd requests to a running mesh share."""
+"""What tests that send thousands of malformed requests to a running mesh share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Slowest(Generic[T]):
             heapq.heappop(self._kept)
 
     async def check(self, send: Callable[[T], Awaitable[object]]) -> None:
-        """Sends each alone, a few times: the fastest tells how long it really takes."""
+        """Sends each alone, a few times: the fastest run is its real duration."""
         for seconds, _, request in self._kept:
             alone = []
             for _ in range(_TRIES):
@@ -79,7 +79,7 @@ async def heartbeat(beat: Callable[[], Awaitable[object]]) -> AsyncIterator[list
 async def in_parallel(
     requests: Iterator[T], send: Callable[[T], Awaitable[object]], *, width: int
 ) -> None:
-    """Sends requests, so many at once; raises what the first that failed raised."""
+    """Sends requests, so many concurrently; raises the error of the first that failed."""
 
     async def sending() -> None:
         for request in requests:
@@ -96,7 +96,7 @@ async def in_parallel(
 
 @contextmanager
 def unharmed(mesh: RunningMesh) -> Iterator[None]:
-    """Checks that a block restarts no process, and that no log has a fault of the mesh."""
+    """Checks that a block restarts no process, and that no log has an internal error."""
     before = {name: state.pid for name, state in process_states(mesh.layout).items()}
     sizes = {path: path.stat().st_size for path in mesh.layout.logs.glob("*.log")}
     yield

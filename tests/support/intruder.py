@@ -127,7 +127,7 @@ def _arguments(pids: list[int], secrets: list[str]) -> Iterator[str]:
 
 
 def _greetings(ports: list[int]) -> Iterator[str]:
-    """What servers say without being asked."""
+    """What servers send before a request."""
     for port in ports:
         with (
             contextlib.suppress(OSError),

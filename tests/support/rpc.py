@@ -44,7 +44,7 @@ async def handled_by(
 
     Args:
         traced: calls have spans.
-        caller: who calls; None: nobody, and the methods are open, so that messages are small.
+        caller: who calls; None: no identity, and the methods are open, so that messages are small.
         **handlers: the methods.
     """
 

@@ -189,10 +189,10 @@ def test_commands_are_not_sent_to_the_model(home: Path, service: _Service):
 def test_the_model_can_be_changed(home: Path, service: _Service):
     """To one that exists and can chat; the conversation goes on."""
     terminal = _Terminal(home)
-    terminal.ask("/model", "smollm2 answers; there are: other, smollm2")
-    terminal.ask("/model nope", "no such model; there are: smollm2,other,minilm (MODEL_NOT_FOUND)")
+    terminal.ask("/model", "the model is smollm2; available: other, smollm2")
+    terminal.ask("/model nope", "no such model; available: smollm2,other,minilm (MODEL_NOT_FOUND)")
     terminal.ask("/model minilm", "minilm cannot chat; models that can: other, smollm2")
-    terminal.ask("/model other", "other answers from now on")
+    terminal.ask("/model other", "the model is now other")
     terminal.ask("hello", "two")
 
     assert terminal.end() == 0
@@ -244,7 +244,7 @@ def test_a_failed_call_in_a_pipe_is_an_error(home: Path, service: _Service):
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
-        ("nope", "NOT_FOUND: no such model; there are: smollm2,other,minilm (MODEL_NOT_FOUND)"),
+        ("nope", "NOT_FOUND: no such model; available: smollm2,other,minilm (MODEL_NOT_FOUND)"),
         ("minilm", "minilm cannot chat; models that can: other, smollm2"),
     ],
 )

@@ -71,7 +71,7 @@ async def test_a_key_is_sent_to_its_urls(tmp_path, keys):
 async def test_a_key_is_sent_nowhere_else(tmp_path, keys, url):
     """Whoever deploys a version chooses its URL. The error does not say where the key may go."""
     write(tmp_path / "openai", "sk-1")
-    with pytest.raises(FailedPrecondition, match="is bound to other URLs") as caught:
+    with pytest.raises(FailedPrecondition, match="has a URL prefix that does not match") as caught:
         await keys.get("openai", Url.parse(url))
     assert "api.example.com" not in caught.value.message
 

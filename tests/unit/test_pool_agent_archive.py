@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from services.pool_agent.repository import ModelRepository
 
 LIMIT_BYTES = 1_000_000
 WANTED = Wanted("alpha", "1.0.0", "sha256:" + "ab" * 32, Kind.EMBEDDING)
-GOOD = {"config.pbtxt": b"config", "1/model.py": b"code", "1/weights": b"w" * 1000}
+GOOD = {"config.pbtxt": b'backend: "python"', "1/model.py": b"code", "1/weights": b"w" * 1000}
 
 
 def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -67,7 +69,7 @@ def test_files_are_unpacked_with_their_digests(tmp_path):
 )
 def test_only_regular_files_in_the_folder_are_accepted(tmp_path, name, fields):
     """No paths out of the folder, links, devices, or two files of one path."""
-    path = pack(tmp_path, member("config.pbtxt", b"config"), member(name, b"", **fields))
+    path = pack(tmp_path, member("config.pbtxt", GOOD["config.pbtxt"]), member(name, b"", **fields))
     with pytest.raises(ArtifactRefused):
         unpack(path, tmp_path / "deep" / "out", limit_bytes=LIMIT_BYTES)
     assert not [found for found in tmp_path.rglob("*") if "evil" in found.name]
@@ -151,6 +153,18 @@ def test_a_damaged_version_is_not_found(repository, tmp_path, damage):
             record.write_text("{")
         case _:
             record.write_text(record.read_text().replace("ab" * 32, "cd" * 32))
+    assert not repository.has(WANTED)
+
+
+@pytest.mark.parametrize("name", ["config.pbtxt", "libtriton_x.so"])
+def test_a_version_that_an_earlier_agent_allowed_is_not_found(repository, tmp_path, name):
+    """Its files are as recorded, but Triton would run code of it outside the sandbox."""
+    folder = install(repository, tmp_path)
+    record = json.loads((folder / ".headrace.json").read_text())
+    content = b'backend: "x"'
+    (folder / name).write_bytes(content)
+    record["files"][name] = hashlib.sha256(content).hexdigest()
+    (folder / ".headrace.json").write_text(json.dumps(record))
     assert not repository.has(WANTED)
 
 

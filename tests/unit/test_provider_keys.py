@@ -39,12 +39,12 @@ async def test_inference_reads_what_the_command_writes(tmp_path: Path):
 
 
 def test_a_key_of_an_earlier_version_is_added_again_from_its_own_file(tmp_path: Path):
-    """It is shown as one that is bound to no URL until then."""
+    """It is shown as one without a URL prefix until then."""
     path = tmp_path / "secrets" / "openai"
     path.parent.mkdir()
     path.write_text(KEY)
     (problem,) = listed(tmp_path)
-    assert problem.problem.startswith("bound to no URL")
+    assert problem.problem.startswith("has no URL prefix")
     arguments = ["provider", "key", "add", "openai", "--url-prefix", PREFIX, "--file", str(path)]
     environment = {"HEADRACE_HOME": str(tmp_path)}
     done = CliRunner().invoke(app, arguments, env=environment)

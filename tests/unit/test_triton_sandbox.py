@@ -7,11 +7,13 @@ import os
 import pwd
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from deploy.triton import confinement, sandbox
+from deploy import host
+from deploy.triton import command, confinement, sandbox
 from deploy.triton.sandbox import SandboxError, sandbox_of
 
 TRITON = Path(confinement.__file__).parent
@@ -100,7 +102,141 @@ def test_it_can_be_switched_off(tmp_path, monkeypatch):
 
 def test_the_launcher_without_a_policy_only_executes_the_stub():
     """No sandbox, no restriction."""
-    command = [sys.executable, "-IS", str(TRITON / "stub_launcher.py"), "/bin/echo", "a", "b"]
+    words = [sys.executable, "-IS", str(TRITON / "stub_launcher.py"), "/bin/echo", "a", "b"]
     environment = {"PATH": "/usr/bin"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout == "a b\n"
+
+
+@pytest.mark.usefixtures("landlock")
+def test_required_means_every_layer(tmp_path, monkeypatch):
+    """Not the files alone."""
+    assert of(tmp_path / "triton-0", HEADRACE_TRITON_SANDBOX="required") is not None
+    monkeypatch.setattr(confinement, "landlock_version", lambda: 5)
+    with pytest.raises(SandboxError, match="signals"):
+        of(tmp_path / "triton-0", HEADRACE_TRITON_SANDBOX="required")
+    monkeypatch.setattr(confinement, "landlock_version", lambda: 7)
+    monkeypatch.setattr(confinement, "seccomp_is_available", lambda: False)
+    with pytest.raises(SandboxError, match="unix_sockets"):
+        of(tmp_path / "triton-0", HEADRACE_TRITON_SANDBOX="required")
+
+
+def _prepare(scratch: Path) -> None:
+    """Prepares a sandbox whose user stays."""
+    made = sandbox.Sandbox(
+        folder=scratch.parent,
+        scratch=scratch,
+        readable=[],
+        private=[],
+        sockets=[],
+        listen_ports=[],
+        engine_ports=[],
+        user_id=None,
+        restricts_files=False,
+    )
+    made.prepare()
+
+
+def _call(child: Path, *, user: int | None) -> int:
+    """Calls `_prepare` in a process of another user and returns its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if user is not None:
+                os.setresuid(user, user, user)
+            _prepare(child)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_what_a_model_left_stops_no_start():
+    """Nor does it stay, where that can be removed."""
+    user = 65533 if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        scratch = folder / "tmp"
+        closed = scratch / "outer" / "inner"
+        closed.mkdir(parents=True)
+        (closed / "file").touch()
+        if user is not None:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, user, user)
+        for path in (closed, closed.parent):
+            path.chmod(0)
+        assert _call(scratch, user=user) == 0
+        assert [path.name for path in folder.iterdir()] == ["tmp"]
+        assert list(scratch.iterdir()) == []
+
+
+def test_folders_of_any_depth_stop_no_start(tmp_path):
+    """Removing them by recursion has an end."""
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    before = Path.cwd()
+    try:
+        os.chdir(scratch)
+        for _ in range(1500):
+            os.mkdir("d")  # noqa: PTH102  # the path is too long for one
+            os.chdir("d")
+        os.chdir(before)
+        _prepare(scratch)
+        assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+        assert list(scratch.iterdir()) == []
+    finally:
+        os.chdir(before)
+        subprocess.run(["/bin/rm", "-rf", str(scratch)], check=True)  # pytest cannot
+
+
+def test_links_that_a_model_left_are_not_followed(tmp_path):
+    """What they lead to stays."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    scratch = tmp_path / "triton" / "tmp"
+    (scratch / "inner").mkdir(parents=True)
+    (scratch / "link").symlink_to(kept)
+    (scratch / "inner" / "link").symlink_to(kept)
+    os.mkfifo(scratch / "inner" / "pipe")
+    _prepare(scratch)
+    assert [path.name for path in scratch.parent.iterdir()] == ["tmp"]
+    assert (kept / "file").exists()
+
+
+def test_foreign_names_in_shared_memory_stop_no_start(tmp_path, monkeypatch):
+    """Any account may make them."""
+    monkeypatch.setattr(command, "SHARED_MEMORY", tmp_path)
+    prefix = command.region_prefix(tmp_path / "home" / "triton" / "triton-0")
+    (tmp_path / f"{prefix}a").mkdir()
+    (tmp_path / f"{prefix}b").symlink_to("nothing")
+    region, other = tmp_path / f"{prefix}c", tmp_path / "other"
+    for path in (region, other):
+        path.touch()
+    command.remove_shared_memory(home=tmp_path / "home", backend_id="triton-0")
+    assert not region.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{prefix}a", f"{prefix}b", "other"]
+
+
+def test_a_lock_that_a_model_replaced_stops_no_other_model(tmp_path):
+    """A link is not followed and a pipe not waited for: the next port is taken."""
+    ports = host.free_ports(4)
+    aim = tmp_path / "aim"
+    (tmp_path / f"engine-{ports[0]}.lock").symlink_to(aim)
+    os.mkfifo(tmp_path / f"engine-{ports[1]}.lock")
+    (tmp_path / f"engine-{ports[2]}.lock").mkdir()
+    code = (
+        "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import stub_launcher as s;"
+        "print(s._reserve_port([int(p) for p in sys.argv[3:]], pathlib.Path(sys.argv[2])))"
+    )
+    arguments = [str(TRITON), str(tmp_path), *map(str, ports)]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    assert int(ran.stdout) == ports[3]
+    assert not aim.exists()

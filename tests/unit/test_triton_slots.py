@@ -86,3 +86,27 @@ def test_tokens_behind_text_are_not_compared():
         assert slot.common_tokens("b", [1, 2, 3]) == 0
         assert slot.common_tokens("a", [1, 9, 3]) == 1
         assert slot.common_tokens("a", ["text"]) == 0
+
+
+def test_a_failed_answer_gives_its_salt_to_nothing_of_others():
+    """The engine has not touched the slot: another tenant's tokens are still in it."""
+    slots = Slots(1)
+    answer(slots, "a", SYSTEM)
+    with slots.take("b", SYSTEM):
+        pass  # the engine has failed before it began
+    for salt in ("b", "a"):
+        with slots.take(salt, SYSTEM) as slot:
+            assert not slot.is_reusable
+            assert slot.common_tokens(salt, SYSTEM) == 0
+    assert not answer(slots, "a", SYSTEM)[1]
+    assert answer(slots, "a", SYSTEM)[1]
+    with slots.take("a", SYSTEM):
+        pass
+    assert answer(slots, "a", SYSTEM)[1]  # all in it is its own
+
+
+def test_a_slot_of_a_new_engine_has_no_salt():
+    """Not even the empty one."""
+    with Slots(1).take("", SYSTEM) as slot:
+        assert not slot.is_reusable
+        assert slot.common_tokens("", SYSTEM) == 0

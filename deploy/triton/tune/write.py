@@ -13,7 +13,7 @@ from deploy.triton.tune.settings import Settings, configured
 
 _CONFIG = "config.pbtxt"
 _MANIFEST = "headrace.json"
-# The mesh must send a backend as many requests at once as the engine decodes at once.
+# The mesh must send a backend as many concurrent requests as the engine decodes.
 _N_PARALLEL = "n_parallel"
 _CONCURRENCY = "max_concurrent_requests"
 

@@ -1,11 +1,11 @@
 """Receives messages of the Open Inference Protocol, which may be large.
 
-gRPC says how large a message is only when all of it is in memory. So a tenant whose requests hold
-all the memory that it may have is not read any further: its client is held back by HTTP/2's
-windows. Of its unary calls, whose message comes at once, few are read at the same time. A stream
-may be silent for long before its next message, so the streams of a tenant do not wait for each
-other: what they send at the same moment is received. So their number is limited, and their messages
-are smaller (`stream_message_limit_bytes`).
+gRPC reveals the size of a message only when all of it is in memory. So nothing more is read for a
+tenant whose requests hold all the memory that it may have: HTTP/2's flow control makes its client
+wait. Of its unary calls, whose message arrives with the call, few are read at the same time. A
+stream may be silent for long before its next message, so the streams of a tenant do not wait for
+each other: what they send at the same moment is received. Therefore their number is limited, and
+their messages are smaller (`stream_message_limit_bytes`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.02
 RETRY_SECONDS = 1.0
 # A message is in memory as it was received, renamed, and as it is sent to a backend.
 COPIES = 3
-# gRPC receives a message in small pieces, which leave holes in the heap.
+# gRPC receives a message in small pieces, which fragment the heap.
 LARGE_BYTES = 8 * 1024 * 1024
 
 Read = Callable[[], Awaitable[bytes | None]]
@@ -71,7 +71,7 @@ class Arrivals:
             return await self.next(tenant, read)
 
     async def next(self, tenant: str, read: Read) -> bytes | None:
-        """Returns the next message of a stream, as `only`. It takes no turn: it may come late."""
+        """Returns the next message of a stream, as `only`; others need not wait for it."""
         while not self._memory.has_room(tenant):
             await self._clock.sleep(POLL_SECONDS)
         message = await read()
@@ -101,7 +101,7 @@ class Arrivals:
             self._streams.release(tenant)
 
     def release(self, tenant: str, message: bytes) -> None:
-        """Takes back the memory of a message."""
+        """Releases the memory of a message."""
         self._memory.release(tenant, _held_bytes(message))
         if len(message) >= LARGE_BYTES:  # the caller still has it, but not for long
             asyncio.get_running_loop().call_later(POLL_SECONDS, return_free_memory)

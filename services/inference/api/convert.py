@@ -43,7 +43,7 @@ def chat_call(
 
 
 def deadline_seconds(context: Context, clock: Clock) -> float | None:
-    """Returns when the caller gives up, on the clock's monotonic time; None: never."""
+    """Returns the caller's deadline, on the clock's monotonic time; None: none."""
     remaining = cast("float | None", context.time_remaining())  # the stubs omit None
     return None if remaining is None else clock.monotonic_seconds() + remaining
 

@@ -89,7 +89,7 @@ class InferenceInternalServicer(inference_internal_pb2_grpc.InferenceInternalSer
 
 
 async def _write_together(context: Context, events: list[inference_pb2.GenerateResponse]) -> None:
-    """Writes events at once where the transport can: the first token then costs no extra write."""
+    """Writes events together where the transport can: the first token then costs no extra write."""
     over_http1: object = context  # a `GrpcCall` has what servicers use of a `Context`
     if isinstance(over_http1, GrpcCall):
         await over_http1.write_together(events)

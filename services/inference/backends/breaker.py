@@ -36,7 +36,7 @@ class BreakerLimits:
         open_seconds: how long it stays open at first; twice as long after each failed probe.
         max_open_seconds: the limit of that.
         max_retry_after_seconds: the limit of a wait that the backend asks for.
-        probes: how many requests may try a half-open backend at once.
+        probes: how many requests may try a half-open backend concurrently.
         probes_to_close: how many of them must succeed in a row to close it.
     """
 

@@ -150,7 +150,7 @@ class Suspects:
     Where a version has one backend there is nothing to compare with, and its breaker stays closed:
     open, it would only turn one error into another. `headrace_inference_model_failures` shows it.
 
-    Crashes, broken streams, silence and unreachable backends count at once, without this class.
+    Crashes, broken streams, silence and unreachable backends count immediately, without this class.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class Suspects:
         for suspected in self._suspected:
             if suspected.backend.status.id != lease.backend.status.id:
                 suspected.report_failure(
-                    BackendFailedError("its model fails where another answers")
+                    BackendFailedError("its model fails on a request that another backend answers")
                 )
         self._suspected.clear()
 
@@ -202,7 +202,7 @@ class Backends:
     ) -> Lease:
         """Picks the backend with the fewest requests in flight; those to avoid come last.
 
-        Use it with `with`, at once: it holds a permit of the backend's breaker.
+        Use it with `with`, immediately: it holds a permit of the backend's breaker.
 
         Args:
             candidates: at least one of a known kind, see `callable_routes`.

@@ -80,7 +80,7 @@ class DeploymentCall:
 
     Attributes:
         max_tokens: how long the answer may be.
-        was_started: a backend was given the request.
+        was_started: the request was sent to a backend.
         choice: where the answer comes from; after a failover the same version, perhaps elsewhere.
         delivered: what was put into the sink.
         finish: how the engine ended the answer; None: it did not.

@@ -34,7 +34,7 @@ class Collector:
         self.chunks.append(chunk)
 
     async def room(self) -> None:
-        """Returns at once."""
+        """Returns immediately."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Relay:
             self._flush.set()
 
     async def room(self) -> None:
-        """Returns when another chunk may be added, usually at once.
+        """Returns when another chunk may be added, usually immediately.
 
         Raises:
             ResourceExhausted: the reader is too slow (`READER_TOO_SLOW`).

@@ -18,8 +18,8 @@ from headrace.common.v1 import model_pb2
 from libs.errors import InvalidArgument
 from services.inference.backends.triton.codec import CACHE_SALT, LENGTH, malformed
 
-# The walk is Python: a message of millions of empty fields must not block the process. Neither may
-# thousands of messages in it with thousands of fields each.
+# The parser is Python: a message of millions of empty fields must not block the process. Neither
+# may thousands of messages in it with thousands of fields each.
 MAX_FIELDS = 4096
 MAX_OUTPUTS = 512
 

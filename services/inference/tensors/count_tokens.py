@@ -53,7 +53,7 @@ class TokenCounter:
         Args:
             request: only its model and its messages matter.
             identity: who asks.
-            deadline_seconds: when the caller gives up, on the clock's monotonic time.
+            deadline_seconds: the caller's deadline, on the clock's monotonic time.
 
         Raises:
             HeadraceError: see `InferenceService.CountTokens`.

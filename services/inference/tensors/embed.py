@@ -1,4 +1,4 @@
-"""Embeddings of texts, divided into parts so that others get in between.
+"""Embeddings of texts, divided into parts so that requests of others run between them.
 
 A backend cannot stop in the middle of a part. One whose caller leaves is left to end, with its
 slot; what it computed is billed to the caller, as are the parts before it, also where the caller's
@@ -31,7 +31,7 @@ from services.inference.work import next_part, size_bytes
 
 # The largest batch that the model's configuration in Triton allows.
 BATCH_TEXTS = 64
-# Parts of a request that run or wait at once: one more waits than is needed to keep backends busy.
+# Parts of a request that run or wait at a time: one waits besides those that keep backends busy.
 PARTS_AT_ONCE = PARTS_IN_FLIGHT + 1
 
 Vectors = Sequence[tuple[bytes, int]]
@@ -83,7 +83,7 @@ class Embedder:
             model: a model reference.
             texts: 1 to `MAX_TEXTS`.
             identity: for whom; pays where it does not wait for the answer.
-            deadline_seconds: when the caller gives up, on the clock's monotonic time.
+            deadline_seconds: the caller's deadline, on the clock's monotonic time.
 
         Raises:
             HeadraceError: see `InferenceService.Embed`.
@@ -181,7 +181,7 @@ class _Part:
 
 
 class _Parts:
-    """The parts of a request. Each is made when it is about to wait, as large as is good then."""
+    """The parts of a request. Each is made when it is about to wait, of the size that fits then."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ _TEXT_INPUTS = {
     model_pb2.MODEL_KIND_EMBEDDING: "text",
 }
 
-# The walk is Python: it must not block the process.
+# The parser is Python: it must not block the process.
 MAX_INPUTS = 512
 _MAX_FIELDS_OF_INPUT = 64
 
@@ -43,7 +43,7 @@ class _Input(NamedTuple):
 
 
 def check_encoding(message: bytes, kind: model_pb2.ModelKind.ValueType) -> None:
-    """Returns if the texts of a `ModelInferRequest` are UTF-8, and at most `MAX_TEXTS`.
+    """Checks that the texts of a `ModelInferRequest` are UTF-8, and at most `MAX_TEXTS`.
 
     Raises:
         InvalidArgument: they are not, or the message is malformed. The text has no contents.
@@ -60,7 +60,7 @@ def _check_input(message: bytes, name: str) -> None:
     """Checks the texts of one input.
 
     Raises:
-        InvalidArgument: they are no texts.
+        InvalidArgument: they are not valid texts.
         ValueError, IndexError: the message is malformed.
     """
     inputs, raw = [], []
@@ -108,7 +108,7 @@ def _check(message: bytes, elements: Iterator[tuple[int, int]], *, name: str) ->
             # Without the cause: it has the bytes.
             where = error.start
             raise InvalidArgument.of_field(
-                f"{name}[{count}]", f"must be UTF-8; it is not at byte {where}"
+                f"{name}[{count}]", f"must be UTF-8; byte {where} is invalid"
             ) from None
 
 

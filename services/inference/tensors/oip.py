@@ -48,7 +48,7 @@ Deliver = Callable[[bytes], Awaitable[None]]
 
 
 class Caller(NamedTuple):
-    """Who calls, and when it gives up: on the clock's monotonic time, or None."""
+    """Who calls, and its deadline on the clock's monotonic time, or None."""
 
     identity: Identity
     deadline_seconds: float | None
@@ -222,7 +222,7 @@ class OpenInference:
             method: of the protocol.
             request: makes the request from the backend's name of the model.
             response_type: of the answer.
-            deadline_seconds: when the caller gives up, on the clock's monotonic time.
+            deadline_seconds: the caller's deadline, on the clock's monotonic time.
 
         Raises:
             HeadraceError: no backend answers.

@@ -79,7 +79,7 @@ class Retrier:
                     fault=error.fault.value,
                     error=str(error),
                 )
-                # With one backend the second try is in another batch: its neighbours may be gone.
+                # With one backend the second try may be in a batch without the other requests.
                 if attempts == MAX_ATTEMPTS or suspects.are_enough or not may_retry():
                     raise error.client_error.to_error(
                         failed, request_id=request_id, trace_id=current_trace_id()

@@ -17,7 +17,7 @@ _CONTENTS, _BYTES_CONTENTS = 5, 8
 
 
 def check_text_sizes(message: bytes, limit_bytes: int) -> None:
-    """Returns if no text is so long that it need not be tokenized to see that it cannot fit.
+    """Checks that no text is so long that it cannot fit, before it is tokenized.
 
     Raises:
         InvalidArgument: one is (`MESSAGE_TOO_LARGE`).

@@ -1,4 +1,4 @@
-"""How many requests a backend of a version processes at once."""
+"""How many requests a backend of a version processes concurrently."""
 
 from __future__ import annotations
 

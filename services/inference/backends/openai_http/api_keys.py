@@ -1,6 +1,6 @@
 """API keys of providers: files that only their owner can read.
 
-A file has the key and the prefix of the URLs that it may be sent to, as JSON: otherwise whoever
+A file has the key and the prefix of the URLs that it may be sent to, as JSON: otherwise anyone who
 deploys a version could send the key to a server of their own. `headrace provider key add` writes
 it.
 
@@ -64,7 +64,7 @@ class ApiKeys:
         if known.problem:
             raise _misconfigured(name, known.problem)
         if known.prefix is None or not url.is_within(known.prefix):
-            raise _misconfigured(name, "is bound to other URLs than the provider's")
+            raise _misconfigured(name, "has a URL prefix that does not match the provider's URL")
         return known.key
 
     async def _read_once(self, name: str) -> _Read:
@@ -104,7 +104,7 @@ def _read_file(path: Path) -> str:
             if not stat.S_ISREG(status.st_mode):
                 raise _KeyFileError("is not a regular file")
             if status.st_mode & 0o077:
-                raise _KeyFileError("can be read by other users: chmod 600 it")
+                raise _KeyFileError("can be read by other users: run chmod 600 on it")
             return file.read(MAX_FILE_BYTES + 1).decode("utf-8", "replace").strip()
     except OSError as error:
         raise _KeyFileError(os.strerror(error.errno or 0)) from error
@@ -118,7 +118,7 @@ def _parse(content: str) -> tuple[str, Url]:
     """
     if not content.startswith("{"):
         raise _KeyFileError(
-            "is bound to no URL: run `headrace provider key add NAME --url-prefix URL --file FILE`"
+            "has no URL prefix: run `headrace provider key add NAME --url-prefix URL --file FILE`"
         )
     try:
         fields = json.loads(content)

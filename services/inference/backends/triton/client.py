@@ -130,7 +130,7 @@ class Triton:
         Args:
             method: of Triton's service.
             request: a message, or bytes where no response type is given.
-            deadline_seconds: when the caller gives up, on the clock's monotonic time.
+            deadline_seconds: the caller's deadline, on the clock's monotonic time.
             response_type: the type of the answer; None: bytes.
 
         Raises:

@@ -6,7 +6,7 @@ This is the only classifier. It returns one of
   `message` of an error in the contract of Headrace's models (`deploy/triton/README.md`), and what
   Triton itself finds wrong with tensors that the caller wrote;
 * a `BackendFailedError` with `Fault.REQUEST_OR_BACKEND`: the model failed on this request, by an
-  exception in its code, say. `Suspects` finds out whose fault it is;
+  exception in its code, for example. `Suspects` finds out whose fault it is;
 * a `BackendFailedError` with `Fault.NOBODY`: the backend works, and is busy;
 * a `BackendFailedError` with `Fault.BACKEND`: it crashed, stopped, or does not have the model.
 
@@ -112,7 +112,7 @@ def triton_error(  # noqa: PLR0911  # one return for each kind of error
 def answer_too_large() -> ResourceExhausted:
     """Returns the error of an answer that is larger than a message may be."""
     return ResourceExhausted(
-        f"the model's answer is larger than {MAX_MESSAGE_BYTES} bytes; ask for less at once",
+        f"the model's answer is larger than {MAX_MESSAGE_BYTES} bytes; request less in one call",
         reason="MESSAGE_TOO_LARGE",
         metadata={"limit_bytes": str(MAX_MESSAGE_BYTES)},
     )

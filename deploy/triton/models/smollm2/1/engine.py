@@ -146,25 +146,29 @@ class Engine:
     ) -> Run:
         """See `Session.run`."""
         reader = _ChunkReader(self, on_piece, is_cancelled)
-        self._server.handle_completions(
-            {
-                "prompt": list(prompt),
-                "id_slot": slot.number,
-                "n_predict": max_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": self._top_k,
-                "min_p": 0.0,
-                **({} if sampling.seed is None else {"seed": sampling.seed % _RANDOM_SEED}),
-                # False: what another tenant left in the slot is not even compared.
-                "cache_prompt": slot.is_reusable,
-                "stream": True,
-                "logprobs": 1,  # brings the ids
-                "timings_per_token": True,  # brings the count, ids or not
-                "return_progress": True,  # brings callbacks while the prompt is read
-            },
-            reader,
-        )
+        try:
+            self._server.handle_completions(
+                {
+                    "prompt": list(prompt),
+                    "id_slot": slot.number,
+                    "n_predict": max_tokens,
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
+                    "top_k": self._top_k,
+                    "min_p": 0.0,
+                    **({} if sampling.seed is None else {"seed": sampling.seed % _RANDOM_SEED}),
+                    # False: what another tenant left in the slot is not even compared.
+                    "cache_prompt": slot.is_reusable,
+                    "stream": True,
+                    "logprobs": 1,  # brings the ids
+                    "timings_per_token": True,  # brings the count, ids or not
+                    "return_progress": True,  # brings callbacks while the prompt is read
+                },
+                reader,
+            )
+        finally:
+            if reader.has_begun:
+                slot.fill([*prompt, *reader.token_ids])
         if reader.error is not None:
             raise reader.error
         return reader.run
@@ -198,23 +202,14 @@ class Session:
         Raises:
             ModelError: the engine refused the prompt or failed.
         """
-        made: list[int] = []
-
-        def take(piece: Piece) -> bool:
-            made.extend(piece.token_ids)
-            return on_piece(piece)
-
-        try:
-            return self._engine.run(
-                prompt,
-                slot=self._slot,
-                max_tokens=max_tokens,
-                sampling=sampling,
-                on_piece=take,
-                is_cancelled=is_cancelled,
-            )
-        finally:
-            self._slot.fill([*prompt, *made])
+        return self._engine.run(
+            prompt,
+            slot=self._slot,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            on_piece=on_piece,
+            is_cancelled=is_cancelled,
+        )
 
 
 class _ChunkReader:
@@ -228,6 +223,8 @@ class _ChunkReader:
     ) -> None:
         self.run = Run()
         self.error: Exception | None = None
+        self.has_begun = False  # the slot has none of an earlier answer's tokens that differ
+        self.token_ids: list[int] = []
         self._engine = engine
         self._on_piece = on_piece
         self._is_cancelled = is_cancelled
@@ -243,6 +240,7 @@ class _ChunkReader:
         if "error" in chunk:
             kind = chunk["error"].get("type")  # not its message, which may quote the prompt
             raise ModelError("INTERNAL", f"the engine failed: {kind}")
+        self.has_begun = True
         timings = chunk.get("timings") or {}
         self.run.cached_tokens = timings.get("cache_n", self.run.cached_tokens)
         choice = chunk["choices"][0]
@@ -253,7 +251,9 @@ class _ChunkReader:
             self.run.token_count += made
             told = [token["id"] for token in (choice["logprobs"] or {}).get("content", ())]
             text = choice["text"]
-            go_on = self._on_piece(Piece(text, self._all_ids(text, told, made)))
+            piece = Piece(text, self._all_ids(text, told, made))
+            self.token_ids.extend(piece.token_ids)
+            go_on = self._on_piece(piece)
         return not go_on or self._is_cancelled()
 
     def _all_ids(self, text: str, told: list[int], made: int) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 A slot keeps the tokens of its last answer: a prompt that begins like it is not read again there. If
 that answer was another tenant's, the time to the first token and `cached_tokens` would tell what it
 was. So each slot has the cache salt of its last answer, which differs by tenant, and only a prompt
-with the same salt uses what is in it.
+with the same salt uses what is in it. It gets the salt when the engine has begun the answer, and
+not before: until then the tokens of the answer before are in it.
 """
 
 from __future__ import annotations
@@ -32,17 +33,24 @@ class Slot:
     def __init__(self, number: int) -> None:
         self.number = number
         self.is_reusable = False
-        self._salt = ""
+        self._salt = self._next_salt = secrets.token_hex(16)  # of nobody
         self._tokens: list[int] = []
 
     def start(self, salt: str) -> None:
         """Called before an answer uses the slot."""
         self.is_reusable = salt == self._salt
-        self._salt = salt
+        self._next_salt = salt
+        if not self.is_reusable:
+            self._salt = secrets.token_hex(16)  # if the engine fails, nobody uses what is in it
+            self._tokens = []
 
     def fill(self, tokens: Sequence[int | str]) -> None:
-        """Called when the engine has read and generated these tokens; texts have unknown ids."""
+        """Called when the engine has read and generated these tokens; texts have unknown ids.
+
+        Not if the engine has not begun: what is in the slot is then another answer's.
+        """
         self.is_reusable = True
+        self._salt = self._next_salt
         self._tokens = [each for each in takewhile(_is_id, tokens) if isinstance(each, int)]
 
     def common_tokens(self, salt: str, prompt: Sequence[int | str]) -> int:
