@@ -29,18 +29,22 @@ class SharedLimit:
     def has_room(self, holder: str, amount: int = 1) -> bool:
         """Returns whether `take` would succeed."""
         free = self.limit - self.used
-        return amount <= free and self._held.get(holder, 0) < self._alpha * free
+        if amount > free:
+            return False
+        if held := self._held.get(holder, 0):
+            # As if it took one after the other: the threshold holds for the last one, too.
+            return held + amount - 1 < self._alpha * (free - amount + 1)
+        return not self.used or amount - 1 < self._alpha * (self.limit - amount + 1)
 
     def take(self, holder: str, amount: int = 1) -> bool:
-        """Takes more for a holder; returns False, and takes nothing, if its threshold is reached.
+        """Takes more for a holder; returns False, and takes nothing, if that is beyond its share.
 
-        A holder that holds nothing gets any amount that is free.
+        A holder that holds nothing gets any amount that is free, up to the share of a holder alone;
+        a larger one only while nobody holds anything.
         """
-        held = self._held.get(holder, 0)
-        free = self.limit - self.used
-        if amount > free or held >= self._alpha * free:
+        if not self.has_room(holder, amount):
             return False
-        self._held[holder] = held + amount
+        self._held[holder] = self._held.get(holder, 0) + amount
         self.used += amount
         return True
 

@@ -74,7 +74,12 @@ async def main() -> None:
         routes = snapshots.routes
         usage = UsageRecorder(Publisher(jetstream), clock, prices=snapshots.prices)
         hasher = InputHasher.from_file(settings.input_hash_key_file)
-        recorder = Recorder(usage=usage, hasher=hasher, clock=clock)
+        recorder = Recorder(
+            usage=usage,
+            hasher=hasher,
+            clock=clock,
+            uncounted_limit_bytes=settings.uncounted_prompts_limit_bytes,
+        )
         backends = _backends(settings, clock)
 
         cache_salts = CacheSalts(hasher)

@@ -16,14 +16,20 @@ from libs.errors import HeadraceError
 from libs.metering.usage import UsageRecorder
 from libs.routes import Choice
 from libs.rpc.identity import Identity
+from libs.shared_limit import SharedLimit
 from libs.telemetry import genai
 from libs.telemetry.hashing import InputHasher
 from services.inference import metrics
 from services.inference.domain import TokenUsage
+from services.inference.slots import REQUEST_OVERHEAD_BYTES
+from services.inference.work import chat_work
 
 _log = structlog.get_logger()
 
-CountPrompt = Callable[[], Awaitable[int]]
+# Prompts to be counted after their callers left, of all tenants together; one alone gets half.
+DEFAULT_UNCOUNTED_LIMIT_BYTES = 32 * 1024 * 1024
+UNCOUNTED_ALPHA = 1.0
+
 # Returns the tokens of a prompt, of a tenant, that a model has read.
 PromptCounter = Callable[[Choice, GenerationRequest, str], Awaitable[int]]
 
@@ -32,6 +38,19 @@ _OPERATIONS = {
     model_pb2.MODEL_KIND_CHAT: genai.OPERATION_CHAT,
     model_pb2.MODEL_KIND_EMBEDDING: genai.OPERATION_EMBEDDINGS,
 }
+
+
+@dataclass(frozen=True)
+class UncountedPrompt:
+    """A prompt that a model has read without reporting its tokens.
+
+    Attributes:
+        size_bytes: its size.
+        count: counts its tokens.
+    """
+
+    size_bytes: int
+    count: Callable[[], Awaitable[int]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,7 @@ class Outcome:
         started_seconds: on the clock's monotonic time.
         first_seconds: when its first token came; None: none came.
         finish_reason: empty where the engine did not finish the answer.
+        is_estimated: the tokens of its prompt are an estimate.
     """
 
     operation: str
@@ -56,12 +76,30 @@ class Outcome:
     first_seconds: float | None = None
     finish_reason: str = ""
     error: BaseException | None = None
+    is_estimated: bool = False
 
 
 class Recorder:
     """Makes usage durable and reports how requests ended, without their inputs."""
 
-    def __init__(self, *, usage: UsageRecorder, hasher: InputHasher, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        usage: UsageRecorder,
+        hasher: InputHasher,
+        clock: Clock,
+        uncounted_limit_bytes: int = DEFAULT_UNCOUNTED_LIMIT_BYTES,
+    ) -> None:
+        """Makes it.
+
+        Args:
+            usage: makes usage durable.
+            hasher: hashes inputs for the log.
+            clock: the time.
+            uncounted_limit_bytes: of prompts that are to be counted, of all tenants together. What
+                is beyond a tenant's share of it is billed by an estimate.
+        """
+        self._uncounted = SharedLimit(uncounted_limit_bytes, alpha=UNCOUNTED_ALPHA)
         self._usage = usage
         self._hasher = hasher
         self._clock = clock
@@ -86,29 +124,36 @@ class Recorder:
         self._report(outcome, cost_nano_usd)
         return cost_nano_usd
 
-    def record_later(self, outcome: Outcome, *, prompt: CountPrompt | None = None) -> None:
+    def record_later(self, outcome: Outcome, *, prompt: UncountedPrompt | None = None) -> None:
         """Records a request whose caller does not wait for it.
 
         Args:
             outcome: how it ended.
-            prompt: counts the tokens of its prompt, which the engine did not report; None: they are
-                in the outcome, or no engine has read the prompt.
+            prompt: its prompt, whose tokens the engine did not report; None: they are in the
+                outcome, or no engine has read the prompt.
         """
         # A job is tried again: its usage is recorded when it succeeds, or by its worker when it is
         # cancelled.
         if outcome.identity.usage_id:
             return
-        work = self.record(outcome) if prompt is None else self._count_and_record(outcome, prompt)
+        if prompt is None:
+            work = self.record(outcome)
+        elif self._uncounted.take(outcome.identity.tenant, _held_bytes(prompt)):
+            work = self._count_and_record(outcome, prompt)
+        else:
+            work = self.record(_estimated(outcome, prompt))
         task = asyncio.create_task(work)
         self._pending.add(task)
         task.add_done_callback(self._recorded)
 
-    async def _count_and_record(self, outcome: Outcome, prompt: CountPrompt) -> int:
+    async def _count_and_record(self, outcome: Outcome, prompt: UncountedPrompt) -> int:
         usage = outcome.usage
         try:
-            usage = replace(usage, prompt_tokens=await prompt())
+            usage = replace(usage, prompt_tokens=await prompt.count())
         except HeadraceError as error:
             _log.warning("a prompt was not counted, and is not billed", error=error.reason)
+        finally:
+            self._uncounted.release(outcome.identity.tenant, _held_bytes(prompt))
         return await self.record(replace(outcome, usage=usage))
 
     async def drain(self) -> None:
@@ -164,6 +209,7 @@ class Recorder:
             deployment=target.deployment,
             input_hash=self._hasher.hash(*outcome.inputs),
             prompt_tokens=usage.prompt_tokens,
+            prompt_tokens_are_estimated=outcome.is_estimated,
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             cost_nano_usd=cost_nano_usd,
@@ -172,6 +218,19 @@ class Recorder:
             time_to_first_token_seconds=None if first is None else round(first, 6),
             duration_seconds=round(seconds, 6),
         )
+
+
+def _held_bytes(prompt: UncountedPrompt) -> int:
+    return prompt.size_bytes + REQUEST_OVERHEAD_BYTES
+
+
+def _estimated(outcome: Outcome, prompt: UncountedPrompt) -> Outcome:
+    """Returns an outcome with about as many prompt tokens as its prompt has, at most a context."""
+    metrics.ESTIMATED_PROMPTS.labels(outcome.choice.model).inc()
+    tokens = chat_work(prompt.size_bytes, 1)
+    if context := outcome.choice.target.schema.context_tokens:
+        tokens = min(tokens, context)
+    return replace(outcome, usage=replace(outcome.usage, prompt_tokens=tokens), is_estimated=True)
 
 
 def _to_proto(usage: TokenUsage) -> usage_pb2.TokenUsage:

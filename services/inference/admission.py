@@ -96,10 +96,7 @@ class Admission:
             demand: what the request asks for.
             counting: tokens are counted, and none generated: such requests have their own slots.
         """
-        if counting:
-            slots = COUNTING_SLOTS_PER_BACKEND * len(target.backends)
-            return self._queue(target, self._counting).slot(demand, slots=slots)
-        return self.queue(target).slot(demand, slots=slots_of(target))
+        return self._queue(target, self._counting if counting else self._queues).slot(demand)
 
     def hold(self, tenant: str, size_bytes: int) -> HeldMemory:
         """Returns a context manager that counts the memory of a request.
@@ -118,16 +115,16 @@ class Admission:
 
         A queue that still has requests is dropped when the last of them ends.
         """
-        slots = {target.deployment: slots_of(target) for target in routes.targets()}
+        targets = {target.deployment: target for target in routes.targets()}
         for queues in (self._queues, self._counting):
             for deployment, queue in list(queues.items()):
-                if deployment not in slots:
+                if deployment not in targets:
                     queue.retire(partial(self._drop, queues, deployment))
                     continue
                 queue.keep()
                 # Without a ready backend nothing is admitted anyway.
-                if queues is self._queues and slots[deployment]:
-                    queue.resize(slots[deployment])
+                if slots := self._slots_in(queues, targets[deployment]):
+                    queue.resize(slots)
 
     def _queue(self, target: RouteTarget, queues: dict[str, SlotQueue]) -> SlotQueue:
         deployment = target.deployment
@@ -142,7 +139,14 @@ class Admission:
                 weight_of=self._weight_of,
                 gauge=_WAITING.labels(deployment) if queues is self._queues else None,
             )
+            # A caller's route may be older than what `update` knows: it sizes a new queue only.
+            found.resize(max(1, self._slots_in(queues, target)))
         return found
+
+    def _slots_in(self, queues: dict[str, SlotQueue], target: RouteTarget) -> int:
+        if queues is self._counting:
+            return COUNTING_SLOTS_PER_BACKEND * len(target.backends)
+        return slots_of(target)
 
     def _weight_of(self, tenant: str) -> float:
         return self._weights.get(tenant, 1.0)

@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field
 
 from libs.config import ProviderSettings
 from libs.http1 import ArrivalLimits
+from services.inference.accounting import DEFAULT_UNCOUNTED_LIMIT_BYTES
 from services.inference.slots import DEFAULT_MEMORY_LIMIT_BYTES
 from services.inference.work_window import DEFAULT_TARGET_SECONDS
 
@@ -109,7 +110,15 @@ class Settings(ProviderSettings):
         default=DEFAULT_MEMORY_LIMIT_BYTES,
         ge=192 * 1024 * 1024,
         description="Most memory for the inputs of all requests that wait or run. A tenant alone "
-        "gets half of it. The largest tensor request needs 192 MiB, three times its size.",
+        "gets half of it. A tensor request needs three times its size, 192 MiB at most; one "
+        "that needs more than half of the limit waits until no other request holds anything.",
+    )
+    uncounted_prompts_limit_bytes: int = Field(
+        default=DEFAULT_UNCOUNTED_LIMIT_BYTES,
+        ge=0,
+        description="Most memory for prompts whose callers left before the model reported their "
+        "tokens, until they are counted. A tenant alone gets half of it; its further prompts are "
+        "billed by an estimate, one token for 4 bytes.",
     )
     backend_target_seconds: float = Field(
         default=DEFAULT_TARGET_SECONDS,

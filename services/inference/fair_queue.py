@@ -6,8 +6,8 @@ SFQ(D), Jin, Chase and Kaur, "Interposed Proportional Sharing for a Storage Serv
 SIGMETRICS 2004. Each tenant has a tag, which grows by the work of each of its requests divided by
 its weight; the tenant with the lowest tag is next. A tenant that did not wait for a while starts
 at the tag of the request that was admitted last: it neither saves up turns nor has to catch up.
-Between two tenants that wait all the time, the work that was admitted differs by at most one
-request each.
+When nothing waits or runs any more, all tenants start again from the highest tag. Between two
+tenants that wait all the time, the work that was admitted differs by at most one request each.
 
 A tenant's own requests are ordered by deadline, then by priority, then by arrival.
 """
@@ -114,6 +114,12 @@ class FairQueue:
         self._tag = max(self._tag, flow.tag)
         flow.tag += waiter.work / self._weight_of(waiter.tenant)
         self._removed(waiter.tenant, flow)
+
+    def restart(self) -> None:
+        """Makes all tenants equal again: nothing waits, and what was admitted has ended."""
+        if self._left:
+            self._tag = max(self._tag, *self._left.values())
+            self._left.clear()
 
     def discard(self, waiter: Waiter) -> None:
         """Removes a request that no longer waits, if it is in the queue."""

@@ -34,6 +34,11 @@ PROVIDER_ANSWERS_WITHOUT_USAGE = Counter(
     "Answers whose chunks were counted as tokens because the provider reported no usage.",
     ["provider"],
 )
+ESTIMATED_PROMPTS = Counter(
+    "headrace_inference_estimated_prompts",
+    "Prompts that were billed by their size: their callers left, and too many were to be counted.",
+    ["model"],
+)
 UNKNOWN_BACKENDS = Gauge(
     "headrace_inference_unknown_backends",
     "Backends in the routes that are skipped because this service does not know their kind.",

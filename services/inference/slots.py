@@ -33,7 +33,8 @@ WAITING_ALPHA = 2.0
 MEMORY_ALPHA = 1.0
 # What a request needs besides its input: tasks, buffers, its call.
 REQUEST_OVERHEAD_BYTES = 16 * 1024
-DEFAULT_MEMORY_LIMIT_BYTES = 256 * 1024 * 1024
+# Half of it is enough for the copies of the largest tensor.
+DEFAULT_MEMORY_LIMIT_BYTES = 400 * 1024 * 1024
 # A large request is divided so that about so many of its parts keep the backends busy.
 PARTS_IN_FLIGHT = 4
 # The weight of the newest service time in the average.
@@ -81,7 +82,7 @@ class SlotQueue:
         weight_of: Callable[[str], float] = lambda _: 1.0,
         gauge: Gauge | None = None,
     ) -> None:
-        """Makes a queue without requests.
+        """Makes a queue without requests, with one slot.
 
         Args:
             deployment: its name, for errors and the metric.
@@ -102,28 +103,25 @@ class SlotQueue:
         self._gauge = gauge
         self._on_idle: Callable[[], None] | None = None
 
-    def slot(self, demand: Demand, *, slots: int) -> Slot:
+    def slot(self, demand: Demand) -> Slot:
         """Returns a context manager that holds a slot; entering it waits until one is free.
 
         Args:
             demand: what the request asks for.
-            slots: how many slots the deployment has now.
 
         Raises:
             ResourceExhausted: on entry: the tenant, or all of them, wait for or hold too much
                 (`QUEUE_FULL`), or the wait would be longer than the deadline allows.
             DeadlineExceeded: on entry: the wait was longer than estimated.
         """
-        return Slot(self, demand, slots)
+        return Slot(self, demand)
 
-    async def acquire(self, demand: Demand, slots: int) -> float:
+    async def acquire(self, demand: Demand) -> float:
         """Waits for a slot and returns the time at which it was acquired, for `release`.
 
         Raises:
             ResourceExhausted, DeadlineExceeded: see `slot`.
         """
-        if slots != self._slots.limit:
-            self.resize(slots)
         size_bytes = demand.held_bytes
         if size_bytes:
             take_memory(self._memory, demand.tenant, size_bytes)
@@ -261,6 +259,8 @@ class SlotQueue:
         self._slots.release(tenant)
         if self._window is not None:
             self._window.ended(work)
+        if not self._slots.used and not self._queue:
+            self._queue.restart()
 
     def _show(self) -> None:
         if self._gauge is not None:
@@ -283,16 +283,15 @@ class SlotQueue:
 class Slot:
     """Holds a slot while its block runs. A class, not a generator: every request enters one."""
 
-    __slots__ = ("_acquired_seconds", "_demand", "_queue", "_slots")
+    __slots__ = ("_acquired_seconds", "_demand", "_queue")
 
-    def __init__(self, queue: SlotQueue, demand: Demand, slots: int) -> None:
+    def __init__(self, queue: SlotQueue, demand: Demand) -> None:
         self._queue = queue
         self._demand = demand
-        self._slots = slots
         self._acquired_seconds = 0.0
 
     async def __aenter__(self) -> None:
-        self._acquired_seconds = await self._queue.acquire(self._demand, self._slots)
+        self._acquired_seconds = await self._queue.acquire(self._demand)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         self._queue.release(self._demand, self._acquired_seconds, succeeded=kind is None)

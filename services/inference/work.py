@@ -10,7 +10,8 @@ from libs.chat.request import GenerationRequest
 from libs.embedding_texts import MAX_BYTES_PER_TOKEN as MAX_BYTES_PER_TEXT_TOKEN
 from libs.errors import InvalidArgument
 
-# Of English text. Estimates decide about the order of requests only, never about bills.
+# Of English text. Estimates decide about the order of requests. They decide about bills only where
+# a caller left and its tenant has too many prompts that are to be counted (`Recorder`).
 BYTES_PER_TOKEN = 4
 # No tokenizer in use has tokens of so many bytes on average, however long single ones are. A prompt
 # that is longer cannot fit, and need not be tokenized to find that out.

@@ -106,7 +106,7 @@ async def main() -> None:
         running.spawn(outcomes.run(OutcomeConsumer(records).handle))
 
         submission = Submission(
-            store=store, outbox=outbox, clock=clock, max_waiting=settings.max_waiting_jobs
+            store=store, outbox=outbox, clock=clock, limits=settings.waiting_limits()
         )
         servicer = JobServicer(
             submission=submission, store=store, records=records, watchers=watchers, clock=clock

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from libs.config import ServiceSettings
+from services.jobs.store import WaitingLimits
 
 _DAY_SECONDS = 24 * 60 * 60
 
@@ -28,6 +29,11 @@ class Settings(ServiceSettings):
     )
     max_waiting_jobs: int = Field(
         default=10_000, ge=1, description="Jobs that may wait; further ones are refused."
+    )
+    max_waiting_jobs_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Jobs of one tenant that may wait. Unset: half of MAX_WAITING_JOBS.",
     )
     max_result_bytes: int = Field(
         default=6 * 1024 * 1024, ge=1, description="A job with a larger result fails."
@@ -60,5 +66,13 @@ class Settings(ServiceSettings):
         default=1.0, gt=0, description="How often to look for changes that another replica made."
     )
     max_job_watchers: int = Field(
-        default=1000, ge=1, description="WatchJob streams at the same time."
+        default=1000,
+        ge=1,
+        description="WatchJob streams at the same time. A tenant alone gets half of them, n busy "
+        "tenants get 1/(1 + n) each.",
     )
+
+    def waiting_limits(self) -> WaitingLimits:
+        """Returns how many jobs may wait."""
+        total = self.max_waiting_jobs
+        return WaitingLimits(total, self.max_waiting_jobs_per_tenant or (total + 1) // 2)

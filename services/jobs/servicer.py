@@ -85,7 +85,9 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
         full = is_full(request.view, default=True)
         job_id, tenant = job_id_of_name(request.name), identity_of(context).tenant
-        changes = self._watchers.watch(job_id, lambda: self._job(job_id, tenant, full=full))
+        changes = self._watchers.watch(
+            job_id, lambda: self._job(job_id, tenant, full=full), tenant=tenant
+        )
         async with aclosing(changes):
             async for job in changes:
                 yield jobs_pb2.WatchJobResponse(job=job_to_proto(job, full=full))

@@ -34,7 +34,25 @@ _ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 class QueueFullError(Exception):
-    """The maximum number of jobs waits."""
+    """The maximum number of jobs waits.
+
+    Attributes:
+        limit: this maximum.
+        of_tenant: whether it is that of the job's tenant.
+    """
+
+    def __init__(self, limit: int, *, of_tenant: bool) -> None:
+        super().__init__(limit)
+        self.limit = limit
+        self.of_tenant = of_tenant
+
+
+@dataclass(frozen=True)
+class WaitingLimits:
+    """How many jobs may wait: of all tenants together, and of one."""
+
+    total: int
+    per_tenant: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +92,17 @@ class JobStore:
         self._engine = engine
         self._insert = upsert_of(engine)
 
-    async def submit(self, job: Job, *, traceparent: str, max_waiting: int) -> Job:
+    async def submit(self, job: Job, *, traceparent: str, limits: WaitingLimits) -> Job:
         """Adds a job and its outbox row; returns the job that has the id now, old or new.
 
         An expired job that has the same id is replaced.
 
         Raises:
-            QueueFullError: `max_waiting` jobs wait already.
+            QueueFullError: as many jobs as may wait do, of all tenants or of this one.
         """
         for _ in range(SUBMIT_TRIES):
             async with transaction(self._engine) as connection:
-                stored = await self._submit(connection, job, traceparent, max_waiting)
+                stored = await self._submit(connection, job, traceparent, limits)
             if stored is not None:
                 return stored
         raise Unavailable(
@@ -95,7 +113,7 @@ class JobStore:
         )
 
     async def _submit(
-        self, connection: AsyncConnection, job: Job, traceparent: str, max_waiting: int
+        self, connection: AsyncConnection, job: Job, traceparent: str, limits: WaitingLimits
     ) -> Job | None:
         """Returns the stored job, or None if another replica deleted it meanwhile: try again."""
         has_id = jobs.c.job_id == job.job_id
@@ -105,8 +123,7 @@ class JobStore:
                 return existing
             expired = jobs.c.expire_time <= job.create_time
             await connection.execute(sa.delete(jobs).where(has_id, expired))
-        if await _count_waiting(connection, max_waiting) >= max_waiting:
-            raise QueueFullError
+        await _check_waiting(connection, job.tenant, limits)
         insert = self._insert(jobs).values(row_of(job)).on_conflict_do_nothing()
         added = await connection.execute(insert.returning(jobs.c.job_id))
         if added.first() is None:  # another replica added it since `existing` was read
@@ -263,6 +280,20 @@ async def _count_waiting(connection: AsyncConnection, limit: int) -> int:
     return int(
         (await connection.execute(sa.select(sa.func.count()).select_from(some))).scalar_one()
     )
+
+
+async def _check_waiting(connection: AsyncConnection, tenant: str, limits: WaitingLimits) -> None:
+    waiting = await _count_waiting(connection, limits.total)
+    if waiting >= limits.total:
+        raise QueueFullError(limits.total, of_tenant=False)
+    if waiting < limits.per_tenant:
+        return
+    # The limit inside makes the database read the jobs that wait, not all jobs of the tenant.
+    some = sa.select(jobs.c.tenant).where(jobs.c.state == State.QUEUED).limit(limits.total)
+    of_all = some.subquery()
+    count = sa.select(sa.func.count()).select_from(of_all).where(of_all.c.tenant == tenant)
+    if (await connection.execute(count)).scalar_one() >= limits.per_tenant:
+        raise QueueFullError(limits.per_tenant, of_tenant=True)
 
 
 async def _with_contents(connection: AsyncConnection, listed: Sequence[Job]) -> list[Job]:

@@ -14,7 +14,7 @@ from libs.rpc.identity import Identity
 from services.jobs.domain import Job
 from services.jobs.outbox import OutboxPublisher
 from services.jobs.payload import checked_payload
-from services.jobs.store import JobStore, QueueFullError
+from services.jobs.store import JobStore, QueueFullError, WaitingLimits
 from services.jobs.wire import check_no_batch, payload_to_bytes
 
 _log = structlog.get_logger()
@@ -29,12 +29,12 @@ class Submission:
     """Accepts jobs."""
 
     def __init__(
-        self, *, store: JobStore, outbox: OutboxPublisher, clock: Clock, max_waiting: int
+        self, *, store: JobStore, outbox: OutboxPublisher, clock: Clock, limits: WaitingLimits
     ) -> None:
         self._store = store
         self._outbox = outbox
         self._clock = clock
-        self._max_waiting = max_waiting
+        self._limits = limits
 
     async def submit(self, request: jobs_pb2.SubmitJobRequest, identity: Identity) -> Job:
         """Returns the job, old or new, when it is on disk.
@@ -75,13 +75,14 @@ class Submission:
         propagate.inject(carrier)
         try:
             return await self._store.submit(
-                job, traceparent=carrier.get("traceparent", ""), max_waiting=self._max_waiting
+                job, traceparent=carrier.get("traceparent", ""), limits=self._limits
             )
         except QueueFullError as error:
             _REFUSED.inc()
+            whose = " of this tenant" if error.of_tenant else ""
             raise ResourceExhausted(
-                f"{self._max_waiting} jobs wait already",
+                f"{error.limit} jobs{whose} wait already, which is the limit",
                 reason="QUEUE_FULL",
-                metadata={"queue": "jobs", "limit": str(self._max_waiting)},
+                metadata={"queue": "jobs", "limit": str(error.limit)},
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
             ) from error

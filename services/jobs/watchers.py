@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from prometheus_client import Gauge
 
 from libs.errors import ResourceExhausted, Unavailable
+from libs.shared_limit import SharedLimit
 from services.jobs.domain import Job
 
 _WATCHERS = Gauge("headrace_jobs_watchers", "Open WatchJob streams.")
 
 # A watcher that is so many changes behind misses the oldest of them, never the last.
 MAX_CHANGES_BEHIND = 16
+# A tenant alone gets half of the streams.
+STREAMS_ALPHA = 1.0
 FULL_RETRY_AFTER_SECONDS = 5.0
 RESTART_RETRY_AFTER_SECONDS = 1.0
 
@@ -31,9 +34,8 @@ class JobWatchers:
     """
 
     def __init__(self, *, limit: int, poll_seconds: float) -> None:
-        self._limit = limit
+        self._streams = SharedLimit(limit, alpha=STREAMS_ALPHA)
         self._poll_seconds = poll_seconds
-        self._count = 0
         self._closed = False
         self._watching: defaultdict[str, set[_Changes]] = defaultdict(set)
 
@@ -50,19 +52,20 @@ class JobWatchers:
                 _put(changes, None)
 
     async def watch(
-        self, job_id: str, read: Callable[[], Awaitable[Job]]
+        self, job_id: str, read: Callable[[], Awaitable[Job]], *, tenant: str
     ) -> AsyncGenerator[Job, None]:
         """Yields a job as it is now and after each change; returns when it has ended.
 
         Args:
             job_id: the job.
             read: reads its record.
+            tenant: who watches.
 
         Raises:
-            ResourceExhausted: too many streams are open.
+            ResourceExhausted: the tenant, or all of them, have too many open streams.
             Unavailable: the process stops; another replica can continue.
         """
-        with self._subscribed(job_id) as changes:
+        with self._subscribed(job_id, tenant) as changes:
             job = await read()  # after subscribing, so that no change is missed
             yield job
             while not job.state.terminal:
@@ -87,23 +90,24 @@ class JobWatchers:
         return change
 
     @contextmanager
-    def _subscribed(self, job_id: str) -> Iterator[_Changes]:
-        if self._count >= self._limit:
+    def _subscribed(self, job_id: str, tenant: str) -> Iterator[_Changes]:
+        if not self._streams.take(tenant):
+            held = self._streams.held_by(tenant)
+            limit = max(held, self._streams.share_of(tenant))
             raise ResourceExhausted(
-                f"{self._limit} WatchJob streams are open already",
+                f"this tenant has {held} open WatchJob streams, and it may have {limit} now",
                 reason="QUEUE_FULL",
-                metadata={"queue": "watchers", "limit": str(self._limit)},
+                metadata={"queue": "watchers", "limit": str(limit)},
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
             )
         changes = _Changes(MAX_CHANGES_BEHIND)
-        self._count += 1
         self._watching[job_id].add(changes)
-        _WATCHERS.set(self._count)
+        _WATCHERS.set(self._streams.used)
         try:
             yield changes
         finally:
-            self._count -= 1
-            _WATCHERS.set(self._count)
+            self._streams.release(tenant)
+            _WATCHERS.set(self._streams.used)
             self._watching[job_id].discard(changes)
             if not self._watching[job_id]:
                 del self._watching[job_id]

@@ -25,7 +25,7 @@ from deploy.envoy.routes import OPEN_INFERENCE, OPEN_INFERENCE_HEALTH, OPEN_INFE
 from deploy.triton.artifact import bundled_version
 from libs.chat.wire import text_message
 from libs.rpc.status import DETAILS_KEY
-from services.inference.api.oip import OpenInferenceServicer, handlers
+from services.inference.api.oip import OpenInferenceServicer, handlers, stream_handlers
 from tests.support.mesh import RunningMesh
 
 pytestmark = pytest.mark.integration
@@ -237,8 +237,9 @@ async def test_count_tokens_agrees_with_generate(mesh: RunningMesh) -> None:
 
 def test_the_edge_routes_the_methods_of_the_service() -> None:
     """None is missing on either side."""
-    service: Any = handlers(OpenInferenceServicer(None, None, clock=None))  # type: ignore[arg-type]  # not called
-    answered = set(service._method_handlers)
+    servicer = OpenInferenceServicer(None, None, clock=None)  # type: ignore[arg-type]  # not called
+    served: list[Any] = [handlers(servicer), stream_handlers(servicer)]
+    answered = {name for service in served for name in service._method_handlers}
     routed = {f"/{OPEN_INFERENCE}/{method}" for method in OPEN_INFERENCE_METHODS}
     assert answered == routed | set(OPEN_INFERENCE_HEALTH)
 

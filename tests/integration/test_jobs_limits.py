@@ -65,6 +65,7 @@ async def test_more_jobs_than_may_wait_are_refused_until_one_starts(
             tmp_path_factory.mktemp("full"),
             HEADRACE_NATS_URL=nats.url,
             HEADRACE_MAX_WAITING_JOBS="2",
+            HEADRACE_MAX_WAITING_JOBS_PER_TENANT="2",
         ) as service,
         service.channel() as channel,
         job_bus(nats.url) as bus,

@@ -19,7 +19,14 @@ from libs.errors import InvalidArgument
 from libs.rpc.paging import PageRequest
 from services.jobs.domain import Finished, Job, Outcome, Started, State, Step, advance, cancel
 from services.jobs.outbox_store import OutboxStore, UnackedJob
-from services.jobs.store import MAX_PAGE_BYTES, DeletedJob, JobFilter, JobStore, QueueFullError
+from services.jobs.store import (
+    MAX_PAGE_BYTES,
+    DeletedJob,
+    JobFilter,
+    JobStore,
+    QueueFullError,
+    WaitingLimits,
+)
 from services.jobs.tables import jobs, metadata
 from tests.support.databases import DATABASES, empty_database, shared_postgres
 
@@ -101,7 +108,7 @@ async def test_a_job_is_kept_as_it_is(stores: tuple[JobStore, JobStore]) -> None
     """Through all its states, byte for byte; for its own tenant."""
     store = stores[0]
     wanted = job(1, payload=bytes(range(256)))
-    assert await store.submit(wanted, traceparent="00-a", max_waiting=10) is wanted
+    assert await store.submit(wanted, traceparent="00-a", limits=WaitingLimits(10, 10)) is wanted
     for outcome in (Started(1), Started(2), Finished(2, result=bytes(range(256)))):
         changed = await store.apply(wanted.job_id, step(outcome))
         assert changed is not None
@@ -114,7 +121,7 @@ async def test_a_job_is_kept_as_it_is(stores: tuple[JobStore, JobStore]) -> None
     assert await store.apply("unknown", step(Started(1))) is None
 
     failed = job(2)
-    await store.submit(failed, traceparent="", max_waiting=10)
+    await store.submit(failed, traceparent="", limits=WaitingLimits(10, 10))
     await store.apply(failed.job_id, step(Finished(1, error=ERROR)))
     read = await store.get(failed.job_id, tenant="acme", now=LATER)
     assert read is not None
@@ -130,7 +137,7 @@ async def test_replicas_that_accept_the_same_job_agree(
     wanted = [job(number % 5, payload=str(number).encode()) for number in range(40)]
     answers = await asyncio.gather(
         *(
-            stores[number % 2].submit(each, traceparent="", max_waiting=100)
+            stores[number % 2].submit(each, traceparent="", limits=WaitingLimits(100, 100))
             for number, each in enumerate(wanted)
         )
     )
@@ -144,7 +151,7 @@ async def test_outcomes_that_reach_both_replicas_end_a_job_once(
     stores: tuple[JobStore, JobStore],
 ) -> None:
     """In whatever order, exactly one end is stored, and nothing changes after it."""
-    await stores[0].submit(job(1), traceparent="", max_waiting=10)
+    await stores[0].submit(job(1), traceparent="", limits=WaitingLimits(10, 10))
     outcomes: list[Outcome] = [Started(attempt) for attempt in range(1, 6)]
     outcomes += [Finished(attempt, result=b"r%d" % attempt) for attempt in range(1, 6)]
     work = [(store, outcome) for outcome in outcomes for store in stores]
@@ -165,14 +172,14 @@ async def test_only_waiting_jobs_count_against_the_limit(
     """One that runs has left the queue; one that is submitted again is not a new one."""
     store = stores[0]
     for number in range(3):
-        await store.submit(job(number), traceparent="", max_waiting=3)
+        await store.submit(job(number), traceparent="", limits=WaitingLimits(3, 3))
     with pytest.raises(QueueFullError):
-        await store.submit(job(3), traceparent="", max_waiting=3)
-    assert (await store.submit(job(1), traceparent="", max_waiting=3)) == job(1)
+        await store.submit(job(3), traceparent="", limits=WaitingLimits(3, 3))
+    assert (await store.submit(job(1), traceparent="", limits=WaitingLimits(3, 3))) == job(1)
     await store.apply("job-0000", step(Started(1)))
     assert await store.count_waiting(limit=100) == 2
     assert await store.count_waiting(limit=1) == 1
-    await store.submit(job(3), traceparent="", max_waiting=3)
+    await store.submit(job(3), traceparent="", limits=WaitingLimits(3, 3))
 
 
 async def test_the_outbox_has_the_jobs_to_publish(
@@ -181,7 +188,7 @@ async def test_the_outbox_has_the_jobs_to_publish(
     """Oldest first, with its trace; sent once, again when lost, and never after its end."""
     store, outbox = stores[0], outboxes[0]
     for number in (2, 1, 3):
-        await store.submit(job(number), traceparent=f"trace-{number}", max_waiting=10)
+        await store.submit(job(number), traceparent=f"trace-{number}", limits=WaitingLimits(10, 10))
     unsent = await outbox.unsent(limit=2)
     assert [
         (item.job_id, item.payload, item.create_time, item.traceparent, item.publish_count)
@@ -218,7 +225,7 @@ async def test_a_job_that_cannot_be_recovered_waits_as_if_it_were_published(
     """It is looked at again later, and does not stay the first of those that are lost."""
     outbox = outboxes[0]
     for number in range(2):
-        await stores[0].submit(job(number), traceparent="", max_waiting=10)
+        await stores[0].submit(job(number), traceparent="", limits=WaitingLimits(10, 10))
     await outbox.mark_sent(await outbox.unsent(limit=10), LATER, sequences={})
     day = timedelta(days=1)
 
@@ -255,10 +262,12 @@ async def test_jobs_are_listed_by_time_and_id(stores: tuple[JobStore, JobStore])
     store = stores[0]
     for number in range(4):
         same_time = replace(job(7), job_id=f"same-{number}")
-        await store.submit(same_time, traceparent="", max_waiting=100)
+        await store.submit(same_time, traceparent="", limits=WaitingLimits(100, 100))
     for number in (3, 9):
-        await store.submit(job(number), traceparent="", max_waiting=100)
-    await store.submit(replace(job(5), tenant="other"), traceparent="", max_waiting=100)
+        await store.submit(job(number), traceparent="", limits=WaitingLimits(100, 100))
+    await store.submit(
+        replace(job(5), tenant="other"), traceparent="", limits=WaitingLimits(100, 100)
+    )
     order = ["job-0009", "same-3", "same-2", "same-1", "same-0", "job-0003"]
     for size in (1, 2, 3, 5, 6, 7):
         pages = await listed(store, all_jobs(), size)
@@ -275,7 +284,7 @@ async def test_lists_have_states_and_leave_out_expired_jobs(
     """Whether they are deleted or not."""
     store = stores[0]
     for number in range(4):
-        await store.submit(job(number), traceparent="", max_waiting=100)
+        await store.submit(job(number), traceparent="", limits=WaitingLimits(100, 100))
     await store.apply("job-0000", step(Started(1)))
     await store.apply("job-0001", step(Finished(1, error=ERROR)))
     await store.apply("job-0002", lambda each: cancel(each, now=LATER, retention=RETENTION))
@@ -294,7 +303,9 @@ async def test_a_page_ends_before_it_is_too_large(stores: tuple[JobStore, JobSto
     store = stores[0]
     large = bytes(MAX_PAGE_BYTES // 2)
     for number in range(4):
-        await store.submit(job(number, payload=large), traceparent="", max_waiting=100)
+        await store.submit(
+            job(number, payload=large), traceparent="", limits=WaitingLimits(100, 100)
+        )
     await store.apply("job-0002", step(Finished(1, result=2 * large)))
     pages = await listed(store, all_jobs(full=True), 10)
     assert pages == [["job-0003"], ["job-0002"], ["job-0001"], ["job-0000"]]
@@ -314,7 +325,7 @@ async def test_a_row_with_an_unknown_state_does_not_break_lists(
     """A later version may have written it; the others are listed."""
     store = stores[0]
     for number in range(3):
-        await store.submit(job(number), traceparent="", max_waiting=100)
+        await store.submit(job(number), traceparent="", limits=WaitingLimits(100, 100))
     async with engines[0].begin() as connection:
         await connection.execute(
             sa.update(jobs).where(jobs.c.job_id == "job-0001").values(state=77)
@@ -327,7 +338,7 @@ async def test_expired_jobs_are_deleted_some_at_a_time(
 ) -> None:
     """The oldest first, also where two replicas delete; others stay."""
     for number in range(25):
-        await stores[0].submit(job(number), traceparent="", max_waiting=100)
+        await stores[0].submit(job(number), traceparent="", limits=WaitingLimits(100, 100))
     for number in range(20):
         await stores[0].apply(f"job-{number:04}", step(Finished(1, result=b"r")))
     expired = LATER + RETENTION
@@ -348,7 +359,7 @@ async def test_a_job_is_deleted_with_its_message(
     """In any state, once, by its tenant; the number of its last message is returned."""
     store, outbox = stores[0], outboxes[0]
     for number in range(3):
-        await store.submit(job(number), traceparent="", max_waiting=10)
+        await store.submit(job(number), traceparent="", limits=WaitingLimits(10, 10))
     unsent = await outbox.unsent(limit=10)
     await outbox.mark_sent(unsent, START, sequences={"job-0000": 7, "job-0001": 8})
     await outbox.mark_sent(unsent, START, sequences={"job-0001": 9})  # published again
@@ -366,7 +377,7 @@ async def test_a_job_is_deleted_with_its_message(
     assert await outbox.unsent(limit=10) == []
     # What is noted late belongs to the job that was deleted, and not to another with its id.
     again = replace(job(0), create_time=LATER, update_time=LATER)
-    assert await store.submit(again, traceparent="", max_waiting=10) == again
+    assert await store.submit(again, traceparent="", limits=WaitingLimits(10, 10)) == again
     await outbox.mark_sent(unsent, LATER, sequences={"job-0000": 7})
     assert [item.create_time for item in await outbox.unsent(limit=10)] == [LATER]
     found = await store.delete("job-0000", tenant="acme", now=LATER)
@@ -378,13 +389,17 @@ async def test_the_id_of_an_expired_job_can_be_used_again(
     stores: tuple[JobStore, JobStore], outboxes: tuple[OutboxStore, OutboxStore]
 ) -> None:
     """Before it is deleted, by many at the same time; the new job is to be published."""
-    await stores[0].submit(job(1), traceparent="", max_waiting=10)
+    await stores[0].submit(job(1), traceparent="", limits=WaitingLimits(10, 10))
     await stores[0].apply("job-0001", step(Finished(1, result=b"r")))
     again = replace(
         job(1, payload=b"another"), create_time=LATER + RETENTION, update_time=LATER + RETENTION
     )
     answers = await asyncio.gather(
-        *(store.submit(again, traceparent="", max_waiting=10) for store in stores for _ in range(5))
+        *(
+            store.submit(again, traceparent="", limits=WaitingLimits(10, 10))
+            for store in stores
+            for _ in range(5)
+        )
     )
     assert answers == [again] * 10
     assert [item.payload for item in await outboxes[0].unsent(limit=10)] == [b"another"]

@@ -20,7 +20,7 @@ from libs.clock import SystemClock
 from libs.errors import InvalidArgument, NotFound, Unavailable
 from libs.routes import RouteTable
 from libs.telemetry.hashing import InputHasher
-from services.inference.accounting import CountPrompt, Outcome, Recorder
+from services.inference.accounting import Outcome, Recorder, UncountedPrompt
 from services.inference.admission import Admission
 from services.inference.api.grpc import InferenceServicer
 from services.inference.backends.openai_http.api_keys import ApiKeys
@@ -83,20 +83,20 @@ class Bills:
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
-        self.prompts: list[CountPrompt] = []
+        self.prompts: list[UncountedPrompt] = []
 
     async def record(self, outcome: Outcome) -> int:
         self.outcomes.append(outcome)
         return 7
 
-    def record_later(self, outcome: Outcome, *, prompt: CountPrompt | None = None) -> None:
+    def record_later(self, outcome: Outcome, *, prompt: UncountedPrompt | None = None) -> None:
         self.outcomes.append(outcome)
         if prompt is not None:
             self.prompts.append(prompt)
 
     async def last(self) -> tuple[int, int]:
         """Returns the tokens of prompt and answer in the last bill."""
-        prompts = [await prompt() for prompt in self.prompts]
+        prompts = [await prompt.count() for prompt in self.prompts]
         usage = self.outcomes[-1].usage
         return usage.prompt_tokens + sum(prompts), usage.completion_tokens
 

@@ -19,7 +19,7 @@ from libs.errors import ResourceExhausted, Unavailable
 from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
-from services.inference.accounting import CountPrompt, Outcome, Recorder
+from services.inference.accounting import Outcome, Recorder, UncountedPrompt
 from services.inference.admission import Admission
 from services.inference.backends.openai_http.api_keys import ApiKeys
 from services.inference.backends.pool import Backends
@@ -49,7 +49,7 @@ class Notes:
         self.outcomes.append(outcome)
         return 0
 
-    def record_later(self, outcome: Outcome, *, prompt: CountPrompt | None = None) -> None:
+    def record_later(self, outcome: Outcome, *, prompt: UncountedPrompt | None = None) -> None:
         self.outcomes.append(outcome)
 
 

@@ -53,7 +53,8 @@ def demand(tenant="acme", *, deadline=None, priority=0, **fields):
 
 
 async def hold(queue, tenant="acme", *, slots=1, log=None, name="", release=None, **fields):
-    async with queue.slot(demand(tenant, **fields), slots=slots):
+    queue.resize(slots)
+    async with queue.slot(demand(tenant, **fields)):
         if log is not None:
             log.append(name)
         if release is not None:
@@ -68,8 +69,9 @@ async def settle():
 async def test_free_slots_are_acquired_at_once(queue):
     """Two slots, two requests, no wait."""
     async with AsyncExitStack() as stack:
+        queue.resize(2)
         for _ in range(2):
-            await stack.enter_async_context(queue.slot(demand(), slots=2))
+            await stack.enter_async_context(queue.slot(demand()))
 
 
 async def test_requests_are_ordered_by_deadline_then_by_priority(queue):
@@ -94,7 +96,7 @@ async def test_requests_are_ordered_by_deadline_then_by_priority(queue):
 
 async def test_a_wait_that_exceeds_the_deadline_is_refused_at_once(queue, clock):
     """The estimate comes from how long slots were held; the refusal says when to retry."""
-    async with queue.slot(demand(), slots=1):
+    async with queue.slot(demand()):
         clock.seconds += 10
     release = asyncio.Event()
     running = asyncio.create_task(hold(queue, release=release))
@@ -156,7 +158,7 @@ async def test_a_tenant_alone_leaves_slots_for_the_next(queue):
 
 async def test_the_wait_of_a_tenant_is_that_of_its_own_place(queue, clock):
     """A deadline that is long enough for its own requests is accepted, whoever floods."""
-    async with queue.slot(demand(), slots=1):
+    async with queue.slot(demand()):
         clock.seconds += 10
     release = asyncio.Event()
     tasks = [
@@ -182,7 +184,7 @@ async def test_the_memory_of_waiting_and_running_requests_is_limited(clock):
     tasks = [asyncio.create_task(hold(queue, size_bytes=large, release=release)) for _ in range(5)]
     await settle()
     refused = [task for task in tasks if task.done()]
-    assert len(refused) == 2
+    assert len(refused) == 3
     error = refused[0].exception()
     assert isinstance(error, ResourceExhausted)
     assert error.metadata == {
@@ -196,6 +198,26 @@ async def test_the_memory_of_waiting_and_running_requests_is_limited(clock):
     release.set()
     await asyncio.gather(*tasks, other, return_exceptions=True)
     assert memory.used == 0
+
+
+async def test_large_work_before_a_pause_does_not_count_after_it(queue):
+    """The pause is when nothing runs or waits."""
+    log: list[str] = []
+
+    async def wave(*requests: tuple[str, int]) -> None:
+        first = asyncio.Event()
+        tasks = [asyncio.create_task(hold(queue, "first", release=first))]
+        await settle()
+        for tenant, work in requests:
+            tasks.append(asyncio.create_task(hold(queue, tenant, log=log, name=tenant, work=work)))
+        await settle()
+        first.set()
+        await asyncio.gather(*tasks)
+
+    await wave(("a", 10_000))
+    log.clear()
+    await wave(*[("b", 1)] * 10, ("a", 1))
+    assert log.index("a") <= 1
 
 
 async def test_parts_of_an_admitted_request_are_not_refused(queue):
@@ -260,7 +282,7 @@ async def test_a_cancelled_request_holds_no_slot(queue):
 @pytest.mark.parametrize("cancel_first", [False, True])
 async def test_a_cancellation_in_the_turn_in_which_a_slot_becomes_free(queue, cancel_first):
     """In either order the request ends as cancelled, and the slot is free for the next one."""
-    running = queue.slot(demand(), slots=1)
+    running = queue.slot(demand())
     await running.__aenter__()
     waits, next_one = (asyncio.create_task(hold(queue)) for _ in range(2))
     await settle()
@@ -356,3 +378,16 @@ def test_few_enough_requests_wait_for_a_deployment_of_many_slots():
     assert queue._places.limit == 10 * MAX_WAITING_PER_SLOT
     queue.resize(1000)
     assert queue._places.limit == MAX_WAITING
+
+
+async def test_an_older_route_of_a_caller_does_not_change_the_slots(clock):
+    """A caller that fell back to it may have waited for long; only new routes do."""
+    admission = Admission(clock)
+    admission.update(routes_to(DEPLOYMENT, backends=2))
+    older, newer = (next(iter(routes_to(DEPLOYMENT, backends=count).targets())) for count in (1, 2))
+    async with admission.slot(newer, demand()):
+        before = admission.queue(newer)._slots.limit
+        async with admission.slot(older, demand()):
+            assert admission.queue(newer)._slots.limit == before
+    admission.update(routes_to(DEPLOYMENT, backends=1))
+    assert admission.queue(newer)._slots.limit == before // 2

@@ -203,11 +203,11 @@ async def test_the_wait_for_a_backend_that_does_not_come_back(tmp_path):
 async def test_the_wait_for_a_slot():
     """Where the estimate was too short."""
     queue = SlotQueue("deployments/d", CLOCK)
-    async with queue.slot(Demand("t"), slots=1):
+    async with queue.slot(Demand("t")):
         deadline = CLOCK.monotonic_seconds() + DEADLINE_SECONDS
         with pytest.raises(DeadlineExceeded) as caught:
-            async with queue.slot(Demand("t", deadline_seconds=deadline), slots=1):
+            async with queue.slot(Demand("t", deadline_seconds=deadline)):
                 raise AssertionError("there is no free slot")
         assert caught.value.metadata == {"waiting_for": "slot"}
-    async with asyncio.timeout(1), queue.slot(Demand("t"), slots=1):
+    async with asyncio.timeout(1), queue.slot(Demand("t")):
         pass

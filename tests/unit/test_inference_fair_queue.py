@@ -178,3 +178,15 @@ def test_tenants_that_wait_all_the_time_get_the_same(steps):
         assert not queue
 
     asyncio.run(run())
+
+
+async def test_after_a_pause_nobody_catches_up():
+    """What a tenant was given while nobody else wanted it is not held against it."""
+    queue = FairQueue()
+    push(queue, "a", work=10_000)
+    assert len(list(admitted(queue, 1))) == 1
+    queue.restart()
+    for _ in range(50):
+        push(queue, "b")
+    push(queue, "a")
+    assert [waiter.tenant for waiter in admitted(queue, 3)] == ["b", "a", "b"]

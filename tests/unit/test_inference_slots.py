@@ -46,7 +46,7 @@ class Requests(RuleBasedStateMachine):
         self, request: Request, tenant: str, deadline: float | None, priority: int
     ) -> None:
         asked = Demand(tenant, deadline_seconds=deadline, priority=priority)
-        async with self.queue.slot(asked, slots=self.slots):
+        async with self.queue.slot(asked):
             request.entered = True
             try:
                 await request.release.wait()

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from libs.clock import SystemClock
 from libs.embedding_texts import MAX_BYTES_PER_TOKEN
-from libs.errors import HeadraceError, InvalidArgument, ResourceExhausted
+from libs.errors import DeadlineExceeded, HeadraceError, InvalidArgument, ResourceExhausted
 from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.hashing import InputHasher
@@ -187,6 +187,34 @@ async def test_a_caller_who_leaves_stops_what_waits_and_pays_for_what_ran(tmp_pa
         )
         assert (queue._slots.used, queue._places.used, queue._memory.used) == (0, 0, 0)
         assert not queue._queue
+
+
+async def test_a_deadline_does_not_make_the_parts_before_it_free(tmp_path):
+    """What was computed until then is billed, as if the caller had left."""
+    async with service_of(tmp_path) as service:
+        service.model.gate.set()
+        deadline = SystemClock().monotonic_seconds() + 0.4
+        late = asyncio.create_task(
+            service.embedder.embed("e", [LONG] * 1000, EVIL, deadline_seconds=deadline)
+        )
+        await eventually(lambda: len(service.model.texts) >= 3)
+        service.model.gate.clear()
+        with pytest.raises((DeadlineExceeded, ResourceExhausted)):
+            await late
+        service.model.gate.set()
+        await service.settled()
+        ((tenant, tokens),) = service.bills.tokens
+        assert tenant == "evil"
+        assert len(LONG.split()) <= tokens < 1000 * len(LONG.split())
+
+
+async def test_a_request_that_was_refused_is_not_billed(tmp_path):
+    """No backend has received any of it."""
+    async with service_of(tmp_path, memory_limit_bytes=10) as service:
+        with pytest.raises(ResourceExhausted):
+            await service.embedder.embed("e", ["a b"], EVIL)
+        await service.settled()
+        assert service.bills.tokens == []
 
 
 async def test_a_job_that_is_cancelled_is_not_billed_here(tmp_path):

@@ -109,6 +109,20 @@ async def test_who_leaves_a_unary_call_pays_for_it(tmp_path, why):
     assert [bill["usage"].prompt_tokens for bill in mesh.bills.recorded] == [7]
 
 
+async def test_a_unary_call_without_time_left_is_not_started(tmp_path):
+    """Else a backend would compute what nobody waits for and nobody pays for."""
+    server = TensorServer()
+    async with mesh_of(server, tmp_path=tmp_path) as mesh:
+        mesh.caller = Caller(CALLER.identity, SystemClock().monotonic_seconds() - 1.0)
+        with pytest.raises(DeadlineExceeded):
+            await mesh.infer(request("embedder"))
+        await asyncio.sleep(0.1)
+        await mesh.service.drain()
+        await mesh.recorder.drain()
+    assert server.requests == []
+    assert mesh.bills.recorded == []
+
+
 async def test_fields_that_a_model_adds_to_its_end_are_skipped(tmp_path):
     """A newer model still answers, and is billed."""
     server = TensorServer(final={**FINAL, "draft_tokens": 7, "timings": {"ms": 1.5}})

@@ -46,6 +46,40 @@ def test_an_amount_beyond_what_is_free_is_refused():
     assert not limit.take("b", 1)
 
 
+def test_the_threshold_holds_after_a_large_amount():
+    """A party below its threshold cannot take all that is free with one request."""
+    limit = SharedLimit(256, alpha=1.0)
+    assert limit.take("a", 50)
+    assert limit.take("a", 50)
+    assert not limit.take("a", 156)
+    assert not limit.take("a", 29)
+    assert limit.take("a", 28)
+    assert limit.take("b", 20)
+
+
+def test_an_amount_beyond_the_share_is_given_only_while_nobody_holds_anything():
+    """Else a party that holds nothing could take all that the others left."""
+    limit = SharedLimit(256, alpha=1.0)
+    assert limit.take("a", 192)
+    limit.release("a", 192)
+    assert limit.take("b", 1)
+    assert not limit.take("a", 192)
+    assert not limit.take("a", 129)
+    assert limit.take("a", 128)
+    assert limit.take("c", 100)
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([0.5, 1.0, 2.0, 4.0]))
+def test_one_large_amount_ends_where_many_small_ones_do(others: int, amount: int, alpha: float):
+    """A party that holds something reaches the same, however it asks."""
+    at_once, single = SharedLimit(100, alpha=alpha), SharedLimit(100, alpha=alpha)
+    for limit in (at_once, single):
+        limit.take("b", others)
+        limit.take("a")
+    taken = all(single.take("a") for _ in range(amount))
+    assert at_once.take("a", amount) == taken
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 7), st.booleans()), max_size=100))
 def test_any_sequence_keeps_the_total_and_forgets_who_holds_nothing(steps):

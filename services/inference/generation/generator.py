@@ -15,7 +15,7 @@ from libs.routes import RouteTable
 from libs.rpc.identity import Identity
 from libs.telemetry.tracing import current_trace_id
 from services.inference import metrics
-from services.inference.accounting import Outcome, PromptCounter, Recorder
+from services.inference.accounting import Outcome, PromptCounter, Recorder, UncountedPrompt
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends
 from services.inference.cache_salts import CacheSalts
@@ -39,6 +39,7 @@ from services.inference.generation.relay import (
     merged,
 )
 from services.inference.routing import choose_chat, counts_tokens, route_of
+from services.inference.work import prompt_bytes
 
 # Sends a chunk to the client and returns when the next one may be sent. The first call also has the
 # start of the answer; its chunk is empty if there is none yet.
@@ -109,9 +110,10 @@ class Generator:
         call = generation.call
         prompt = None
         if generation.has_uncounted_prompt(error):
-            prompt = partial(
+            count = partial(
                 self._count_prompt, outcome.choice, call.request, outcome.identity.tenant
             )
+            prompt = UncountedPrompt(prompt_bytes(call.request), count)
         self._recorder.record_later(outcome, prompt=prompt)
 
 

@@ -17,7 +17,7 @@ from services.inference.domain import Route
 from services.inference.routing import route_of
 from services.inference.slots import Demand
 from services.inference.tensors.retry import Retrier
-from services.inference.work import chat_work, check_prompt
+from services.inference.work import chat_work, check_prompt, prompt_bytes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ class TokenCounter:
         Raises:
             HeadraceError: no backend counts them.
         """
-        return await self._count(choice, request, Demand(tenant=tenant, is_part=True))
+        # Not refused: the recorder limits how many there are.
+        work = chat_work(prompt_bytes(request), 1)
+        return await self._count(choice, request, Demand(tenant, work=work, is_part=True))
 
     async def _count(self, choice: Choice, request: GenerationRequest, demand: Demand) -> int:
         async def attempt(lease: Lease) -> int:

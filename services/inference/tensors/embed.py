@@ -1,7 +1,8 @@
 """Embeddings of texts, divided into parts so that requests of others run between them.
 
 A backend cannot stop in the middle of a part. One whose caller leaves is left to end, with its
-slot; what it computed is billed to the caller, as are the parts before it. The rest is not started.
+slot; what it computed is billed to the caller, as are the parts before it, also where the caller's
+deadline or limits ended the request. The rest is not started.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from headrace.common.v1 import model_pb2
 from libs.background import start_task
 from libs.clock import Clock
 from libs.embedding_texts import MAX_TEXTS, check_text_sizes
-from libs.errors import InvalidArgument
+from libs.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from libs.ids import uuid7
 from libs.routes import Choice, RouteTable
 from libs.rpc.identity import Identity
@@ -98,8 +99,10 @@ class Embedder:
         try:
             with self._admission.hold(identity.tenant, sum(map(size_bytes, texts))):
                 await self._run(parts)
-        except asyncio.CancelledError:
-            self._bill_later(parts, identity, started_seconds)
+        except (asyncio.CancelledError, DeadlineExceeded, ResourceExhausted) as error:
+            # Else the parts before would be free for those whose deadlines are short.
+            if parts.was_started or isinstance(error, asyncio.CancelledError):
+                self._bill_later(parts, identity, started_seconds, error)
             raise
         return Embeddings(parts.vectors(), route_of(choice))
 
@@ -137,7 +140,9 @@ class Embedder:
             part.is_running = True
             part.vectors = await self._retrier.run(parts.choice, attempt)
 
-    def _bill_later(self, parts: _Parts, identity: Identity, started_seconds: float) -> None:
+    def _bill_later(
+        self, parts: _Parts, identity: Identity, started_seconds: float, error: BaseException
+    ) -> None:
         async def bill() -> None:
             await asyncio.gather(*parts.tasks(), return_exceptions=True)
             tokens = sum(count for _, count in parts.vectors())
@@ -150,7 +155,7 @@ class Embedder:
                     usage=TokenUsage(prompt_tokens=tokens),
                     inputs=tuple(parts.texts),
                     started_seconds=started_seconds,
-                    error=asyncio.CancelledError(),
+                    error=error,
                 )
             )
 
@@ -215,6 +220,11 @@ class _Parts:
         self._next += count
         self._parts.append(part)
         return part
+
+    @property
+    def was_started(self) -> bool:
+        """Whether a backend has received a part."""
+        return any(part.is_running for part in self._parts)
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """Returns the tasks of all parts that were made."""

@@ -22,7 +22,7 @@ from libs.routes import EMPTY, Choice, RouteTable
 from libs.rpc.channel import MAX_MESSAGE_BYTES
 from libs.rpc.identity import Identity
 from services.inference import metrics
-from services.inference.accounting import CountPrompt, Outcome, PromptCounter, Recorder
+from services.inference.accounting import Outcome, PromptCounter, Recorder, UncountedPrompt
 from services.inference.admission import Admission
 from services.inference.backends.pool import Backends, Lease
 from services.inference.backends.triton.codec import finish_of, read_final
@@ -35,7 +35,7 @@ from services.inference.tensors.descriptions import Descriptions, Key
 from services.inference.tensors.inputs import check_encoding
 from services.inference.tensors.retry import Attempt, Retrier, kind_mismatch
 from services.inference.tensors.texts import check_text_sizes, conversation_of
-from services.inference.work import max_text_bytes, tensor_work
+from services.inference.work import max_text_bytes, prompt_bytes, tensor_work
 
 # What gRPC accepts, less what renaming adds.
 MAX_TENSOR_REQUEST_BYTES = MAX_MESSAGE_BYTES - 4096
@@ -292,8 +292,8 @@ class OpenInference:
         deadline passes, it is left to end, with its slot, and billed: else work would be free for
         those who always leave in time.
         """
-        work: asyncio.Task[Any] = asyncio.create_task(self._attempts(run, attempt))
         left = seconds_left(run.caller.deadline_seconds, self._clock, waiting_for="backend")
+        work: asyncio.Task[Any] = asyncio.create_task(self._attempts(run, attempt))
         try:
             done, _ = await asyncio.wait({work}, timeout=left)
             if not done and not run.is_running:  # its wait for a slot ends at the same time
@@ -342,8 +342,8 @@ class OpenInference:
                 self._recorder.record_later(self._outcome(run, error), prompt=prompt)
             raise
 
-    def _uncounted_prompt(self, run: _Run, error: BaseException) -> CountPrompt | None:
-        """Returns what counts a prompt that an engine has read, and has not reported.
+    def _uncounted_prompt(self, run: _Run, error: BaseException) -> UncountedPrompt | None:
+        """Returns a prompt that an engine has read, and has not reported.
 
         An engine reports it with the end of its answer. Who leaves before pays for it, too.
         """
@@ -356,7 +356,8 @@ class OpenInference:
         request = conversation_of(run.message, model=run.choice.model)
         if request is None:
             return None
-        return partial(self._count_prompt, run.choice, request, run.caller.identity.tenant)
+        count = partial(self._count_prompt, run.choice, request, run.caller.identity.tenant)
+        return UncountedPrompt(prompt_bytes(request), count)
 
     def _outcome(self, run: _Run, error: BaseException | None) -> Outcome:
         start = run.head.tensors_at
