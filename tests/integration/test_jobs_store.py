@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from libs.db import create_engine, migrate
 from libs.errors import InvalidArgument
 from libs.rpc.paging import PageRequest
-from services.jobs.domain import Finished, Job, Outcome, Started, State, Step, advance, cancel
+from services.jobs.domain import Finished, Outcome, Started, State, cancel
 from services.jobs.outbox_store import OutboxStore, UnackedJob
 from services.jobs.store import (
     MAX_PAGE_BYTES,
@@ -29,13 +29,11 @@ from services.jobs.store import (
 )
 from services.jobs.tables import jobs, metadata
 from tests.support.databases import DATABASES, empty_database, shared_postgres
+from tests.support.job_records import LATER, RETENTION, START, job, step
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
-START = datetime(2026, 11, 1, tzinfo=UTC)
 ERROR = b"a serialised status"
-RETENTION = timedelta(days=7)
-LATER = START + timedelta(days=1)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -66,22 +64,6 @@ async def stores(engines: tuple[AsyncEngine, AsyncEngine]) -> tuple[JobStore, Jo
 @pytest_asyncio.fixture(loop_scope="module")
 async def outboxes(engines: tuple[AsyncEngine, AsyncEngine]) -> tuple[OutboxStore, OutboxStore]:
     return OutboxStore(engines[0]), OutboxStore(engines[1])
-
-
-def job(number: int, payload: bytes = b"p") -> Job:
-    moment = START + timedelta(seconds=number)
-    return Job(
-        job_id=f"job-{number:04}",
-        tenant="acme",
-        user="ann",
-        payload=payload,
-        create_time=moment,
-        update_time=moment,
-    )
-
-
-def step(outcome: Outcome) -> Step:
-    return lambda job: advance(job, outcome, now=LATER, retention=RETENTION)
 
 
 async def test_the_tables_are_those_in_the_code(
