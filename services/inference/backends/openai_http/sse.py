@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from services.inference.backends.counts import token_count
-from services.inference.backends.openai_http.errors import read_error
 from services.inference.domain import BackendFailedError, Chunk, Finish
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -181,8 +180,8 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BackendFailedError("the provider sends JSON that is not an object")
     if value.get("error"):
-        reported = read_error(data)
-        raise BackendFailedError(f"the provider sends an error: {reported.code} {reported.message}")
+        # Its message may quote the request, and this text is logged.
+        raise BackendFailedError("the provider reports an error in its stream")
     return value
 
 
