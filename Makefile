@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test check fmt protos bench fuzz clean install-dev
+.PHONY: help install demo up down test check fmt protos bench fuzz storm clean install-dev
 
 # Any Python 3 can run the installer, which then finds one that fits.
 ANY_PYTHON := $(shell command -v python3 || command -v python3.12 || command -v python3.11)
@@ -25,7 +25,7 @@ up: ## Install and start the mesh
 down: ## Stop the mesh and all its processes
 	@if [ -x $(BIN)/headrace ]; then $(BIN)/headrace down; else echo "nothing is installed"; fi
 
-test: install-dev ## Install and run all tests (ARGS="-k name" selects some)
+test: install-dev ## Install and run the tests, but for `storm` (ARGS="-k name" selects some)
 	@$(BIN)/pytest $(ARGS)
 
 check: install-dev ## Check format, lint, types, layers and protos without writing
@@ -54,6 +54,9 @@ bench: install-dev ## Measure into build/bench.json (ONLY=area measures one area
 fuzz: install-dev ## Fuzz our own parsers, guided by coverage (SECONDS=60 each, ONLY="tar names")
 	@$(INSTALL) fuzz
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ONLY)
+
+storm: install-dev ## Attack a mesh for minutes: tenants that flood it, 10,000 mutated messages of each kind
+	@$(BIN)/pytest -m storm $(ARGS)
 
 clean: down ## Stop the mesh and remove its state, caches and build output, but not the environments
 	rm -rf .headrace $(BUILD) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

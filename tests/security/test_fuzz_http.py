@@ -23,7 +23,7 @@ from tests.support.http_bytes import HttpService, answer, post, serving_one_path
 from tests.support.mesh import RunningMesh
 from tests.support.service import running_service
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.storm]
 
 CONNECTIONS = 10_000
 BEHIND = 5_000

@@ -25,7 +25,7 @@ from tests.support.fuzzing import (
 from tests.support.mesh import RunningMesh
 from tests.support.random_messages import random_message
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.storm]
 
 BODIES = 10_000
 SEED = "json"

@@ -21,7 +21,7 @@ from tests.support.fuzzing import ALL_SCOPES, Slowest, heartbeat, in_parallel, u
 from tests.support.mesh import RunningMesh
 from tests.support.random_messages import random_message
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.storm]
 
 MESSAGES = 10_000
 SEED = "protobuf"
