@@ -165,6 +165,6 @@ def test_a_service_refuses_tcp_without_certificates(tmp_path: Path):
         env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "HEADRACE_LISTEN_ADDRESS: without TLS, anybody who reaches" in done.stderr
+    assert "HEADRACE_LISTEN_ADDRESS: without TLS, any program that reaches" in done.stderr
     assert "HEADRACE_TLS_CA_FILE" in done.stderr
     assert "HEADRACE_REGISTRY_ADDRESS" not in done.stderr
