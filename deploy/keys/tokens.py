@@ -106,8 +106,8 @@ def sign(
 def _check_scope(scope: str) -> None:
     if scope == "admin":
         raise ValueError(
-            "the scope 'admin' was split; use those of registry, router, billing and operator "
-            "that are needed"
+            "the scope 'admin' was split; it must be those of registry, router, billing and "
+            "operator that are needed"
         )
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}; a scope must be one of {', '.join(SCOPES)}")
