@@ -144,7 +144,7 @@ def test_an_artifact_packed_to_do_harm_is_refused(tmp_path, reader, bad, text):
 @pytest.mark.parametrize("more", [b"x", b"x" * 512, bytes(MAX_PADDING_BYTES + 512)])
 def test_nothing_may_follow_the_end(tmp_path, reader, more):
     """Another reader could find other files there."""
-    with pytest.raises((InvalidArgument, ArtifactRefused), match="behind its end"):
+    with pytest.raises((InvalidArgument, ArtifactRefused), match="after its end"):
         reader(packed() + more, tmp_path)
 
 
