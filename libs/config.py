@@ -107,6 +107,25 @@ class ProviderSettings(ServiceSettings):
     )
 
 
+class BusSettings(ServiceSettings):
+    """The settings of services that use the bus."""
+
+    nats_url: str = Field(description="The NATS server, or several, separated by commas.")
+    nats_credentials_file: Path | None = Field(
+        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
+    )
+
+
+class DurableBusSettings(BusSettings):
+    """The settings of services that check that the bus does not lose what it acknowledges."""
+
+    nats_system_credentials_file: Path | None = Field(
+        default=None,
+        description="USER:PASSWORD of the bus's system account. If set, the service refuses to "
+        "start with a NATS that acknowledges before it has synced to disk.",
+    )
+
+
 def default_database_url(home: Path, service: str) -> str:
     """Returns the URL of the default SQLite file of a service."""
     return f"sqlite+aiosqlite:///{home.absolute()}/data/{service}.db"

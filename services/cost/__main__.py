@@ -9,7 +9,8 @@ prepare()
 from headrace.cost.v1 import cost_internal_pb2_grpc, cost_pb2_grpc
 from headrace.events.v1 import events_pb2
 
-from libs.bus.connection import connect, ensure_streams
+from libs.bus.connection import ensure_streams
+from libs.bus.service import connect_service
 from libs.bus.subjects import COST, USAGE
 from libs.bus.worker import PullWorker
 from libs.config import default_database_url
@@ -39,12 +40,7 @@ async def main() -> None:
         running.spawn(price_book.poll())
         running.on_drain(price_book.close)
 
-        bus = await connect(
-            settings.nats_url,
-            name="cost",
-            credentials_file=settings.nats_credentials_file,
-            tls=settings.tls,
-        )
+        bus = await connect_service(settings, name="cost")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE])
         ledger = Ledger(store, price_book, running.clock)

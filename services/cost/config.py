@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
-from libs.config import ServiceSettings
+from libs.config import BusSettings
 
 
-class Settings(ServiceSettings):
+class Settings(BusSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    nats_url: str = Field(description="The bus with the usage events.")
-    nats_credentials_file: Path | None = Field(
-        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
-    )
     database_url: str | None = Field(
         default=None, description="Prices and ledger. Not set: SQLite in the home."
     )

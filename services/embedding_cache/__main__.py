@@ -9,10 +9,11 @@ prepare()
 from headrace.embedding.v1 import embedding_pb2_grpc
 from headrace.inference.v1 import inference_internal_pb2_grpc
 
-from libs.bus.connection import connect, ensure_streams
+from libs.bus.connection import ensure_streams
 from libs.bus.publisher import Publisher
+from libs.bus.service import connect_service
 from libs.bus.subjects import USAGE
-from libs.http1 import ArrivalLimits, HttpServer
+from libs.http1 import HttpServer
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
 from libs.process import process, run
@@ -34,12 +35,7 @@ async def main() -> None:
     settings = Settings()
     async with process("embedding_cache", settings) as running:
         clock = running.clock
-        bus = await connect(
-            settings.nats_url,
-            name="embedding_cache",
-            credentials_file=settings.nats_credentials_file,
-            tls=settings.tls,
-        )
+        bus = await connect_service(settings, name="embedding_cache")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE], update=False)
 
@@ -91,9 +87,7 @@ async def main() -> None:
             drain_seconds=settings.drain_seconds,
             clock=clock,
             tls=settings.tls,
-            arrival_limits=ArrivalLimits(
-                settings.http_idle_seconds, settings.http_min_bytes_per_second
-            ),
+            arrival_limits=settings.arrival_limits,
         )
 
         await running.serve(ready=False, http=http)

@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
-from libs.config import ServiceSettings
-from libs.http1 import ArrivalLimits
-
-_ARRIVAL = ArrivalLimits()
+from libs.config import BusSettings
+from libs.http1.settings import HttpSettings
 
 
-class Settings(ServiceSettings):
+class Settings(HttpSettings, BusSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    http_listen_address: str = Field(
-        description="Where the HTTP server listens: unix:/path or host:port."
-    )
-    longest_http_call_seconds: float = Field(
-        default=600.0,
-        gt=0,
-        description="Longest deadline of HTTP calls, also when the caller sets none. The edge ends "
-        "calls after 600 s.",
-    )
-    http_idle_seconds: float = Field(
-        default=_ARRIVAL.idle_seconds,
-        gt=0,
-        description="The longest pause in an HTTP request that arrives, and the time after which "
-        "the rate matters.",
-    )
-    http_min_bytes_per_second: float = Field(
-        default=_ARRIVAL.min_bytes_per_second,
-        gt=0,
-        description="The lowest rate at which an HTTP request may arrive.",
-    )
-    nats_url: str = Field(description="NATS server that stores usage events.")
-    nats_credentials_file: Path | None = Field(
-        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
-    )
     router_address: str = Field(description="Router, which pushes the routes.")
     cost_address: str = Field(description="Cost service, which pushes the prices.")
     inference_address: str = Field(

@@ -12,12 +12,12 @@ from headrace.inference.v1 import (
     inference_pb2_grpc,
 )
 
-from libs.bus.connection import connect, ensure_streams
-from libs.bus.durability import check_durable
+from libs.bus.connection import ensure_streams
 from libs.bus.publisher import Publisher
+from libs.bus.service import connect_service
 from libs.bus.subjects import USAGE
 from libs.clock import Clock
-from libs.http1 import ArrivalLimits, HttpServer
+from libs.http1 import HttpServer
 from libs.http_client import AddressPolicy, Network, Proxies
 from libs.metering.usage import UsageRecorder
 from libs.openai.errors import OpenAIDialect
@@ -53,16 +53,7 @@ async def main() -> None:
     # Tensors are larger than other requests.
     async with process("inference", settings, max_message_bytes=MAX_MESSAGE_BYTES) as running:
         clock = running.clock
-        if settings.nats_system_credentials_file is not None:
-            await check_durable(
-                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
-            )
-        bus = await connect(
-            settings.nats_url,
-            name="inference",
-            credentials_file=settings.nats_credentials_file,
-            tls=settings.tls,
-        )
+        bus = await connect_service(settings, name="inference")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[USAGE], update=False)
         snapshots = Snapshots(
@@ -217,9 +208,7 @@ def _http_server(
         drain_seconds=settings.drain_seconds,
         clock=running.clock,
         tls=settings.tls,
-        arrival_limits=ArrivalLimits(
-            settings.http_idle_seconds, settings.http_min_bytes_per_second
-        ),
+        arrival_limits=settings.arrival_limits,
     )
 
 

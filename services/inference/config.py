@@ -6,21 +6,16 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from libs.config import ProviderSettings
-from libs.http1 import ArrivalLimits
+from libs.config import DurableBusSettings, ProviderSettings
+from libs.http1.settings import HttpSettings
 from services.inference.accounting import DEFAULT_UNCOUNTED_LIMIT_BYTES
 from services.inference.slots import DEFAULT_MEMORY_LIMIT_BYTES
 from services.inference.work_window import DEFAULT_TARGET_SECONDS
 
-_ARRIVAL = ArrivalLimits()
 
-
-class Settings(ProviderSettings):
+class Settings(HttpSettings, DurableBusSettings, ProviderSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    http_listen_address: str = Field(
-        description="Where the HTTP server listens: unix:/path or host:port."
-    )
     stream_listen_address: str | None = Field(
         default=None,
         description="Where `ModelStreamInfer` is served: unix:/path or host:port. Unset: by the "
@@ -37,34 +32,8 @@ class Settings(ProviderSettings):
         gt=0,
         description="Calls of `ModelStreamInfer` at a time. A tenant alone may have half of them.",
     )
-    longest_http_call_seconds: float = Field(
-        default=600.0,
-        gt=0,
-        description="Deadline of HTTP calls whose caller sets none, or a later one. The edge ends "
-        "calls after 600 s.",
-    )
-    http_idle_seconds: float = Field(
-        default=_ARRIVAL.idle_seconds,
-        gt=0,
-        description="The longest pause in an HTTP request that arrives, and the time after which "
-        "the rate matters.",
-    )
-    http_min_bytes_per_second: float = Field(
-        default=_ARRIVAL.min_bytes_per_second,
-        gt=0,
-        description="The lowest rate at which an HTTP request may arrive.",
-    )
     router_address: str = Field(description="The router, which pushes routes.")
     cost_address: str = Field(description="The cost service, which pushes prices.")
-    nats_url: str = Field(description="NATS, for usage events.")
-    nats_credentials_file: Path | None = Field(
-        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
-    )
-    nats_system_credentials_file: Path | None = Field(
-        default=None,
-        description="USER:PASSWORD of the bus's system account. If set, the service refuses to "
-        "start with a NATS that acknowledges before it has synced to disk.",
-    )
     stall_first_token_seconds: float = Field(
         default=60.0,
         description="A backend without a first token for so long has failed. For answers "

@@ -11,9 +11,9 @@ from datetime import timedelta
 from headrace.jobs.v1 import jobs_pb2_grpc
 
 from libs.bus.broadcast import Broadcaster
-from libs.bus.connection import connect, ensure_streams
-from libs.bus.durability import check_durable
+from libs.bus.connection import ensure_streams
 from libs.bus.publisher import Publisher
+from libs.bus.service import connect_service
 from libs.bus.subjects import JOB_RECORDS, JOBS, OUTCOMES
 from libs.bus.worker import PullWorker
 from libs.config import default_database_url
@@ -44,16 +44,7 @@ async def main() -> None:
         store, outbox_store = JobStore(engine), OutboxStore(engine)
         retention = timedelta(seconds=settings.job_retention_seconds)
 
-        if settings.nats_system_credentials_file is not None:
-            await check_durable(
-                settings.nats_url, settings.nats_system_credentials_file, tls=settings.tls
-            )
-        bus = await connect(
-            settings.nats_url,
-            name="jobs",
-            credentials_file=settings.nats_credentials_file,
-            tls=settings.tls,
-        )
+        bus = await connect_service(settings, name="jobs")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[JOBS, OUTCOMES])
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
-from libs.config import ServiceSettings
+from libs.config import DurableBusSettings
 from services.jobs.store import WaitingLimits
 
 _DAY_SECONDS = 24 * 60 * 60
 
 
-class Settings(ServiceSettings):
+class Settings(DurableBusSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    nats_url: str = Field(description="NATS, which carries jobs and their outcomes.")
-    nats_credentials_file: Path | None = Field(
-        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
-    )
-    nats_system_credentials_file: Path | None = Field(
-        default=None,
-        description="USER:PASSWORD of the bus's system account. If set, the service refuses to "
-        "start with a NATS that acknowledges before it has synced to disk.",
-    )
     database_url: str | None = Field(
         default=None, description="Job records and outbox. Unset: SQLite in the home."
     )

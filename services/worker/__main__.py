@@ -12,8 +12,9 @@ from headrace.inference.v1 import inference_pb2_grpc
 from headrace.jobs.v1 import jobs_pb2_grpc
 
 from libs.bus.broadcast import listen
-from libs.bus.connection import connect, ensure_streams
+from libs.bus.connection import ensure_streams
 from libs.bus.publisher import Publisher
+from libs.bus.service import connect_service
 from libs.bus.subjects import JOB_CANCELLED, JOBS, OUTCOMES, USAGE, WORKER
 from libs.bus.worker import PullWorker
 from libs.metering.usage import UsageRecorder
@@ -39,12 +40,7 @@ async def main() -> None:
         open_channel(settings.cost_address, tls=settings.tls, traced=False) as cost,
     ):
         clock = running.clock
-        bus = await connect(
-            settings.nats_url,
-            name="worker",
-            credentials_file=settings.nats_credentials_file,
-            tls=settings.tls,
-        )
+        bus = await connect_service(settings, name="worker")
         jetstream = bus.jetstream()
         await ensure_streams(jetstream, streams=[JOBS, OUTCOMES, USAGE], update=False)
         publisher = Publisher(jetstream)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
-from libs.config import ServiceSettings
+from libs.config import BusSettings
 
 
-class Settings(ServiceSettings):
+class Settings(BusSettings):
     """Read from the environment, prefix `HEADRACE_`."""
 
-    nats_url: str = Field(description="NATS, which carries jobs and their outcomes.")
-    nats_credentials_file: Path | None = Field(
-        default=None, description="USER:PASSWORD for the bus. Not set: it needs none."
-    )
     inference_address: str = Field(description="The service that generates answers.")
     embedding_cache_address: str = Field(description="The service that computes embeddings.")
     jobs_address: str = Field(description="The service that has the records of jobs.")
