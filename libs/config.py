@@ -80,7 +80,8 @@ class ServiceSettings(BaseSettings):
             for name in type(self).model_fields
             if (name.endswith("_address") or name == "nats_url")
             and name != "metrics_address"  # read only, and it has no secrets
-            and unix_path(getattr(self, name)) is None
+            and (address := getattr(self, name)) is not None  # a server that is optional
+            and unix_path(address) is None
         ]
         if exposed:
             raise ValueError(

@@ -40,6 +40,7 @@ class Settings(ServiceSettings):
 
     peer_address: str
     nats_url: str
+    further_address: str | None = None
 
 
 def settings(**changes: Any) -> Settings:
@@ -80,6 +81,13 @@ def test_without_certificates_exposed_addresses_are_named():
 def test_sockets_need_no_certificates():
     """The kernel knows who calls."""
     assert settings(**NO_TLS, nats_url="unix:/x/nats").tls is None
+
+
+def test_an_address_that_is_not_set_exposes_nothing():
+    """Some servers are optional."""
+    assert settings(**NO_TLS, nats_url="unix:/x/nats", further_address=None).tls is None
+    with pytest.raises(ValidationError, match="HEADRACE_FURTHER_ADDRESS: without TLS"):
+        settings(**NO_TLS, nats_url="unix:/x/nats", further_address="10.0.0.2:1")
 
 
 def test_plaintext_must_be_asked_for():
