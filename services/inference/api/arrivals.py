@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
 from libs.clock import Clock
 from libs.errors import ResourceExhausted
@@ -81,19 +81,13 @@ class Arrivals:
             ResourceExhausted: as many calls of the tenant wait as may, or there is no memory for
                 the message (`QUEUE_FULL`).
         """
-        if not self._calls.take(tenant):
-            limit = self._calls.share_of(tenant)
-            raise _queue_full(
-                "ModelInfer",
-                limit,
-                f"{limit} calls of the tenant wait to be read, which is its limit; try again when "
-                "others have ended",
-            )
-        try:
+        message = (
+            "{limit} calls of the tenant wait to be read, which is its limit; try again when "
+            "others have ended"
+        )
+        with _counted(self._calls, tenant, queue="ModelInfer", message=message):
             async with self._turn(tenant):
                 return await self.next(tenant, read)
-        finally:
-            self._calls.release(tenant)
 
     async def next(self, tenant: str, read: Read, *, refuse: Refuse | None = None) -> bytes | None:
         """Returns the next message of a stream, as `only`. Others need not wait for it.
@@ -123,25 +117,17 @@ class Arrivals:
             else:
                 return message
 
-    @contextmanager
-    def stream(self, tenant: str) -> Iterator[None]:
-        """Counts a stream of a tenant while it is open.
+    def stream(self, tenant: str) -> AbstractContextManager[None]:
+        """Returns a context manager that counts a stream of a tenant while it is open.
 
         Raises:
-            ResourceExhausted: it has as many as it may have (`QUEUE_FULL`).
+            ResourceExhausted: on entry: it has as many as it may have (`QUEUE_FULL`).
         """
-        if not self._streams.take(tenant):
-            limit = self._streams.share_of(tenant)
-            raise _queue_full(
-                "ModelStreamInfer",
-                limit,
-                f"the tenant has {limit} open streams of tensors, which is its limit; send more "
-                "requests over each stream, or try again when one has ended",
-            )
-        try:
-            yield
-        finally:
-            self._streams.release(tenant)
+        message = (
+            "the tenant has {limit} open streams of tensors, which is its limit; send more "
+            "requests over each stream, or try again when one has ended"
+        )
+        return _counted(self._streams, tenant, queue="ModelStreamInfer", message=message)
 
     def release(self, tenant: str, message: bytes) -> None:
         """Releases the memory of a message."""
@@ -177,13 +163,25 @@ class Arrivals:
                 del self._turns[tenant]
 
 
-def _queue_full(queue: str, limit: int, message: str) -> ResourceExhausted:
-    return ResourceExhausted(
-        message,
-        reason="QUEUE_FULL",
-        metadata={"queue": queue, "limit": str(limit)},
-        retry_after_seconds=RETRY_SECONDS,
-    )
+@contextmanager
+def _counted(shared: SharedLimit, tenant: str, *, queue: str, message: str) -> Iterator[None]:
+    """Counts a call of a tenant while the block runs.
+
+    Raises:
+        ResourceExhausted: on entry, with the message, in which `{limit}` is replaced.
+    """
+    if not shared.take(tenant):
+        limit = shared.share_of(tenant)
+        raise ResourceExhausted(
+            message.format(limit=limit),
+            reason="QUEUE_FULL",
+            metadata={"queue": queue, "limit": str(limit)},
+            retry_after_seconds=RETRY_SECONDS,
+        )
+    try:
+        yield
+    finally:
+        shared.release(tenant)
 
 
 def _held_bytes(message: bytes) -> int:
