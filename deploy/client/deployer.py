@@ -108,28 +108,31 @@ class Deployer:
         name = at_version(bundled.model, self._served.get(bundled.model, bundled.version))
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         last_good = next_check = time.monotonic()
-        while True:
-            try:
-                self._call(self._router.Route, router_pb2.RouteRequest(model=name))
-            except grpc.RpcError as error:
-                if error.code() not in _NOT_YET:
-                    raise
-                now = time.monotonic()
-                if now < next_check:
-                    time.sleep(ROUTE_PAUSE_SECONDS)
-                    continue
+        while not self._is_routed(name):
+            now = time.monotonic()
+            if now >= next_check:
                 next_check = now + CHECK_PAUSE_SECONDS
                 found = self._deployment(bundled)
                 if found.status.state != registry_pb2.DEPLOYMENT_STATE_FAILED:
                     last_good = now
                 if now > deadline or now > last_good + FAILED_SECONDS:
-                    raise CliError(
-                        f"{bundled.model} is not ready: {_backend_messages(found)}"
-                    ) from error
-            else:
-                self._progress.ready(bundled.model)
-                return
+                    raise CliError(f"{bundled.model} is not ready: {_backend_messages(found)}")
             time.sleep(ROUTE_PAUSE_SECONDS)
+        self._progress.ready(bundled.model)
+
+    def _is_routed(self, model: str) -> bool:
+        """Returns whether the router sends requests to a version.
+
+        Raises:
+            grpc.RpcError: the call failed for another reason than that it does not do so yet.
+        """
+        try:
+            self._call(self._router.Route, router_pb2.RouteRequest(model=model))
+        except grpc.RpcError as error:
+            if error.code() in _NOT_YET:
+                return False
+            raise
+        return True
 
     def _upgrade(self, new: registry_pb2.Deployment, bundled: BundledModel) -> None:
         """Changes the version of a deployment that exists, if the new one replaces it."""
