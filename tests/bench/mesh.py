@@ -73,7 +73,9 @@ def deploy(
     return digest
 
 
-def deploy_provider(mesh: RunningMesh, model: str, base_url: str) -> None:
+def deploy_provider(
+    mesh: RunningMesh, model: str, base_url: str, *, api_key_name: str = ""
+) -> None:
     """Deploys a chat model of an external provider."""
     manifest = mesh.layout.home / "cache" / f"{model}.json"
     manifest.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def deploy_provider(mesh: RunningMesh, model: str, base_url: str) -> None:
                 "kind": "chat",
                 "context_tokens": 8192,
                 "max_output_tokens": 4096,
-                "provider": {"base_url": base_url, "model": "mock", "api_key_name": ""},
+                "provider": {"base_url": base_url, "model": "mock", "api_key_name": api_key_name},
             }
         )
     )

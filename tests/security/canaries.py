@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,26 +18,15 @@ from headrace.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from libs.chat.wire import text_message
-from tests.bench.mesh import deploy
+from tests.bench.mesh import deploy_provider
 from tests.support.mesh import RunningMesh
+from tests.support.models import CHAT_CONFIG, deploy
 from tests.support.provider import MODES, MockProvider, write_key
 
 PROVIDER_MODEL = "canary-provider"
 RAISING_MODEL = "canary-raises"
 JOB_SECONDS = 60
 
-_MODEL_CONFIG = """
-backend: "python"
-max_batch_size: 0
-model_transaction_policy { decoupled: true }
-input [ { name: "request" data_type: TYPE_STRING dims: [ 1 ] } ]
-output [
-  { name: "text" data_type: TYPE_STRING dims: [ 1 ] },
-  { name: "token_ids" data_type: TYPE_INT32 dims: [ -1 ] },
-  { name: "final" data_type: TYPE_STRING dims: [ 1 ] }
-]
-instance_group [ { kind: KIND_CPU count: 1 } ]
-"""
 # Answers the readiness check, and raises an exception that quotes every other request.
 _MODEL_CODE = """
 import json
@@ -95,23 +83,12 @@ class Planter:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.token}"), ("x-canary", self.words.header))
 
-    def deploy(self, folder: Path) -> None:
+    def deploy(self) -> None:
         """Deploys a provider, whose key is a canary, and a model that raises."""
         url = self.provider.base_url
         write_key(self.mesh.layout.home / "secrets", "canary", self.words.api_key, url_prefix=url)
-        manifest = {"kind": "chat", "context_tokens": 4096, "max_output_tokens": 512}
-        target = {"base_url": url, "model": "m", "api_key_name": "canary"}
-        (folder / "provider.json").write_text(json.dumps(manifest | {"provider": target}))
-        deploy(self.mesh, PROVIDER_MODEL, {"headrace.json": folder / "provider.json"})
-        (folder / "headrace.json").write_text(json.dumps(manifest))
-        (folder / "config.pbtxt").write_text(_MODEL_CONFIG)
-        (folder / "model.py").write_text(_MODEL_CODE)
-        files = {
-            "headrace.json": folder / "headrace.json",
-            "config.pbtxt": folder / "config.pbtxt",
-            "1/model.py": folder / "model.py",
-        }
-        deploy(self.mesh, RAISING_MODEL, files)
+        deploy_provider(self.mesh, PROVIDER_MODEL, url, api_key_name="canary")
+        deploy(self.mesh, RAISING_MODEL, kind="chat", code=_MODEL_CODE, config=CHAT_CONFIG)
 
     async def plant(self) -> None:
         """Plants all canaries."""

@@ -43,14 +43,12 @@ JOB_FILES = ("data/jobs.db", "data/jobs.db-wal")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def planted(
-    mesh: RunningMesh, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Planter]:
+async def planted(mesh: RunningMesh) -> AsyncIterator[Planter]:
     """A tenant whose canaries went through every path of the mesh."""
     async with mock_provider() as provider:
         words = WORDS[provider.base_url] = Canaries()
         planter = Planter(mesh, words, provider)
-        await asyncio.to_thread(planter.deploy, tmp_path_factory.mktemp("models"))
+        await asyncio.to_thread(planter.deploy)
         await planter.plant()
         await asyncio.sleep(SETTLE_SECONDS)
         yield planter

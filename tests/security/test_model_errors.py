@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from libs.chat.wire import text_message
 from libs.rpc.status import from_rpc_error
 from tests.support.mesh import RunningMesh, running_mesh
-from tests.support.models import deploy
+from tests.support.models import CHAT_CONFIG, deploy
 from tests.support.triton_server import infer_request
 
 pytestmark = pytest.mark.integration
@@ -64,18 +64,6 @@ class TritonPythonModel:
                 flags=final,
             )
 """
-CONFIG = """
-backend: "python"
-max_batch_size: 0
-model_transaction_policy { decoupled: true }
-input [ { name: "request" data_type: TYPE_STRING dims: [ 1 ] } ]
-output [
-  { name: "text" data_type: TYPE_STRING dims: [ 1 ] },
-  { name: "token_ids" data_type: TYPE_INT32 dims: [ -1 ] },
-  { name: "final" data_type: TYPE_STRING dims: [ 1 ] }
-]
-instance_group [ { kind: KIND_CPU count: 1 } ]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +73,7 @@ def mesh() -> Iterator[RunningMesh]:
         tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as folder,
         running_mesh(Path(folder) / "m", models=False) as mesh,
     ):
-        deploy(mesh, "failing", kind="chat", code=CHAT, config=CONFIG)
+        deploy(mesh, "failing", kind="chat", code=CHAT, config=CHAT_CONFIG)
         yield mesh
 
 

@@ -15,6 +15,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import grpc
@@ -77,44 +78,34 @@ class Attacker:
 
     async def large_tensors(self) -> None:
         """Sends a tensor of 60 MiB."""
-        options = [("grpc.max_send_message_length", 64 * MEBIBYTE)]
-        message = service_pb2.ModelInferRequest(
-            model_name="minilm", raw_input_contents=[bytes(LARGE_TENSOR_BYTES)]
-        )
-        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            await stub.ModelInfer(message, metadata=self._headers)
+        async with self._tensors() as stub:
+            await stub.ModelInfer(_tensor(LARGE_TENSOR_BYTES), metadata=self._headers)
             self.ends["OK"] += 1
 
     async def large_streams(self) -> None:
         """Sends the same over a stream."""
-        options = [("grpc.max_send_message_length", 64 * MEBIBYTE)]
-        message = service_pb2.ModelInferRequest(
-            model_name="minilm", raw_input_contents=[bytes(LARGE_TENSOR_BYTES)]
-        )
-        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            async for _ in stub.ModelStreamInfer(iter([message]), metadata=self._headers):
-                self.ends["answers"] += 1
-            self.ends["OK"] += 1
+        await self._stream(iter([_tensor(LARGE_TENSOR_BYTES)]))
 
     async def many_streams(self) -> None:
         """Sends the largest message that a stream takes, and keeps the stream open."""
-        message = service_pb2.ModelInferRequest(
-            model_name="minilm", raw_input_contents=[bytes(STREAM_MESSAGE_BYTES)]
-        )
 
         async def messages() -> AsyncIterator[service_pb2.ModelInferRequest]:
-            yield message
+            yield _tensor(STREAM_MESSAGE_BYTES)
             await asyncio.sleep(10)
 
-        async with grpc.aio.insecure_channel(
-            self._address, options=[("grpc.max_send_message_length", 64 * MEBIBYTE)]
-        ) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            async for _ in stub.ModelStreamInfer(messages(), metadata=self._headers):
+        await self._stream(messages())
+
+    async def _stream(self, messages: Any) -> None:
+        async with self._tensors() as stub:
+            async for _ in stub.ModelStreamInfer(messages, metadata=self._headers):
                 self.ends["answers"] += 1
             self.ends["OK"] += 1
+
+    @contextlib.asynccontextmanager
+    async def _tensors(self) -> AsyncIterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+        options = [("grpc.max_send_message_length", 64 * MEBIBYTE)]
+        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
+            yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
     async def repeat(self, attack: Callable[[], Awaitable[None]]) -> None:
         """Repeats an attack until it is cancelled."""
@@ -136,6 +127,12 @@ ATTACKS: dict[str, tuple[Callable[[Attacker], Awaitable[None]], int]] = {
     "large_streams": (Attacker.large_streams, 8),
     "many_streams": (Attacker.many_streams, 100),
 }
+
+
+def _tensor(size_bytes: int) -> service_pb2.ModelInferRequest:
+    return service_pb2.ModelInferRequest(
+        model_name="minilm", raw_input_contents=[bytes(size_bytes)]
+    )
 
 
 @contextlib.asynccontextmanager

@@ -13,6 +13,19 @@ from deploy.local.edge import connect
 from deploy.triton.artifact import BundledModel, write_artifact
 from tests.support.mesh import RunningMesh, SilentProgress
 
+# A chat model in Python without a tokenizer.
+CHAT_CONFIG = """
+backend: "python"
+max_batch_size: 0
+model_transaction_policy { decoupled: true }
+input [ { name: "request" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [
+  { name: "text" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "token_ids" data_type: TYPE_INT32 dims: [ -1 ] },
+  { name: "final" data_type: TYPE_STRING dims: [ 1 ] }
+]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
 _SCHEMAS = {
     "chat": {"context_tokens": 1024, "max_output_tokens": 1024, "preprocessing": {}},
     "embedding": {"dimensions": 4, "max_input_tokens": 256, "preprocessing": {}},
