@@ -40,7 +40,7 @@ def _open(name: str, parent: int | None) -> int:
     """Opens a folder, and gives its owner all rights to it.
 
     Raises:
-        OSError: it is no folder, is another account's, or is gone.
+        OSError: it is not a folder, belongs to another account, or does not exist.
     """
     path = os.open(name, _FOLDER, dir_fd=parent)
     try:

@@ -249,26 +249,26 @@ class _ChunkReader:
         go_on = True
         if made > 0:
             self.run.token_count += made
-            told = [token["id"] for token in (choice["logprobs"] or {}).get("content", ())]
+            reported = [token["id"] for token in (choice["logprobs"] or {}).get("content", ())]
             text = choice["text"]
-            piece = Piece(text, self._all_ids(text, told, made))
+            piece = Piece(text, self._all_ids(text, reported, made))
             self.token_ids.extend(piece.token_ids)
             go_on = self._on_piece(piece)
         return not go_on or self._is_cancelled()
 
-    def _all_ids(self, text: str, told: list[int], made: int) -> tuple[int, ...]:
-        """Returns `made` ids. Of a character that took several tokens only the last id is told.
+    def _all_ids(self, text: str, reported: list[int], made: int) -> tuple[int, ...]:
+        """Returns `made` ids. Of a character of several tokens the engine reports only the last id.
 
         Its text is tokenized again; where that gives as many tokens and the same last one, it is
         taken for what the model said.
         """
-        if len(told) == made:
-            return tuple(told)
-        if text and told:
+        if len(reported) == made:
+            return tuple(reported)
+        if text and reported:
             again = self._engine.tokenize(text)
-            if len(again) == made and again[-1] == told[-1]:
+            if len(again) == made and again[-1] == reported[-1]:
                 return tuple(again)
-        return (*[UNKNOWN_TOKEN] * (made - len(told)), *told)
+        return (*[UNKNOWN_TOKEN] * (made - len(reported)), *reported)
 
 
 def default_threads() -> int:

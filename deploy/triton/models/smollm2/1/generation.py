@@ -51,7 +51,7 @@ class Generation:
             for token_id in ([piece] if isinstance(piece, int) else engine.tokenize(piece))
         ]
         self._stops = StopMatcher(request.stop, delivered=self._delivered_text())
-        self._told = 0  # tokens whose ids went out
+        self._sent_id_count = 0  # tokens whose ids went out
         self._silent: tuple[int, ...] = ()  # tokens without text, such as the end; wait for some
         self._last = Piece("")  # what a stop sequence left to say
 
@@ -140,7 +140,7 @@ class Generation:
         if self._stops.stopped:
             self._last = out
         elif out.text:
-            self._told += len(out.token_ids)
+            self._sent_id_count += len(out.token_ids)
             self._send(out)
         else:
             self._silent = out.token_ids
@@ -152,7 +152,7 @@ class Generation:
             self._last.text + held.text, (*self._last.token_ids, *self._silent, *held.token_ids)
         )
         # Tokens of half a character at the end: the engine counts them and does not show them.
-        hidden = made - self._told - len(last.token_ids)
+        hidden = made - self._sent_id_count - len(last.token_ids)
         return Piece(last.text, (*last.token_ids, *[UNKNOWN_TOKEN] * hidden))
 
     def _ending(self, reason: str, prompt_tokens: int, *, made: int, cached: int) -> Ending:
