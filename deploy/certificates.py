@@ -7,7 +7,6 @@ days. To replace all of them, stop the mesh and delete the folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.keys import KeyFileError, keys_dir
+from deploy.keys.files import replace
 from libs.clock import Clock, SystemClock
 from libs.tls import MESH_NAME, TlsFiles
 
@@ -103,8 +103,8 @@ def _authority(folder: Path, now: datetime) -> tuple[x509.Certificate, ec.Ellipt
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    _write(key_file, _pem(key))
-    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
+    replace(key_file, _pem(key))
+    replace(certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
     return certificate, key
 
 
@@ -132,8 +132,8 @@ def _issue(
         )
         .sign(authority_key, hashes.SHA256())
     )
-    _write(folder / f"{name}.key", _pem(key))
-    _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    replace(folder / f"{name}.key", _pem(key))
+    replace(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _is_good(
@@ -209,19 +209,3 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces a file atomically and durably; only its owner can read it."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

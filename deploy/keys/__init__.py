@@ -11,7 +11,8 @@
 * `triton-control.key`: required to change what Triton serves;
 * `nats-USER.credentials`: the passwords of the services on the bus.
 
-Others use what is named here; the modules are internal.
+Others use what is named here, and `files` to write files that only their owner can read; the other
+modules are internal.
 """
 
 from __future__ import annotations
