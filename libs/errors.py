@@ -150,6 +150,16 @@ class ResourceExhausted(HeadraceError):
 
     code = "RESOURCE_EXHAUSTED"
 
+    @classmethod
+    def of_queue(cls, queue: str, message: str, *, limit: int, retry_after_seconds: float) -> Self:
+        """Makes the error of a queue that is full, or of which the tenant has its share."""
+        return cls(
+            message,
+            reason="QUEUE_FULL",
+            metadata={"queue": queue, "limit": str(limit)},
+            retry_after_seconds=retry_after_seconds,
+        )
+
 
 class Unavailable(HeadraceError):
     """The call cannot be served now; a retry may succeed."""

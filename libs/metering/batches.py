@@ -78,10 +78,10 @@ class UsageBatches:
             ResourceExhausted: the stream of usage events is full, or too many records wait.
         """
         if len(self._waiting) >= MAX_WAITING_RECORDS:
-            raise ResourceExhausted(
+            raise ResourceExhausted.of_queue(
+                "usage",
                 "too many usage records wait for the bus",
-                reason="QUEUE_FULL",
-                metadata={"queue": "usage", "limit": str(MAX_WAITING_RECORDS)},
+                limit=MAX_WAITING_RECORDS,
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
             )
         deadline = asyncio.get_running_loop().time() + self._timeout_seconds

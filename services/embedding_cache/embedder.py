@@ -125,11 +125,11 @@ class Embedder:
         size_bytes = _memory_bytes(query.texts)
         if not self._memory.take(tenant, size_bytes):
             share = self._memory.share_of(tenant)
-            raise ResourceExhausted(
+            raise ResourceExhausted.of_queue(
+                "embedding_cache.memory",
                 f"the requests of this tenant hold {self._memory.held_by(tenant)} bytes of memory, "
                 f"and it may hold about {share} now; send fewer or smaller ones at a time",
-                reason="QUEUE_FULL",
-                metadata={"queue": "embedding_cache.memory", "limit": str(share)},
+                limit=share,
                 retry_after_seconds=RETRY_SECONDS,
             )
         try:

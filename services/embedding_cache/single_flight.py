@@ -100,11 +100,11 @@ class SingleFlight:
     def _start(self, texts: Mapping[bytes, str], compute: Compute, caller: Caller) -> _Batch:
         if not self._limit.take(caller.tenant, len(texts)):
             share = self._limit.share_of(caller.tenant)
-            raise ResourceExhausted(
+            raise ResourceExhausted.of_queue(
+                "embedding_cache.in_flight",
                 f"{self._limit.held_by(caller.tenant)} texts of this tenant are being computed, "
                 f"and it may have {share} now; retry later",
-                reason="QUEUE_FULL",
-                metadata={"queue": "embedding_cache.in_flight", "limit": str(share)},
+                limit=share,
                 retry_after_seconds=RETRY_SECONDS,
             )
         batch = _Batch(texts, caller)

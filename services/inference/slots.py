@@ -272,10 +272,10 @@ class SlotQueue:
             on_idle()
 
     def _refusal(self, why: str, limit: int, wait_seconds: float) -> ResourceExhausted:
-        return ResourceExhausted(
+        return ResourceExhausted.of_queue(
+            self._deployment,
             f"{self._deployment} is busy: {why}",
-            reason="QUEUE_FULL",
-            metadata={"queue": self._deployment, "limit": str(limit)},
+            limit=limit,
             retry_after_seconds=max(wait_seconds, 0.1),
         )
 
@@ -306,10 +306,10 @@ def take_memory(memory: SharedLimit, tenant: str, size_bytes: int) -> None:
     if memory.take(tenant, size_bytes):
         return
     share = memory.share_of(tenant)
-    raise ResourceExhausted(
+    raise ResourceExhausted.of_queue(
+        "inference.memory",
         f"the requests of this tenant hold {memory.held_by(tenant)} bytes of memory, and it may "
         f"hold about {share} now; send fewer or smaller requests at a time",
-        reason="QUEUE_FULL",
-        metadata={"queue": "inference.memory", "limit": str(share)},
+        limit=share,
         retry_after_seconds=1.0,
     )

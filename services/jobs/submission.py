@@ -80,9 +80,9 @@ class Submission:
         except QueueFullError as error:
             _REFUSED.inc()
             whose = " of this tenant" if error.of_tenant else ""
-            raise ResourceExhausted(
+            raise ResourceExhausted.of_queue(
+                "jobs",
                 f"{error.limit} jobs{whose} wait already, which is the limit",
-                reason="QUEUE_FULL",
-                metadata={"queue": "jobs", "limit": str(error.limit)},
+                limit=error.limit,
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
             ) from error

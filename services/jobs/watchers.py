@@ -94,10 +94,10 @@ class JobWatchers:
         if not self._streams.take(tenant):
             held = self._streams.held_by(tenant)
             limit = max(held, self._streams.share_of(tenant))
-            raise ResourceExhausted(
+            raise ResourceExhausted.of_queue(
+                "watchers",
                 f"this tenant has {held} open WatchJob streams, and it may have {limit} now",
-                reason="QUEUE_FULL",
-                metadata={"queue": "watchers", "limit": str(limit)},
+                limit=limit,
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
             )
         changes = _Changes(MAX_CHANGES_BEHIND)

@@ -70,10 +70,10 @@ class UploadSlots:
                 self._uploads.held_by(tenant),
                 "uploads of this tenant are already running",
             )
-        return ResourceExhausted(
+        return ResourceExhausted.of_queue(
+            "uploads",
             f"{limit} {text}",
-            reason="QUEUE_FULL",
-            metadata={"queue": "uploads", "limit": str(limit)},
+            limit=limit,
             retry_after_seconds=BUSY_RETRY_SECONDS,
         )
 

@@ -172,10 +172,10 @@ def _counted(shared: SharedLimit, tenant: str, *, queue: str, message: str) -> I
     """
     if not shared.take(tenant):
         limit = shared.share_of(tenant)
-        raise ResourceExhausted(
+        raise ResourceExhausted.of_queue(
+            queue,
             message.format(limit=limit),
-            reason="QUEUE_FULL",
-            metadata={"queue": queue, "limit": str(limit)},
+            limit=limit,
             retry_after_seconds=RETRY_SECONDS,
         )
     try:

@@ -111,10 +111,10 @@ class Provider:
                 "resume_from", "is not supported by this model: its provider reports no token ids"
             )
         if self._running >= MAX_CONNECTIONS:
-            raise ResourceExhausted(
+            raise ResourceExhausted.of_queue(
+                "provider",
                 "too many requests run at the provider",
-                reason="QUEUE_FULL",
-                metadata={"queue": "provider", "limit": str(MAX_CONNECTIONS)},
+                limit=MAX_CONNECTIONS,
                 retry_after_seconds=1.0,
             )
         left = seconds_left(call.deadline_seconds, self._clock, waiting_for="backend")
